@@ -1,0 +1,89 @@
+# `make demo` and `make test` set up what they need in .venv, once; see CONTRIBUTING.md for the rest.
+
+PYTHON ?= python3
+# Another torch: make TORCH=torch==2.13.0 test
+TORCH ?= torch==2.14.1
+# Python test processes; their threads sleep instead of spinning, since together they are more than the cores.
+JOBS ?= 2
+SANITIZED_TESTS ?= tests/test_adam_step.py tests/test_grad_stats.py tests/test_step_plan.py
+
+VENV := .venv
+STAMPS := $(VENV)/stamps
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check install
+PYTEST := OMP_WAIT_POLICY=passive $(PY) -m pytest
+NATIVE := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh) setup.py
+CXX_STYLED := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh tests/cpp/*.cpp tests/cpp/*.h)
+SANITIZED := build/sanitized
+EXTRAS_demo := demo
+EXTRAS_test := demo,test
+EXTRAS_dev := dev
+
+.PHONY: demo test test-all test-cpp test-python test-slow test-sanitized bench lint format build clean FORCE
+
+demo: $(STAMPS)/demo $(STAMPS)/build
+	$(PY) -m gradops demo $(ARGS)
+
+test: test-cpp test-python
+
+test-all: test test-slow test-sanitized
+
+test-cpp:
+	$(MAKE) -C tests/cpp test
+
+test-python: $(STAMPS)/test $(STAMPS)/build
+	$(PYTEST) -n $(JOBS) $(ARGS)
+
+test-slow: $(STAMPS)/test $(STAMPS)/build
+	$(PYTEST) -n $(JOBS) -m "slow or not slow" --hypothesis-profile=long
+
+# The library must be there before Python starts, since Python itself is not built with the sanitizers; it is Python,
+# too, that leaks at exit.
+test-sanitized: $(STAMPS)/test $(STAMPS)/build
+	GRADOPS_SANITIZE=address,undefined $(PY) setup.py -q build --build-lib $(SANITIZED)
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED) OMP_WAIT_POLICY=passive \
+	$(VENV)/bin/pytest -p no:cacheprovider -n 0 $(SANITIZED_TESTS)
+
+bench: $(STAMPS)/test $(STAMPS)/build
+	$(PY) -m pytest benchmarks/bench_step.py --benchmark-enable --benchmark-json=benchmarks/results/step.json $(ARGS)
+	$(PY) -m benchmarks.tables
+
+lint: $(STAMPS)/dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/clang-format --dry-run -Werror $(CXX_STYLED)
+	$(VENV)/bin/mypy
+
+format: $(STAMPS)/dev
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/clang-format -i $(CXX_STYLED)
+
+build: $(STAMPS)/build
+
+clean:
+	rm -rf build gradops/_C*.so
+
+# Set-up. A stamp is older than what it was made from, or its step has been done.
+
+$(STAMPS)/venv:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --quiet "setuptools>=77" wheel ninja
+	@mkdir -p $(STAMPS)
+	@touch $@
+
+$(STAMPS)/torch-wanted: FORCE | $(STAMPS)/venv
+	@echo "$(TORCH)" | cmp --quiet - $@ || echo "$(TORCH)" > $@
+
+$(STAMPS)/torch: $(STAMPS)/torch-wanted
+	$(PIP) "$(TORCH)"
+	@touch $@
+
+$(STAMPS)/build: $(NATIVE) $(STAMPS)/torch
+	$(PY) setup.py -q build_ext --inplace
+	@touch $@
+
+$(STAMPS)/demo $(STAMPS)/test $(STAMPS)/dev: $(STAMPS)/%: pyproject.toml $(STAMPS)/build
+	$(PIP) --quiet --no-build-isolation --editable ".[$(EXTRAS_$*)]"
+	@touch $@
