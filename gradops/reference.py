@@ -1,0 +1,254 @@
+"""The specification: one gradops step in plain torch, slow and readable.
+
+Every kernel is tested against this file, and this file against ``torch.optim.Adam``/``AdamW`` with ``clip_grad_norm_``
+and ``GradScaler``. The phases are those of the kernels; `Reference` strings them together on copies. Gradients are
+unscaled, clamped and clipped in float32, in that order, because the kernels' rounding there is part of the contract.
+Everything after that is float64 from the stored values, rounded once when stored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class GradStats:
+    """What one read of the gradients yields; one row per parameter, in the order of the param groups.
+
+    Attributes:
+        grad_norm: of unscaled and clamped values; NaN if any element is NaN, else inf if any is inf.
+        norms: the same per parameter; 0 where there is no gradient.
+        abs_max: largest magnitude per parameter, unscaled but not clamped; NaN if any element is NaN.
+        nonfinite: how many elements per parameter are inf or NaN once unscaled.
+    """
+
+    grad_norm: float
+    norms: list[float]
+    abs_max: list[float]
+    nonfinite: list[int]
+
+    @property
+    def found_inf(self) -> bool:
+        return any(self.nonfinite)
+
+
+@dataclass
+class StepDecision:
+    """All the update needs to know of the stats."""
+
+    inv_scale: float
+    clip_value: float | None
+    clip_coef: float
+    skip: bool
+
+
+@dataclass
+class AdamState:
+    """The state of one parameter; ``step`` counts applied updates."""
+
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    max_exp_avg_sq: Tensor
+    step: int = 0
+
+
+@dataclass
+class StepStats:
+    """What `gradops.Stats` shows after a step, as Python values; ``loss_scale`` is the one the step used."""
+
+    grads: GradStats
+    capped: list[bool]
+    clip_coef: float = 1.0
+    found_inf: bool = False
+    loss_scale: float = 1.0
+    steps_taken: int = 0
+    steps_skipped: int = 0
+
+
+def to_float32(x: float) -> float:
+    """Rounds to the nearest float32; out of range becomes inf, as in a kernel's cast."""
+    return torch.tensor(x, dtype=torch.float64).float().item()
+
+
+def inverse_scale(loss_scale: float) -> float:
+    return 1.0 / loss_scale if loss_scale != 0.0 else math.inf
+
+
+def unscale(grad: Tensor, inv_scale: float, dtype: torch.dtype = torch.float32) -> Tensor:
+    """float32(grad) * float32(1 / float64(loss_scale)), as torch's GradScaler rounds it."""
+    return grad.detach().to(dtype) * torch.tensor(inv_scale, dtype=dtype, device=grad.device)
+
+
+def clip(grad: Tensor, clip_value: float | None, clip_coef: float) -> Tensor:
+    """Clamps, then multiplies by float32(clip_coef): rounded in that order."""
+    if clip_value is not None:
+        grad = grad.clamp(-clip_value, clip_value)
+    return grad * torch.tensor(clip_coef, dtype=grad.dtype, device=grad.device)
+
+
+def vector_norm(values: Tensor, norm_type: float) -> float:
+    """(sum |x|^p)^(1/p) in float64, divided by the largest element first so that no power overflows or vanishes."""
+    if values.numel() == 0:
+        return 0.0
+    magnitudes = values.double().abs()
+    largest = magnitudes.max().item()
+    if largest == 0.0 or not math.isfinite(largest) or norm_type == math.inf:
+        return largest
+    return largest * (magnitudes / largest).pow(norm_type).sum().pow(1.0 / norm_type).item()
+
+
+def grad_stats(
+    grads: Sequence[Tensor | None],
+    loss_scale: float = 1.0,
+    clip_value: float | None = None,
+    norm_type: float = 2.0,
+    dtype: torch.dtype = torch.float32,
+) -> GradStats:
+    """Reads every gradient once; None stands for a parameter that takes no part.
+
+    Args:
+        loss_scale: what the loss was multiplied by; 1 when the gradients are already unscaled.
+        norm_type: 1, 2, inf or any p > 0; norms are of values clamped to ±clip_value.
+        dtype: float32 as in the kernels; float64 lets tests hold this file tightly against torch.
+    """
+    inv_scale = inverse_scale(loss_scale)
+    norms, abs_max, nonfinite = [], [], []
+    for grad in grads:
+        if grad is None or grad.numel() == 0:
+            norms.append(0.0), abs_max.append(0.0), nonfinite.append(0)
+            continue
+        unscaled = unscale(grad, inv_scale, dtype)
+        nonfinite.append(int((~unscaled.isfinite()).sum()))
+        abs_max.append(unscaled.abs().max().item())
+        norms.append(abs_max[-1] if nonfinite[-1] else vector_norm(clip(unscaled, clip_value, 1.0), norm_type))
+    if any(nonfinite):
+        grad_norm = math.nan if any(map(math.isnan, abs_max)) else math.inf
+    else:
+        grad_norm = vector_norm(torch.tensor(norms, dtype=torch.float64), norm_type)
+    return GradStats(grad_norm, norms, abs_max, nonfinite)
+
+
+def decide(
+    stats: GradStats,
+    loss_scale: float = 1.0,
+    clip_value: float | None = None,
+    max_norm: float | None = None,
+    found_inf: bool = False,
+) -> StepDecision:
+    """Skips if anything is non-finite, here or (``found_inf``) when it was unscaled before; else clips as torch."""
+    skip = stats.found_inf or found_inf
+    clip_coef = 1.0
+    if max_norm is not None and not skip:
+        clip_coef = min(1.0, max_norm / (stats.grad_norm + 1e-6))
+    return StepDecision(inverse_scale(loss_scale), clip_value, clip_coef, skip)
+
+
+def update_loss_scale(scale: float, growth_tracker: int, found_inf: bool, policy: Any) -> tuple[float, int]:
+    """Moves the scale as torch's GradScaler does, within [min_scale, max_scale]. Returns scale and tracker.
+
+    ``policy`` is a `gradops.DynamicLossScale` or anything with its attributes; ``growth_tracker`` counts the steps
+    without inf or NaN since the scale last moved.
+    """
+    if found_inf:
+        return max(to_float32(scale * policy.backoff_factor), policy.min_scale), 0
+    if growth_tracker + 1 < policy.growth_interval:
+        return scale, growth_tracker + 1
+    return min(to_float32(scale * policy.growth_factor), policy.max_scale), 0
+
+
+def relative_lr(param: Tensor, lr: float, cap: Any, step: int) -> float:
+    """lr <= cap * max(RMS(param), floor), after Adafactor's relative step size (Shazeer and Stern 2018, section 8).
+
+    RMS is of the stored values before the update. ``cap`` is None, a `gradops.RelativeStepCap` or anything with its
+    attributes; it grows linearly over the first ``warmup_steps`` updates of the parameter, of which this is ``step``.
+    """
+    if cap is None:
+        return lr
+    rms = param.double().square().mean().sqrt().item() if param.numel() else 0.0
+    warm = min(1.0, step / cap.warmup_steps) if cap.warmup_steps else 1.0
+    return min(lr, cap.cap * warm * max(rms, cap.floor))
+
+
+def adam_step(param: Tensor, grad: Tensor, state: AdamState, group: dict[str, Any], lr: float) -> None:
+    """Adam or AdamW as torch.optim defines them, in place. ``grad`` is unscaled and clipped, ``lr`` capped."""
+    beta1, beta2 = (float(beta) for beta in group["betas"])
+    state.step += 1
+    weight, grad = param.double(), grad.double()
+    if group["maximize"]:
+        grad = -grad
+    if group["weight_decay"] and group["decoupled_weight_decay"]:
+        weight = weight * (1.0 - lr * group["weight_decay"])
+    elif group["weight_decay"]:
+        grad = grad + group["weight_decay"] * weight
+    state.exp_avg.copy_(beta1 * state.exp_avg.double() + (1.0 - beta1) * grad)
+    state.exp_avg_sq.copy_(beta2 * state.exp_avg_sq.double() + (1.0 - beta2) * grad.square())
+    second = state.exp_avg_sq
+    if group["amsgrad"]:
+        second = torch.maximum(state.max_exp_avg_sq, second, out=state.max_exp_avg_sq)
+    step_size = lr / (1.0 - beta1**state.step)
+    denom = (second.double() / (1.0 - beta2**state.step)).sqrt() + group["eps"]
+    # Through the moments' dtype, as a kernel stores: float64 to bfloat16 in one rounding can differ.
+    param.copy_((weight - step_size * state.exp_avg.double() / denom).to(state.exp_avg.dtype))
+
+
+class Reference:
+    """The whole step on copies of the parameters, for a test to run beside a gradops optimizer.
+
+    Args:
+        param_groups: as in `torch.optim.Optimizer.param_groups`; hyper-parameters are read at each step.
+        max_norm, norm_type, clip_value, max_relative_step, loss_scale: as in `gradops.wrap`, policies as objects.
+        dtype: in which gradients are unscaled and moments stored.
+    """
+
+    def __init__(
+        self,
+        param_groups: Iterable[dict[str, Any]],
+        *,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        clip_value: float | None = None,
+        max_relative_step: Any = None,
+        loss_scale: Any = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.groups = [{**g, "params": [p.detach().clone() for p in g["params"]]} for g in param_groups]
+        self.params: list[Tensor] = [param for group in self.groups for param in group["params"]]
+        self.states: list[AdamState | None] = [None] * len(self.params)
+        self.max_norm, self.norm_type, self.clip_value = max_norm, norm_type, clip_value
+        self.max_relative_step, self.policy, self.dtype = max_relative_step, loss_scale, dtype
+        self.scale = 1.0 if loss_scale is None else float(getattr(loss_scale, "init_scale", loss_scale))
+        self.growth_tracker = 0
+        self.stats = StepStats(grad_stats([None] * len(self.params)), [False] * len(self.params))
+
+    def step(self, grads: Sequence[Tensor | None], *, unscaled: bool = False, found_inf: bool = False) -> StepStats:
+        """One step; ``unscaled`` and ``found_inf`` tell of an ``unscale_`` before it and of what that saw."""
+        if all(grad is None for grad in grads):
+            return self.stats
+        divisor = 1.0 if unscaled else self.scale
+        seen = grad_stats(grads, divisor, self.clip_value, self.norm_type, self.dtype)
+        decision = decide(seen, divisor, self.clip_value, self.max_norm, found_inf)
+        capped = [False] * len(grads) if decision.skip else self._update(grads, decision)
+        taken, skipped = self.stats.steps_taken + (not decision.skip), self.stats.steps_skipped + decision.skip
+        self.stats = StepStats(seen, capped, decision.clip_coef, decision.skip, self.scale, taken, skipped)
+        if hasattr(self.policy, "growth_factor"):
+            moved = update_loss_scale(self.scale, self.growth_tracker, decision.skip, self.policy)
+            self.scale, self.growth_tracker = moved
+        return self.stats
+
+    def _update(self, grads: Sequence[Tensor | None], decision: StepDecision) -> list[bool]:
+        capped, groups = [], [group for group in self.groups for _ in group["params"]]
+        for row, (param, grad, group) in enumerate(zip(self.params, grads, groups, strict=True)):
+            state = self.states[row] or AdamState(*(torch.zeros_like(param, dtype=self.dtype) for _ in range(3)))
+            lr = relative_lr(param, float(group["lr"]), self.max_relative_step, state.step + 1)
+            capped.append(grad is not None and lr < float(group["lr"]))
+            if grad is not None:
+                self.states[row] = state
+                element = clip(unscale(grad, decision.inv_scale, self.dtype), decision.clip_value, decision.clip_coef)
+                adam_step(param, element, state, group, lr)
+        return capped

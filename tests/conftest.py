@@ -1,0 +1,23 @@
+"""Fixtures and hypothesis profiles: "default" for every run, "long" for nightly ones (--hypothesis-profile=long)."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+# Shared machines pause for longer than any deadline that would still find slow examples.
+common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]}
+settings.register_profile("default", max_examples=25, **common)
+settings.register_profile("long", max_examples=1000, **common)
+settings.load_profile("default")
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    return torch.device(request.param)
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    torch.manual_seed(0)

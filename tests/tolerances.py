@@ -1,0 +1,31 @@
+"""The one table of tolerances. The kernels work in float32, the oracle in float64; each row says what may differ and why.
+
+Tests compare one step from the same stored bits (the oracle is set to the optimizer's values after each), so nothing
+accumulates. `atol` is relative to the magnitude the row names.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    rtol: float
+    atol: float
+    reason: str
+
+
+FLOAT32_EPS = 2.0**-23
+
+NORM = Tolerance(2e-6, 0.0, "float32 sums over fixed lanes of a chunk, merged in a tree")
+POWER_NORM = Tolerance(2e-5, 0.0, "other p go through pow: p * log2(x) loses bits with its size")
+CLIP_COEF = Tolerance(2e-6, 0.0, "the norm's error, then one rounding to float32")
+POWER_CLIP_COEF = Tolerance(2e-5, 0.0, "the same, from a norm by pow")
+EXP_AVG = Tolerance(4e-6, 1e-6, "clip_coef's error, one lerp; atol x largest gradient: terms may cancel")
+EXP_AVG_SQ = Tolerance(8e-6, 1e-38, "the square doubles clip_coef's error; below 1e-38 float32 is subnormal")
+POWER_EXP_AVG = Tolerance(3e-5, 1e-6, "EXP_AVG with the error of a norm by pow")
+POWER_EXP_AVG_SQ = Tolerance(6e-5, 1e-38, "EXP_AVG_SQ with the error of a norm by pow")
+PARAM = Tolerance(2 * FLOAT32_EPS, 1e-4, "one rounding of the weight; atol x lr: division, sqrt, the moments' errors")
+PARAM_ULPS = Tolerance(1.0, 0.0, "half-precision weights: a near tie may round apart, by one ulp")
+TORCH_FLOAT64 = Tolerance(1e-12, 1e-15, "oracle against torch, both in float64: the same formulas")
+TORCH_FLOAT32 = Tolerance(2e-5, 1e-6, "20 steps against torch, which rounds after every operation")
+TORCH_HALF = Tolerance(2e-2, 2e-2, "torch keeps the moments of half-precision parameters in half precision")
