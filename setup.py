@@ -8,8 +8,8 @@ from pathlib import Path
 from setuptools import setup
 
 TORCH_FIRST = (
-    "gradops is compiled against the torch you already have and found none: run `pip install torch setuptools ninja` "
-    "first, then `pip install --no-build-isolation .`"
+    "gradops is compiled against the torch you already have, and this build environment has none: run "
+    "`pip install torch setuptools ninja` first, then `pip install --no-build-isolation .`"
 )
 
 try:
@@ -101,7 +101,7 @@ def extension(environ):
 
 
 class Build(BuildExtension):
-    """torch's build_ext, with object files kept in build/ for the next call (pip would put them in a temporary folder)."""
+    """torch's build_ext with its object files kept in build/ for the next call; pip would use a temporary folder."""
 
     def finalize_options(self):
         super().finalize_options()
