@@ -19,13 +19,10 @@ from torch import Tensor
 
 @dataclass
 class GradStats:
-    """What one read of the gradients yields; one row per parameter, in the order of the param groups.
+    """What one read of the gradients yields, in one row per parameter, 0 where there is no gradient.
 
-    Attributes:
-        grad_norm: of unscaled and clamped values; NaN if any element is NaN, else inf if any is inf.
-        norms: the same per parameter; 0 where there is no gradient.
-        abs_max: largest magnitude per parameter, unscaled but not clamped; NaN if any element is NaN.
-        nonfinite: how many elements per parameter are inf or NaN once unscaled.
+    Norms are of unscaled and clamped values, ``abs_max`` and ``nonfinite`` of unscaled ones; a norm or maximum is NaN
+    if any element is NaN, else inf if any is inf.
     """
 
     grad_norm: float
@@ -120,10 +117,7 @@ def grad_stats(
     inv_scale = inverse_scale(loss_scale)
     norms, abs_max, nonfinite = [], [], []
     for grad in grads:
-        if grad is None or grad.numel() == 0:
-            norms.append(0.0), abs_max.append(0.0), nonfinite.append(0)
-            continue
-        unscaled = unscale(grad, inv_scale, dtype)
+        unscaled = torch.zeros(1) if grad is None or grad.numel() == 0 else unscale(grad, inv_scale, dtype)
         nonfinite.append(int((~unscaled.isfinite()).sum()))
         abs_max.append(unscaled.abs().max().item())
         norms.append(abs_max[-1] if nonfinite[-1] else vector_norm(clip(unscaled, clip_value, 1.0), norm_type))
@@ -241,10 +235,14 @@ class Reference:
             self.scale, self.growth_tracker = moved
         return self.stats
 
+    def _new_state(self, param: Tensor) -> AdamState:
+        exp_avg, exp_avg_sq, max_exp_avg_sq = (torch.zeros_like(param, dtype=self.dtype) for _ in range(3))
+        return AdamState(exp_avg, exp_avg_sq, max_exp_avg_sq)
+
     def _update(self, grads: Sequence[Tensor | None], decision: StepDecision) -> list[bool]:
         capped, groups = [], [group for group in self.groups for _ in group["params"]]
         for row, (param, grad, group) in enumerate(zip(self.params, grads, groups, strict=True)):
-            state = self.states[row] or AdamState(*(torch.zeros_like(param, dtype=self.dtype) for _ in range(3)))
+            state = self.states[row] or self._new_state(param)
             lr = relative_lr(param, float(group["lr"]), self.max_relative_step, state.step + 1)
             capped.append(grad is not None and lr < float(group["lr"]))
             if grad is not None:

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 # Shared machines pause for longer than any deadline that would still find slow examples.
 common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]}
-settings.register_profile("default", max_examples=25, **common)
+# Shrinking takes minutes; a failure is replayed, and shrunk, by --hypothesis-profile=long.
+settings.register_profile("default", max_examples=25, phases=[Phase.explicit, Phase.reuse, Phase.generate], **common)
 settings.register_profile("long", max_examples=1000, **common)
 settings.load_profile("default")
 

@@ -1,4 +1,4 @@
-"""The one table of tolerances. The kernels work in float32, the oracle in float64; each row says what may differ and why.
+"""The one table of tolerances: kernels work in float32, the oracle in float64; each row says what may differ and why.
 
 Tests compare one step from the same stored bits (the oracle is set to the optimizer's values after each), so nothing
 accumulates. `atol` is relative to the magnitude the row names.

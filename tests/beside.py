@@ -1,0 +1,155 @@
+"""Runs a gradops optimizer beside the oracle and compares everything after each step."""
+
+import math
+
+import tolerances as tol
+import torch
+
+import gradops
+from gradops.reference import Reference
+
+MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+HALF_ULP = {torch.bfloat16: (2.0**-7, 2.0**-133), torch.float16: (2.0**-10, 2.0**-24)}
+
+
+def params_of(optimizer):
+    return [param for group in optimizer.param_groups for param in group["params"]]
+
+
+def snapshot(optimizer):
+    """Copies of everything a step may change, for bitwise comparison."""
+    params = params_of(optimizer)
+    states = [
+        {key: value.clone() for key, value in optimizer.state.get(param, {}).items() if torch.is_tensor(value)}
+        for param in params
+    ]
+    return [param.detach().clone() for param in params], states
+
+
+def assert_bitwise(actual, expected):
+    """Snapshots are equal bit for bit; state that does not exist yet equals zeros."""
+    for mine, theirs in zip(actual[0], expected[0], strict=True):
+        assert_same_bits(mine, theirs)
+    for mine, theirs in zip(actual[1], expected[1], strict=True):
+        for key in mine.keys() | theirs.keys():
+            value = mine.get(key, theirs.get(key))
+            assert_same_bits(mine.get(key, torch.zeros_like(value)), theirs.get(key, torch.zeros_like(value)), key)
+
+
+def assert_same_bits(actual, expected, what=""):
+    assert actual.dtype == expected.dtype, what
+    assert actual.shape == expected.shape, what
+    same = (actual == expected) | (actual.isnan() & expected.isnan())
+    assert same.all(), f"{what}: {(~same).sum()} of {same.numel()} elements differ"
+
+
+def assert_close(actual, expected, tolerance, magnitude=0.0, what=""):
+    actual, expected = actual.detach().double().cpu(), expected.double().cpu()
+    allowed = tolerance.rtol * expected.abs() + tolerance.atol * magnitude + 1e-38
+    error = (actual - expected).abs()
+    wrong = ~((error <= allowed) | (actual == expected) | (actual.isnan() & expected.isnan()))
+    worst = (error / allowed).nan_to_num(math.inf)[wrong].max() if wrong.any() else 0
+    assert not wrong.any(), f"{what}: {wrong.sum()} of {wrong.numel()} differ, by up to {worst:.3g} times the tolerance"
+
+
+def assert_scalar(actual, expected, tolerance, what):
+    assert_close(torch.as_tensor(actual), torch.tensor(expected).float(), tolerance, what=what)
+
+
+def assert_param(actual, expected, lr, what):
+    """float32 within tolerance; half precision at most one ulp apart, and that only for near ties, which are few."""
+    if actual.dtype == torch.float32:
+        assert_close(actual, expected, tol.PARAM, lr, what)
+        return
+    ulp, smallest = HALF_ULP[actual.dtype]
+    assert_close(actual, expected, tol.Tolerance(ulp * 1.001, smallest, ""), 1.0, what)
+    differing = (actual.detach() != expected).sum().item()
+    assert differing <= 2 + 0.02 * actual.numel(), f"{what}: {differing} of {actual.numel()} rounded differently"
+
+
+def policy(value):
+    """Numbers stand for policies at gradops' door, but not at the oracle's."""
+    return gradops.RelativeStepCap(value) if isinstance(value, float) else value
+
+
+class Beside:
+    """Steps both, compares, then gives the oracle the optimizer's bits, so that every comparison is of one step."""
+
+    def __init__(self, optimizer, **settings):
+        self.optimizer = optimizer
+        if settings.get("loss_scale") == "dynamic":
+            settings["loss_scale"] = gradops.DynamicLossScale()
+        settings["max_relative_step"] = policy(settings.get("max_relative_step"))
+        self.oracle = Reference(optimizer.param_groups, **settings)
+        self.powers = settings.get("norm_type", 2.0) not in (1.0, 2.0, math.inf)
+
+    def step(self, grads):
+        optimizer, oracle = self.optimizer, self.oracle
+        params = params_of(optimizer)
+        for param, grad in zip(params, grads, strict=True):
+            param.grad = grad
+        for mine, theirs in zip(oracle.groups, optimizer.param_groups, strict=True):
+            mine.update({key: value for key, value in theirs.items() if key != "params"})
+        if optimizer.loss_scale is not None:
+            optimizer.scale(torch.zeros(()))
+        kept = [None if grad is None else grad.clone() for grad in grads]
+        optimizer.step()
+        stats = oracle.step(kept)
+        for param, grad, before in zip(params, grads, kept, strict=True):
+            assert param.grad is grad
+            assert grad is None or torch.equal(grad.nan_to_num(7.0), before.nan_to_num(7.0)), "a gradient was written"
+        self.compare(stats)
+        self.synchronise()
+        return stats
+
+    def compare(self, stats):
+        self.compare_stats(stats)
+        coef = tol.POWER_EXP_AVG if self.powers else tol.EXP_AVG
+        coef_sq = tol.POWER_EXP_AVG_SQ if self.powers else tol.EXP_AVG_SQ
+        groups = [group for group in self.optimizer.param_groups for _ in group["params"]]
+        for row, (param, group) in enumerate(zip(params_of(self.optimizer), groups, strict=True)):
+            expected, mine = self.oracle.params[row], self.optimizer.state.get(param, {})
+            state = self.oracle.states[row] or self.oracle._new_state(param)
+            if stats.found_inf:
+                assert_same_bits(param.detach(), expected, f"param {row}")
+            else:
+                assert_param(param, expected, float(group["lr"]), f"param {row}")
+            assert int(mine.get("step", 0)) == state.step
+            largest = min(stats.grads.abs_max[row], self.oracle.clip_value or math.inf) * stats.clip_coef
+            if group["weight_decay"] and not group["decoupled_weight_decay"] and expected.numel():
+                largest += group["weight_decay"] * expected.abs().max().item()
+            for key, tolerance in zip(MOMENTS, (coef, coef_sq, coef_sq), strict=True):
+                if key not in mine:
+                    continue
+                assert mine[key].dtype == torch.float32
+                exact = tol.Tolerance(0.0, 0.0, "a skipped step changes no bit")
+                magnitude = largest if key == "exp_avg" else largest**2
+                tolerance = exact if stats.found_inf else tolerance
+                assert_close(mine[key], getattr(state, key), tolerance, magnitude, f"{key} of param {row}")
+
+    def compare_stats(self, expected):
+        stats, oracle = self.optimizer.stats, self.oracle
+        norm = tol.POWER_NORM if self.powers else tol.NORM
+        exact = tol.Tolerance(0.0, 0.0, "no rounding is left to chance")
+        assert_scalar(stats.grad_norm, expected.grads.grad_norm, norm, "grad_norm")
+        assert_scalar(stats.norms, expected.grads.norms, norm, "norms")
+        assert_scalar(stats.abs_max, expected.grads.abs_max, exact, "abs_max")
+        assert stats.nonfinite.tolist() == expected.grads.nonfinite
+        assert stats.capped.tolist() == expected.capped
+        clip_coef = tol.POWER_CLIP_COEF if self.powers else tol.CLIP_COEF
+        assert_scalar(stats.clip_coef, expected.clip_coef, clip_coef, "clip_coef")
+        assert bool(stats.found_inf) == expected.found_inf
+        assert float(stats.loss_scale) == expected.loss_scale
+        assert (int(stats.steps_taken), int(stats.steps_skipped)) == (expected.steps_taken, expected.steps_skipped)
+        if oracle.policy is not None:
+            saved = self.optimizer.state_dict()["param_groups"][0]
+            assert saved["gradops_loss_scale"] == oracle.scale
+            assert saved["gradops_growth_tracker"] == oracle.growth_tracker
+
+    def synchronise(self):
+        for row, param in enumerate(params_of(self.optimizer)):
+            self.oracle.params[row].copy_(param.detach())
+            state = self.oracle.states[row]
+            for key in MOMENTS if state else ():
+                if key in self.optimizer.state[param]:
+                    getattr(state, key).copy_(self.optimizer.state[param][key])

@@ -1,0 +1,200 @@
+"""`clip_grad_norm_`: torch's, but right for huge and tiny gradients, and harmless when something is non-finite."""
+
+import inspect
+import math
+
+import pytest
+import tolerances as tol
+import torch
+from beside import assert_close, assert_scalar
+from cases import CHUNK, DTYPES, NORM_TYPES, ParamCase, draw_grad, param_cases
+from hypothesis import given
+from hypothesis import strategies as st
+
+import gradops
+from gradops import reference
+
+HALF_ULP = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
+
+
+def with_grads(cases, device, event="grad"):
+    params = [case.param(device) for case in cases]
+    for case, param in zip(cases, params, strict=True):
+        param.grad = draw_grad(case, event, 1.0, device)
+    return params
+
+
+@given(
+    cases=st.lists(param_cases(), min_size=1, max_size=6),
+    max_norm=st.sampled_from([0.0, 1e-3, 1.0, 1e6, math.inf]),
+    norm_type=st.sampled_from(NORM_TYPES),
+    seed=st.integers(0, 2**32),
+)
+def test_any_gradients_are_clipped_as_the_oracle_clips_them(device, cases, max_norm, norm_type, seed):
+    torch.manual_seed(seed)
+    params = with_grads(cases, device)
+    kept = [param.grad.clone() for param in params]
+    grads, versions = [param.grad for param in params], [param.grad._version for param in params]
+    stats = reference.grad_stats(kept, norm_type=norm_type)
+    coef = reference.decide(stats, max_norm=max_norm).clip_coef
+    norm = gradops.clip_grad_norm_(params, max_norm, norm_type)
+    assert_scalar(norm, stats.grad_norm, tol.POWER_NORM, "norm")
+    for param, grad, before, version in zip(params, grads, kept, versions, strict=True):
+        assert param.grad is grad
+        assert (grad._version > version) == (coef < 1.0)
+        ulp = tol.Tolerance(
+            HALF_ULP[grad.dtype] * 1.01 + tol.POWER_CLIP_COEF.rtol, 2.0**-24, "one rounding when stored"
+        )
+        assert_close(grad, before.double() * coef, ulp, float(grad.dtype == torch.float16), "grad")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("norm_type", NORM_TYPES)
+@pytest.mark.parametrize("max_norm", [1e-2, 1.0, 1e5])
+def test_where_torch_is_right_the_result_is_torchs(max_norm, norm_type, dtype, device):
+    case = ParamCase((20,), dtype, grad_dtype=dtype)
+    ours = with_grads([case] * 3, device)
+    theirs = [param.detach().clone().requires_grad_() for param in ours]
+    for mine, torchs in zip(ours, theirs, strict=True):
+        torchs.grad = mine.grad.clone()
+    norm = gradops.clip_grad_norm_(ours, max_norm, norm_type)
+    expected = torch.nn.utils.clip_grad_norm_(theirs, max_norm, norm_type)
+    tolerance = {"rtol": 1e-5, "atol": 1e-7} if dtype == torch.float32 else {"rtol": 3e-2, "atol": 1e-3}
+    torch.testing.assert_close(norm, expected.float(), **tolerance)
+    for mine, torchs in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.grad, torchs.grad, **tolerance)
+
+
+def test_signature_is_torchs():
+    ours = inspect.signature(gradops.clip_grad_norm_).parameters
+    theirs = inspect.signature(torch.nn.utils.clip_grad_norm_).parameters
+    assert [(p.name, p.default) for p in ours.values()] == [(p.name, p.default) for p in theirs.values()]
+
+
+@pytest.mark.parametrize("magnitude", [1e-37, 1e-30, 1e-25, 1e-20, 1.0, 1e10, 1e20, 1e30, 1e37])
+def test_huge_and_tiny_gradients_are_clipped_to_max_norm(magnitude, device):
+    param = torch.zeros(CHUNK + 1, device=device).requires_grad_()
+    param.grad = torch.randn_like(param) / 100 * magnitude
+    expected = param.grad.double().norm().item()
+    assert gradops.clip_grad_norm_(param, magnitude / 10).item() == pytest.approx(expected, rel=1e-5)
+    coef = min(1.0, magnitude / 10 / (expected + 1e-6))
+    assert param.grad.double().norm().item() == pytest.approx(expected * coef, rel=1e-5)
+
+
+@pytest.mark.parametrize("poison", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("max_norm", [0.0, 1.0, math.inf])
+def test_non_finite_gradients_stay_as_they_were(max_norm, poison, device):
+    params = [torch.zeros(5, device=device).requires_grad_() for _ in range(2)]
+    for param in params:
+        param.grad = torch.arange(5.0, device=device)
+    params[1].grad[2] = poison
+    version = params[0].grad._version
+    norm = gradops.clip_grad_norm_(params, max_norm)
+    assert norm.isnan() if math.isnan(poison) else norm == math.inf
+    assert params[0].grad.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert params[1].grad.nan_to_num(9.0, 9.0, -9.0)[[0, 1, 3, 4]].tolist() == [0.0, 1.0, 3.0, 4.0]
+    assert params[0].grad._version == version
+
+
+@pytest.mark.parametrize("poison", [math.inf, math.nan])
+def test_error_if_nonfinite_raises_torchs_error_and_changes_nothing(poison, device):
+    messages = []
+    for clip in (torch.nn.utils.clip_grad_norm_, gradops.clip_grad_norm_):
+        param = torch.zeros(3, device=device).requires_grad_()
+        param.grad = torch.tensor([1.0, poison, 2.0], device=device)
+        with pytest.raises(RuntimeError, match="non-finite") as caught:
+            clip([param], 1.0, error_if_nonfinite=True)
+        messages.append(str(caught.value).split(",")[0])
+    assert param.grad[[0, 2]].tolist() == [1.0, 2.0]
+    assert messages[0] == messages[1]
+
+
+def test_zero_max_norm_makes_finite_gradients_zero(device):
+    param = torch.zeros(3, device=device).requires_grad_()
+    param.grad = torch.tensor([3.0, 0.0, 4.0], device=device)
+    assert gradops.clip_grad_norm_([param], 0.0).item() == 5.0
+    assert param.grad.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_infinite_max_norm_measures_and_does_not_write(device):
+    """The HF Trainer calls it so on every step."""
+    param = torch.zeros(3, device=device).requires_grad_()
+    param.grad = torch.tensor([3.0, 0.0, 4.0], device=device)
+    version = param.grad._version
+    assert gradops.clip_grad_norm_([param], math.inf).item() == 5.0
+    assert param.grad._version == version
+
+
+def test_accepts_what_torch_accepts(device):
+    def fresh():
+        param = torch.zeros(2, device=device).requires_grad_()
+        param.grad = torch.tensor([3.0, 4.0], device=device)
+        return param
+
+    param = fresh()
+    for parameters in (
+        fresh(),
+        [fresh()],
+        (p for p in [fresh()]),
+        {fresh(): 1}.keys(),
+        [fresh(), torch.zeros(3).requires_grad_()],
+    ):
+        assert gradops.clip_grad_norm_(parameters, 1.0).item() == 5.0
+    assert gradops.clip_grad_norm_(param, max_norm=torch.tensor(1.0), norm_type=2, foreach=True).item() == 5.0
+    assert param.grad.tolist() == pytest.approx([0.6, 0.8])
+
+
+def test_model_parameters_generator_is_consumed_once(device):
+    model = torch.nn.Linear(3, 2).to(device)
+    model(torch.ones(1, 3, device=device)).sum().backward()
+    expected = torch.nn.utils.get_total_norm([param.grad for param in model.parameters()])
+    torch.testing.assert_close(gradops.clip_grad_norm_(model.parameters(), 1e9), expected)
+
+
+def test_no_parameters_or_no_gradients_give_zero(device):
+    assert gradops.clip_grad_norm_([], 1.0).item() == 0.0
+    assert gradops.clip_grad_norm_([torch.zeros(3, device=device).requires_grad_()], 1.0).item() == 0.0
+
+
+def test_tied_parameter_is_clipped_once(device):
+    param = torch.zeros(2, device=device).requires_grad_()
+    param.grad = torch.tensor([3.0, 4.0], device=device)
+    norms = []
+    for clip in (torch.nn.utils.clip_grad_norm_, gradops.clip_grad_norm_):
+        param.grad = torch.tensor([3.0, 4.0], device=device)
+        norms.append(clip([param], 1.0).item())
+        assert param.grad.tolist() == pytest.approx([0.6, 0.8], rel=1e-5)
+    assert norms[0] == norms[1]
+
+
+def test_result_is_a_float32_scalar_on_the_gradients_device(device):
+    param = torch.zeros(2, dtype=torch.bfloat16, device=device).requires_grad_()
+    param.grad = torch.ones_like(param)
+    norm = gradops.clip_grad_norm_([param], 1.0)
+    assert (norm.dtype, norm.dim(), norm.device.type) == (torch.float32, 0, device.type)
+    assert not norm.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_norm": -1.0}, "max_norm.*-1"),
+        ({"max_norm": math.nan}, "max_norm.*nan"),
+        ({"max_norm": 1.0, "norm_type": 0.0}, "norm_type.*0"),
+        ({"max_norm": 1.0, "norm_type": -1.0}, "norm_type.*-1"),
+        ({"max_norm": 1.0, "norm_type": math.nan}, "norm_type.*nan"),
+    ],
+)
+def test_bad_arguments_are_refused_and_gradients_stay(options, message, device):
+    param = torch.zeros(2, device=device).requires_grad_()
+    param.grad = torch.tensor([3.0, 4.0], device=device)
+    with pytest.raises(ValueError, match=message):
+        gradops.clip_grad_norm_([param], **options)
+    assert param.grad.tolist() == [3.0, 4.0]
+
+
+def test_sparse_gradients_are_refused_or_clipped_right(device):
+    embedding = torch.nn.Embedding(4, 3, sparse=True).to(device)
+    embedding(torch.tensor([1, 1], device=device)).sum().backward()
+    with pytest.raises(RuntimeError, match=r"(?i)sparse"):
+        gradops.clip_grad_norm_(embedding.parameters(), 1.0)
