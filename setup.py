@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent
 
 CXX_FLAGS = [
     "-O3",
+    "-g0",
     "-std=c++20",
     # The same bits for every vector width: a multiply and an add are two roundings everywhere, or nowhere.
     "-ffp-contract=off",

@@ -1,0 +1,1 @@
+"""Benchmarks of gradops; performance is measured here and nowhere else."""

@@ -1,0 +1,142 @@
+"""Every recipe that is measured, in one list: what a training loop calls between backward() and the next forward.
+
+The gradients' norm is below `MAX_NORM` and the loss scale is 1, so that a recipe which writes gradients back finds the
+same values at every repetition; none of them takes a shortcut for that.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import gradops
+
+from .models import Shape
+
+MAX_NORM = 1.0
+_GRAD_NORM = 0.5
+# One for ever: torch divides the gradients by it in place, and would bring them to zero within a few repetitions.
+_FIXED_SCALE = {"init_scale": 1.0, "growth_interval": 2**30}
+
+Step = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to do the optimizer phase.
+
+    Attributes:
+        name: what tables call it.
+        build: turns parameters that have gradients into the function to time.
+        bytes_per_param: memory traffic of a float32 parameter, None where it cannot be derived from the calls.
+        versus: the gradops recipe that does the same work, None for that one itself.
+        cases: the only ones it is measured on, all when None; torch.compile needs minutes for each.
+    """
+
+    name: str
+    build: Callable[[list[Tensor]], Step]
+    bytes_per_param: int | None
+    versus: str | None = None
+    cases: tuple[str, ...] | None = None
+
+
+def make_params(shapes: Iterable[Shape], grads: list[Tensor]) -> list[Tensor]:
+    """Fresh parameters of the given shapes, each with its gradient of `grads` (shared between recipes)."""
+    params = [torch.nn.Parameter(torch.randn(shape) * 0.05) for shape in shapes]
+    for param, grad in zip(params, grads, strict=True):
+        param.grad = grad
+    return params
+
+
+def make_grads(shapes: Iterable[Shape], seed: int = 0) -> list[Tensor]:
+    """Random gradients with a global norm of 0.5, so that clipping to `MAX_NORM` multiplies by 1."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = list(shapes)
+    std = _GRAD_NORM / math.sqrt(sum(map(math.prod, shapes)))
+    return [torch.randn(shape, generator=generator) * std for shape in shapes]
+
+
+def _adamw(params: list[Tensor], **kind: bool) -> torch.optim.AdamW:
+    return torch.optim.AdamW(params, lr=1e-5, **kind)
+
+
+def _torch_clipped(**kind: bool) -> Callable[[list[Tensor]], Step]:
+    def build(params: list[Tensor]) -> Step:
+        optimizer = _adamw(params, **kind)
+
+        def step() -> None:
+            torch.nn.utils.clip_grad_norm_(params, MAX_NORM)
+            optimizer.step()
+
+        return step
+
+    return build
+
+
+def _torch_scaled(**kind: bool) -> Callable[[list[Tensor]], Step]:
+    def build(params: list[Tensor]) -> Step:
+        optimizer, loss = _adamw(params, **kind), torch.ones(())
+        scaler = torch.amp.GradScaler("cpu", **_FIXED_SCALE)
+
+        def step() -> None:
+            scaler.scale(loss)
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(params, MAX_NORM)
+            scaler.step(optimizer)
+            scaler.update()
+
+        return step
+
+    return build
+
+
+def _torch_compiled(params: list[Tensor]) -> Step:
+    optimizer = _adamw(params, foreach=True)
+
+    @torch.compile
+    def step() -> None:
+        torch.nn.utils.clip_grad_norm_(params, MAX_NORM, foreach=True)
+        optimizer.step()
+
+    return step
+
+
+def _gradops_clipped(**settings: object) -> Callable[[list[Tensor]], Step]:
+    def build(params: list[Tensor]) -> Step:
+        return gradops.wrap(_adamw(params), max_norm=MAX_NORM, **settings).step
+
+    return build
+
+
+def _gradops_scaled(params: list[Tensor]) -> Step:
+    policy = gradops.DynamicLossScale(**_FIXED_SCALE)
+    optimizer, loss = gradops.wrap(_adamw(params), max_norm=MAX_NORM, loss_scale=policy), torch.ones(())
+
+    def step() -> None:
+        optimizer.scale(loss)
+        optimizer.step()
+
+    return step
+
+
+GRADOPS, GRADOPS_SCALED, GRADOPS_CAPPED = "gradops", "gradops + loss scale", "gradops + max_relative_step"
+
+RECIPES = [
+    Recipe("torch loop + GradScaler + clip", _torch_scaled(foreach=False), None, GRADOPS_SCALED),
+    Recipe("torch loop + clip", _torch_clipped(foreach=False), None, GRADOPS),
+    Recipe("torch foreach + GradScaler + clip", _torch_scaled(foreach=True), 100, GRADOPS_SCALED),
+    Recipe("torch foreach + clip", _torch_clipped(foreach=True), 92, GRADOPS),
+    Recipe("torch fused + GradScaler + clip", _torch_scaled(fused=True), 48, GRADOPS_SCALED),
+    Recipe("torch fused + clip", _torch_clipped(fused=True), 40, GRADOPS),
+    Recipe("torch.compile(foreach + clip)", _torch_compiled, None, GRADOPS, cases=("resnet18", "161x64")),
+    Recipe(GRADOPS_SCALED, _gradops_scaled, 32),
+    Recipe(GRADOPS, _gradops_clipped(), 32),
+    Recipe(GRADOPS_CAPPED, _gradops_clipped(max_relative_step=0.05), 32, GRADOPS),
+]
+
+
+def recipes_for(case: str) -> list[Recipe]:
+    """The recipes that are measured on a case of bench_step.py, in the tables' order."""
+    return [recipe for recipe in RECIPES if recipe.cases is None or case in recipe.cases]

@@ -1,0 +1,170 @@
+"""Writes every figure of benchmarks/README.md and README.md from the JSON of `make bench`.
+
+A figure stands between `<!-- bench:NAME -->` and `<!-- /bench -->`; what was there is replaced.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from .baselines import GRADOPS, GRADOPS_CAPPED, GRADOPS_SCALED
+from .models import MODELS
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "step.json"
+PAGES = [ROOT / "benchmarks" / "README.md", ROOT / "README.md"]
+
+FUSED, FUSED_SCALED = "torch fused + clip", "torch fused + GradScaler + clip"
+FOREACH_SCALED = "torch foreach + GradScaler + clip"
+
+Row = dict[str, object]
+
+
+class Results:
+    """One run's rows, by case and recipe."""
+
+    def __init__(self, document: dict):
+        self.machine = document["machine_info"]
+        self.when = document["datetime"][:10]
+        self.commit = (document["commit_info"]["id"] or "unknown")[:9]
+        self.rows = [benchmark["extra_info"] for benchmark in document["benchmarks"]]
+
+    def row(self, case: str, recipe: str) -> Row:
+        return next(row for row in self.rows if (row["case"], row["recipe"]) == (case, recipe))
+
+    def of_case(self, case: str) -> list[Row]:
+        return [row for row in self.rows if row["case"] == case]
+
+    def cases(self) -> list[str]:
+        return list(dict.fromkeys(row["case"] for row in self.rows))
+
+
+def markdown(header: Iterable[str], body: Iterable[Iterable[str]]) -> str:
+    """A Markdown table; every column but the first is aligned to the right."""
+    header = list(header)
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def duration(seconds: float) -> str:
+    """With the unit that gives one to three digits before the point."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e9:.3g} ns"
+
+
+def machine(results: Results) -> str:
+    """Where, when and how the figures were taken."""
+    what = results.machine
+    return (
+        f"Taken on {results.when} at commit {results.commit} with `make bench` on {what['cpu']}: {what['cores']} cores,"
+        f" {what['threads']} threads, torch {what['torch']}, Python {what['python']}, backend {what['backend']}. "
+        "Times are medians of rounds in which every recipe runs once, in random order; ratios are medians over the "
+        "rounds of two times of the same round; the spread is the interquartile range over the median. "
+        "No GPU timings have been taken."
+    )
+
+
+def targets(results: Results) -> str:
+    """What the project set out to reach on two cores, and what this run measured."""
+    speedup = {name: results.row("resnet50", name)["gradops_speedup"] for name in (FUSED, FUSED_SCALED, FOREACH_SCALED)}
+    small = results.row("161x64", FUSED)["gradops_speedup"]
+    small_scaled = results.row("161x64", FUSED_SCALED)["gradops_speedup"]
+    many = results.row("10000x64", GRADOPS)
+    # The speed-up of gradops over its capped self is the capped one's time over the plain one's.
+    cap = (results.row("resnet50", GRADOPS_CAPPED)["gradops_speedup"] - 1) * 100
+    body = [
+        ("ResNet-50 against fused AdamW + GradScaler.unscale_ + clip", "≥ 1.75x", f"{speedup[FUSED_SCALED]:.2f}x"),
+        ("ResNet-50 against fused AdamW + clip, no scaler", "≥ 1.45x", f"{speedup[FUSED]:.2f}x"),
+        ("ResNet-50 against foreach AdamW + GradScaler + clip", "≥ 4x", f"{speedup[FOREACH_SCALED]:.2f}x"),
+        (
+            "ResNet-50, share of the stream's bandwidth at 32 bytes per parameter",
+            "≥ 0.9",
+            f"{results.row('resnet50', GRADOPS)['share_of_stream']:.2f}",
+        ),
+        ("161 tensors of 64 elements against fused AdamW + clip", "≥ 40x", f"{small:.1f}x"),
+        ("the same with loss scaling, against GradScaler", "≥ 40x", f"{small_scaled:.1f}x"),
+        ("10,000 tensors of 64 elements", "< 150 ns per tensor", f"{many['seconds'] / many['tensors'] * 1e9:.0f} ns"),
+        ("ResNet-50, more time with `max_relative_step` on", "≤ 5 %", f"{cap:.1f} %"),
+    ]
+    return markdown(["what, float32", "target", "measured"], body)
+
+
+def _cells(row: Row) -> list[str]:
+    moved, share = row["bytes_per_param"], row["share_of_stream"]
+    return [
+        row["recipe"],
+        duration(row["seconds"]),
+        f"{row['spread'] * 100:.0f} %",
+        f"{row['gradops_speedup']:.2f}x" if row["gradops_speedup"] else "",
+        str(moved) if moved else "",
+        f"{row['bytes_per_second'] / 1e9:.1f}" if moved else "",
+        f"{share:.2f}" if share else "",
+    ]
+
+
+def models(results: Results) -> str:
+    """One table for each network."""
+    header = ["recipe", "time", "spread", "gradops is faster by", "bytes/param", "GB/s", "share of stream"]
+    parts = []
+    for case in filter(MODELS.__contains__, results.cases()):
+        rows = results.of_case(case)
+        title = (
+            f"**{case}**, {rows[0]['params']:,} parameters in {rows[0]['tensors']} tensors, {rows[0]['rounds']} rounds"
+        )
+        parts.append(f"{title}\n\n{markdown(header, map(_cells, rows))}")
+    return "\n\n".join(parts)
+
+
+def tensors(results: Results) -> str:
+    """Time per tensor against the number of tensors, 64 elements each."""
+    cases = [case for case in results.cases() if case not in MODELS]
+    body = []
+    for recipe in dict.fromkeys(row["recipe"] for case in cases for row in results.of_case(case)):
+        found = {row["case"]: row for row in results.rows if row["recipe"] == recipe}
+        times = [duration(found[case]["seconds"] / found[case]["tensors"]) if case in found else "" for case in cases]
+        body.append([recipe, *times])
+    return markdown(["time per tensor", *(f"{int(case.split('x')[0]):,} tensors" for case in cases)], body)
+
+
+def summary(results: Results) -> str:
+    """The README's short form."""
+    body = []
+    for case in filter(MODELS.__contains__, results.cases()):
+        native, ours = results.row(case, FUSED_SCALED), results.row(case, GRADOPS_SCALED)
+        foreach = results.row(case, FOREACH_SCALED)
+        times = [duration(row["seconds"]) for row in (foreach, native, ours)]
+        body.append([case, *times, f"{foreach['gradops_speedup']:.1f}x", f"{native['gradops_speedup']:.2f}x"])
+    header = ["model", "foreach (default)", "fused", "gradops", "against foreach", "against fused"]
+    return markdown(header, body)
+
+
+FIGURES: dict[str, Callable[[Results], str]] = {
+    "machine": machine,
+    "targets": targets,
+    "models": models,
+    "tensors": tensors,
+    "summary": summary,
+}
+
+
+def fill(text: str, results: Results) -> str:
+    """The page's text with each figure that it has a place for."""
+
+    def replace(match: re.Match[str]) -> str:
+        return f"{match['open']}\n\n{FIGURES[match['name']](results)}\n\n<!-- /bench -->"
+
+    return re.sub(r"(?P<open><!-- bench:(?P<name>\w+) -->).*?<!-- /bench -->", replace, text, flags=re.DOTALL)
+
+
+def main() -> None:
+    """Rewrites the pages in place."""
+    results = Results(json.loads(RESULTS.read_text()))
+    for page in PAGES:
+        page.write_text(fill(page.read_text(), results))
+
+
+if __name__ == "__main__":
+    main()
