@@ -24,11 +24,14 @@ def _add_env(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser.set_defaults(run=lambda _: print(env.report()))
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand.
 
     Args:
         argv: the arguments after the program's name; those of the process when None.
+
+    Returns:
+        The exit status.
     """
     parser = argparse.ArgumentParser(prog="python -m gradops", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -38,8 +41,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments[:1] != ["env"]:
         _add_demo(commands)
     args = parser.parse_args(arguments)
-    args.run(args)
+    status: int | None = args.run(args)
+    return status or 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

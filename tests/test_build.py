@@ -47,8 +47,8 @@ def test_without_torch_one_sentence_says_what_to_run_first(checkout):
 
 def test_every_cpu_source_is_built_in_sorted_order(checkout):
     extension = recipe(checkout)["extension"]({"GRADOPS_CUDA": "0"})
-    expected = [str(path.relative_to(checkout)) for path in sorted(checkout.glob("csrc/*.cpp"))]
-    expected += [str(path.relative_to(checkout)) for path in sorted(checkout.glob("csrc/cpu/*.cpp"))]
+    found = [*checkout.glob("csrc/*.cpp"), *checkout.glob("csrc/cpu/*.cpp")]
+    expected = sorted(str(path.relative_to(checkout)) for path in found)
     assert expected == extension.sources
     assert "csrc/module.cpp" in expected
 
