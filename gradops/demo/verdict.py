@@ -1,0 +1,31 @@
+"""What happened in the runs, in words, worked out from their records."""
+
+import math
+
+from gradops.demo.training import Run
+
+# A run that ends above this share of the loss of blind guessing has learned nothing worth the name.
+LEARNED = 0.8
+
+
+def learned(run: Run, guessing: float) -> bool:
+    """Whether the run ended better than answers that do not look at the canvas."""
+    return math.isfinite(run.final_loss) and run.final_loss < LEARNED * guessing
+
+
+def verdict(runs: list[Run], guessing: float) -> str:
+    """One sentence per run, for the runs in their order.
+
+    Args:
+        runs: finished runs.
+        guessing: loss of the best answer that does not look at the canvas.
+    """
+    return "\n".join(_sentence(run, guessing) for run in runs)
+
+
+def _sentence(run: Run, guessing: float) -> str:
+    spike = "no spike" if run.first_spike is None else f"gradients spiked at step {run.first_spike}"
+    if not math.isfinite(run.final_loss):
+        return f"{run.name} died: its loss is no number any more; {spike}."
+    end = "learned" if learned(run, guessing) else "died"
+    return f"{run.name} {end}: loss {run.final_loss:.3f}, guessing gives {guessing:.3f}; {spike}."
