@@ -1,0 +1,53 @@
+#include "cpu/isa.h"
+#include "cpu/kernels.h"
+
+namespace gradops::cpu {
+namespace {
+
+template <WeightDecay kDecay, bool kAmsgrad>
+GRADOPS_HD void update_chunk(const AdamChunk& chunk, int64_t n, const StepDecision decision, const AdamRule rule) {
+  float* __restrict param = chunk.param;
+  float* __restrict exp_avg = chunk.exp_avg;
+  float* __restrict exp_avg_sq = chunk.exp_avg_sq;
+  float* __restrict max_exp_avg_sq = chunk.max_exp_avg_sq;
+  const float* __restrict grad = chunk.grad;
+  for (int64_t i = 0; i < n; ++i) {
+    AdamElement element{param[i], exp_avg[i], exp_avg_sq[i], kAmsgrad ? max_exp_avg_sq[i] : 0.0f};
+    element = adam_update<kDecay, kAmsgrad>(element, grad[i], decision, rule);
+    param[i] = element.param;
+    exp_avg[i] = element.exp_avg;
+    exp_avg_sq[i] = element.exp_avg_sq;
+    if constexpr (kAmsgrad) max_exp_avg_sq[i] = element.max_exp_avg_sq;
+  }
+}
+
+#define GRADOPS_ADAM_TEMPLATE WeightDecay kDecay, bool kAmsgrad
+#define GRADOPS_ADAM_BODY update_chunk<kDecay, kAmsgrad>
+GRADOPS_ISA_CLONES(UpdateChunk, GRADOPS_ADAM_BODY, GRADOPS_ADAM_TEMPLATE, void,
+                   (const AdamChunk& chunk, int64_t n, const StepDecision& decision, const AdamRule& rule),
+                   (chunk, n, decision, rule));
+
+GRADOPS_HD void scale_values(float* __restrict values, int64_t n, const float coef) {
+  for (int64_t i = 0; i < n; ++i) values[i] *= coef;
+}
+
+}  // namespace
+
+void adam_step_chunk(const AdamChunk& chunk, int64_t n, const StepDecision& decision, const AdamRule& rule,
+                     WeightDecay decay) {
+  const int isa = static_cast<int>(current_isa());
+  const bool decoupled = decay == WeightDecay::kDecoupled;
+  if (chunk.max_exp_avg_sq != nullptr) {
+    const auto* table = decoupled ? UpdateChunk<WeightDecay::kDecoupled, true>::table
+                                  : UpdateChunk<WeightDecay::kL2, true>::table;
+    table[isa](chunk, n, decision, rule);
+  } else {
+    const auto* table = decoupled ? UpdateChunk<WeightDecay::kDecoupled, false>::table
+                                  : UpdateChunk<WeightDecay::kL2, false>::table;
+    table[isa](chunk, n, decision, rule);
+  }
+}
+
+void scale_chunk(float* values, int64_t n, float coef) { scale_values(values, n, coef); }
+
+}  // namespace gradops::cpu

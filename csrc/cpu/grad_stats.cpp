@@ -1,0 +1,80 @@
+#include "cpu/isa.h"
+#include "cpu/kernels.h"
+
+namespace gradops::cpu {
+namespace {
+
+// Element i belongs to lane i % kLanes, in a full row of lanes as in the tail.
+template <NormType kNorm>
+GRADOPS_HD ChunkStats first_look(const float* __restrict grad, int64_t n, const GradRule rule) {
+  alignas(64) float power_sum[kLanes] = {};
+  alignas(64) int32_t abs_max_bits[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      add_element<kNorm>(grad[i + lane], rule, power_sum[lane], abs_max_bits[lane]);
+    }
+  }
+  for (int lane = 0; i + lane < n; ++lane) {
+    add_element<kNorm>(grad[i + lane], rule, power_sum[lane], abs_max_bits[lane]);
+  }
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int lane = 0; lane < width; ++lane) {
+      power_sum[lane] += power_sum[lane + width];
+      const int32_t other = abs_max_bits[lane + width];
+      abs_max_bits[lane] = abs_max_bits[lane] > other ? abs_max_bits[lane] : other;
+    }
+  }
+  ChunkStats stats;
+  stats.power_sum = power_sum[0];
+  stats.abs_max_bits = abs_max_bits[0];
+  return stats;
+}
+
+GRADOPS_ISA_CLONES(FirstLook, first_look<kNorm>, NormType kNorm, ChunkStats,
+                   (const float* grad, int64_t n, const GradRule& rule), (grad, n, rule));
+
+// Rare, so compiled once: the values in a unit of their own, in the lanes of the first look.
+float sum_in_unit(const float* grad, int64_t n, const GradRule& rule, float unit, float p) {
+  float lanes[kLanes] = {};
+  for (int64_t i = 0; i < n; ++i) lanes[i % kLanes] += power_in_unit(grad[i], rule, unit, p);
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
+  }
+  return lanes[0];
+}
+
+int32_t count_nonfinite(const float* grad, int64_t n, const GradRule& rule) {
+  int32_t count = 0;
+  for (int64_t i = 0; i < n; ++i) count += (float_bits(grad[i] * rule.inv_scale) & 0x7fffffff) >= kInfBits;
+  return count;
+}
+
+template <NormType kNorm>
+ChunkStats stats_of(const float* grad, int64_t n, const GradRule& rule, float p) {
+  ChunkStats stats = FirstLook<kNorm>::table[static_cast<int>(current_isa())](grad, n, rule);
+  if (stats.abs_max_bits >= kInfBits) stats.nonfinite = count_nonfinite(grad, n, rule);
+  if (needs_unit<kNorm>(stats.power_sum, stats.abs_max_bits)) {
+    stats.unit = unit_for<kNorm>(largest_clamped(stats.abs_max_bits, rule.clip_value));
+    stats.power_sum = sum_in_unit(grad, n, rule, stats.unit, p);
+  }
+  return stats;
+}
+
+}  // namespace
+
+ChunkStats grad_stats_chunk(const float* grad, int64_t n, const GradRule& rule, NormType norm_type, float p) {
+  switch (norm_type) {
+    case NormType::kL1:
+      return stats_of<NormType::kL1>(grad, n, rule, p);
+    case NormType::kL2:
+      return stats_of<NormType::kL2>(grad, n, rule, p);
+    case NormType::kInf:
+      return stats_of<NormType::kInf>(grad, n, rule, p);
+    case NormType::kGeneral:
+      return stats_of<NormType::kGeneral>(grad, n, rule, p);
+  }
+  __builtin_unreachable();
+}
+
+}  // namespace gradops::cpu

@@ -1,0 +1,34 @@
+// The CPU kernels: each works on one chunk of contiguous float32 values and runs on one thread.
+#pragma once
+
+#include "math/adam_step.h"
+#include "math/grad_stats.h"
+
+namespace gradops::cpu {
+
+// Elements of a chunk: 32 KiB of float32, so that what one pass over a chunk read is still in the cache for the next.
+constexpr int64_t kChunk = 8192;
+
+// Lanes of a chunk's reduction. Fixed, because it decides the order of additions and so the bits of a norm; two AVX-512
+// registers, which hides an addition's latency.
+constexpr int kLanes = 32;
+
+// Statistics of one chunk; `n` at most kChunk.
+ChunkStats grad_stats_chunk(const float* grad, int64_t n, const GradRule& rule, NormType norm_type, float p);
+
+// The values of one chunk of one parameter. `max_exp_avg_sq` is null without amsgrad.
+struct AdamChunk {
+  float* param;
+  const float* grad;
+  float* exp_avg;
+  float* exp_avg_sq;
+  float* max_exp_avg_sq;
+};
+
+void adam_step_chunk(const AdamChunk& chunk, int64_t n, const StepDecision& decision, const AdamRule& rule,
+                     WeightDecay decay);
+
+// x * coef for every element, rounded to float32.
+void scale_chunk(float* values, int64_t n, float coef);
+
+}  // namespace gradops::cpu

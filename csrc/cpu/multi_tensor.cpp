@@ -1,0 +1,109 @@
+#include "cpu/multi_tensor.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+
+namespace gradops::cpu {
+namespace {
+
+// What a chunk costs besides its elements, measured in elements.
+constexpr int64_t kChunkOverhead = 128;
+
+// Waking a thread takes some microseconds: the time of about this many elements.
+constexpr int64_t kGrain = 64 * 1024;
+
+// Copies of a chunk's tensors, for those that are not contiguous float32.
+struct Scratch {
+  alignas(64) float param[kChunk];
+  alignas(64) float grad[kChunk];
+  alignas(64) float exp_avg[kChunk];
+  alignas(64) float exp_avg_sq[kChunk];
+  alignas(64) float max_exp_avg_sq[kChunk];
+};
+
+Scratch& scratch() {
+  thread_local Scratch buffers;
+  return buffers;
+}
+
+ChunkStats stats_of(const TensorView& view, const Chunk& chunk, const GradRule& rule, const Norm& norm) {
+  const float* values = load(view, chunk.begin, chunk.n, scratch().grad);
+  return grad_stats_chunk(values, chunk.n, rule, norm.type, static_cast<float>(norm.p));
+}
+
+void update_chunk(const TensorRow& row, const Chunk& chunk, const StepDecision& decision, const RowUpdate& update) {
+  Scratch& copies = scratch();
+  const auto [row_index, n, begin] = chunk;
+  AdamChunk values;
+  values.param = load(row.param, begin, n, copies.param);
+  values.grad = load(row.grad, begin, n, copies.grad);
+  values.exp_avg = load(row.exp_avg, begin, n, copies.exp_avg);
+  values.exp_avg_sq = load(row.exp_avg_sq, begin, n, copies.exp_avg_sq);
+  const bool amsgrad = row.max_exp_avg_sq.data != nullptr;
+  values.max_exp_avg_sq = amsgrad ? load(row.max_exp_avg_sq, begin, n, copies.max_exp_avg_sq) : nullptr;
+
+  adam_step_chunk(values, n, decision, update.rule, update.decay);
+
+  store(row.param, begin, n, values.param);
+  store(row.exp_avg, begin, n, values.exp_avg);
+  store(row.exp_avg_sq, begin, n, values.exp_avg_sq);
+  if (amsgrad) store(row.max_exp_avg_sq, begin, n, values.max_exp_avg_sq);
+}
+
+}  // namespace
+
+void ChunkTable::clear() {
+  chunks_.clear();
+  cost_.clear();
+}
+
+void ChunkTable::add_row(int32_t row, int64_t numel) {
+  for (int64_t begin = 0; begin < numel; begin += kChunk) {
+    const int64_t n = std::min(kChunk, numel - begin);
+    chunks_.push_back({row, static_cast<int32_t>(n), begin});
+    cost_.push_back(cost() + n + kChunkOverhead);
+  }
+}
+
+void ChunkTable::for_each(bool reverse, const std::function<void(int64_t)>& run) const {
+  const int64_t threads = std::clamp<int64_t>(cost() / kGrain, 1, at::get_num_threads());
+  // The first chunk that no longer belongs to the threads before `thread`.
+  const auto bound = [&](int64_t thread) {
+    return std::lower_bound(cost_.begin(), cost_.end(), cost() * thread / threads + 1) - cost_.begin();
+  };
+  at::parallel_for(0, threads, 1, [&](int64_t first_thread, int64_t last_thread) {
+    const int64_t first = first_thread == 0 ? 0 : bound(first_thread);
+    const int64_t last = last_thread == threads ? static_cast<int64_t>(cost_.size()) : bound(last_thread);
+    for (int64_t i = 0; i < last - first; ++i) run(reverse ? last - 1 - i : first + i);
+  });
+}
+
+void chunk_stats(const ChunkTable& table, std::span<const TensorRow> rows, TensorView TensorRow::*which,
+                 const GradRule& rule, const Norm& norm, std::span<ChunkStats> stats) {
+  table.for_each(false, [&](int64_t i) {
+    const Chunk& chunk = table.chunks()[i];
+    stats[i] = stats_of(rows[chunk.row].*which, chunk, rule, norm);
+  });
+}
+
+void adam_step(const ChunkTable& table, std::span<const TensorRow> rows, std::span<const RowUpdate> updates,
+               const StepDecision& decision, std::span<ChunkStats> param_stats) {
+  table.for_each(true, [&](int64_t i) {
+    const Chunk& chunk = table.chunks()[i];
+    update_chunk(rows[chunk.row], chunk, decision, updates[chunk.row]);
+    if (!param_stats.empty()) param_stats[i] = stats_of(rows[chunk.row].param, chunk, GradRule{}, Norm{});
+  });
+}
+
+void scale_grads(const ChunkTable& table, std::span<const TensorRow> rows, float coef) {
+  table.for_each(true, [&](int64_t i) {
+    const Chunk& chunk = table.chunks()[i];
+    const TensorView& grad = rows[chunk.row].grad;
+    float* values = load(grad, chunk.begin, chunk.n, scratch().grad);
+    scale_chunk(values, chunk.n, coef);
+    store(grad, chunk.begin, chunk.n, values);
+  });
+}
+
+}  // namespace gradops::cpu

@@ -1,0 +1,81 @@
+// Many tensors, cut into chunks: the only place that knows how tensors become chunks and chunks become threads.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "cpu/kernels.h"
+#include "cpu/tensor_view.h"
+
+namespace gradops::cpu {
+
+// The tensors of one parameter. Which of them are set depends on the phase that is run over them.
+struct TensorRow {
+  int64_t numel = 0;
+  TensorView param;
+  TensorView grad;
+  TensorView exp_avg;
+  TensorView exp_avg_sq;
+  TensorView max_exp_avg_sq;  // data is null without amsgrad
+};
+
+struct Chunk {
+  int32_t row;
+  int32_t n;
+  int64_t begin;
+};
+
+// The chunks of some of the rows, in the order of the rows.
+class ChunkTable {
+ public:
+  void clear();
+  void add_row(int32_t row, int64_t numel);
+
+  std::span<const Chunk> chunks() const { return chunks_; }
+
+  // Calls run(chunk index) for every chunk, on torch's threads, each thread taking one run of chunks with its equal share
+  // of the elements. `reverse` walks each run backwards: what the last phase read at its end is still in the cache.
+  void for_each(bool reverse, const std::function<void(int64_t)>& run) const;
+
+  // Calls visit(row, [first chunk, last chunk)) for every row that has chunks.
+  template <class Visit>
+  void for_each_row(const Visit& visit) const {
+    for (size_t first = 0, last = 0; first < chunks_.size(); first = last) {
+      while (last < chunks_.size() && chunks_[last].row == chunks_[first].row) ++last;
+      visit(chunks_[first].row, first, last);
+    }
+  }
+
+  int64_t cost() const { return cost_.empty() ? 0 : cost_.back(); }
+
+ private:
+  std::vector<Chunk> chunks_;
+  std::vector<int64_t> cost_;  // of all chunks up to and including this one, in elements
+};
+
+struct Norm {
+  NormType type = NormType::kL2;
+  double p = 2.0;
+};
+
+// Statistics of each chunk of the gradients (`which` is &TensorRow::grad) or of the parameters.
+void chunk_stats(const ChunkTable& table, std::span<const TensorRow> rows, TensorView TensorRow::*which,
+                 const GradRule& rule, const Norm& norm, std::span<ChunkStats> stats);
+
+// How one parameter is updated in this step.
+struct RowUpdate {
+  AdamRule rule;
+  WeightDecay decay;
+};
+
+// Updates every chunk. With a non-empty `param_stats` it also gathers the chunk's sum of squares of the stored values,
+// the same function of the same bits as chunk_stats of the parameters.
+void adam_step(const ChunkTable& table, std::span<const TensorRow> rows, std::span<const RowUpdate> updates,
+               const StepDecision& decision, std::span<ChunkStats> param_stats);
+
+// grad * coef, in place.
+void scale_grads(const ChunkTable& table, std::span<const TensorRow> rows, float coef);
+
+}  // namespace gradops::cpu

@@ -1,0 +1,77 @@
+// Adam (Kingma and Ba 2015), AMSGrad (Reddi et al. 2018) and AdamW (Loshchilov and Hutter 2019) as torch.optim
+// defines them, for one element.
+#pragma once
+
+#include "math/decide.h"
+
+namespace gradops {
+
+enum class WeightDecay { kL2, kDecoupled };
+
+// A parameter's hyper-parameters as a user gives them; float64, as torch keeps them.
+struct AdamHyper {
+  double lr = 1e-3;
+  double beta1 = 0.9;
+  double beta2 = 0.999;
+  double eps = 1e-8;
+  double weight_decay = 0.0;
+  WeightDecay decay_kind = WeightDecay::kL2;
+  bool amsgrad = false;
+  bool maximize = false;
+};
+
+// The same, ready for one step of one parameter. Derived in float64 and then rounded: 1 - 0.999f is off by 1.3e-5.
+struct AdamRule {
+  float grad_sign;
+  float one_minus_beta1;
+  float beta2;
+  float one_minus_beta2;
+  float eps;
+  float l2;                         // weight_decay, or 0 where it is decoupled
+  float decay;                      // lr * weight_decay, or 0 where it is L2
+  float step_size;                  // lr / (1 - beta1^step)
+  float inv_bias_correction2_sqrt;  // 1 / sqrt(1 - beta2^step)
+};
+
+// `lr` is the one this parameter takes, after the relative step cap; `step` counts this update, from 1.
+GRADOPS_HD AdamRule adam_rule(const AdamHyper& hyper, double lr, double step) {
+  const bool decoupled = hyper.decay_kind == WeightDecay::kDecoupled;
+  AdamRule rule;
+  rule.grad_sign = hyper.maximize ? -1.0f : 1.0f;
+  rule.one_minus_beta1 = static_cast<float>(1.0 - hyper.beta1);
+  rule.beta2 = static_cast<float>(hyper.beta2);
+  rule.one_minus_beta2 = static_cast<float>(1.0 - hyper.beta2);
+  rule.eps = static_cast<float>(hyper.eps);
+  rule.l2 = static_cast<float>(decoupled ? 0.0 : hyper.weight_decay);
+  rule.decay = static_cast<float>(decoupled ? lr * hyper.weight_decay : 0.0);
+  rule.step_size = static_cast<float>(lr / (1.0 - pow(hyper.beta1, step)));
+  rule.inv_bias_correction2_sqrt = static_cast<float>(1.0 / sqrt(1.0 - pow(hyper.beta2, step)));
+  return rule;
+}
+
+struct AdamElement {
+  float param;
+  float exp_avg;
+  float exp_avg_sq;
+  float max_exp_avg_sq;  // unused without amsgrad
+};
+
+// One element of one step. `grad` is as stored; the decision unscales and clips it. All arithmetic is float32.
+template <WeightDecay kDecay, bool kAmsgrad>
+GRADOPS_HD AdamElement adam_update(AdamElement e, float grad, const StepDecision& decision, const AdamRule& rule) {
+  grad = clamp_grad(grad * decision.inv_scale, decision.clip_value) * decision.clip_coef * rule.grad_sign;
+  if constexpr (kDecay == WeightDecay::kL2) grad += rule.l2 * e.param;
+  if constexpr (kDecay == WeightDecay::kDecoupled) e.param -= rule.decay * e.param;
+  e.exp_avg += (grad - e.exp_avg) * rule.one_minus_beta1;
+  e.exp_avg_sq = e.exp_avg_sq * rule.beta2 + rule.one_minus_beta2 * grad * grad;
+  float second_moment = e.exp_avg_sq;
+  if constexpr (kAmsgrad) {
+    e.max_exp_avg_sq = e.max_exp_avg_sq > second_moment ? e.max_exp_avg_sq : second_moment;
+    second_moment = e.max_exp_avg_sq;
+  }
+  const float denom = sqrtf(second_moment) * rule.inv_bias_correction2_sqrt + rule.eps;
+  e.param -= rule.step_size * (e.exp_avg / denom);
+  return e;
+}
+
+}  // namespace gradops

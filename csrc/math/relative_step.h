@@ -1,0 +1,24 @@
+// The relative step cap: a tensor's learning rate is at most `cap` times the size of its weights.
+//
+// After Adafactor's relative step size (Shazeer and Stern 2018, section 8), but as a cap: where it does not bind the
+// step is exactly Adam's.
+#pragma once
+
+#include "math/common.h"
+
+namespace gradops {
+
+struct RelativeStepRule {
+  double cap = INFINITY;
+  double floor = 0.01;        // smallest RMS that counts: a tensor of zeros must be able to leave zero
+  int64_t warmup_steps = 0;   // the cap grows linearly over a parameter's first updates
+};
+
+// `rms` of the stored parameter before the update; `step` is the parameter's own number of this update, from 1.
+GRADOPS_HD double capped_lr(double lr, double rms, double step, const RelativeStepRule& rule) {
+  const double warm = step < rule.warmup_steps ? step / rule.warmup_steps : 1.0;
+  const double limit = rule.cap * warm * (rms > rule.floor ? rms : rule.floor);
+  return limit < lr ? limit : lr;
+}
+
+}  // namespace gradops

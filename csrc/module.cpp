@@ -1,0 +1,79 @@
+// gradops._C: the optimizer's door to the native code. The operators' door is ops.cpp.
+#include <torch/csrc/utils/pybind.h>
+#include <torch/version.h>
+
+#include "cpu/isa.h"
+#include "step_plan.h"
+
+namespace gradops {
+namespace {
+
+py::dict build_info() {
+  py::dict info;
+#if defined(__clang__)
+  info["compiler"] = "clang " __clang_version__;
+#else
+  info["compiler"] = "g++ " __VERSION__;
+#endif
+  info["torch"] = TORCH_VERSION;
+#if defined(GRADOPS_WITH_CUDA)
+  info["cuda"] = true;
+#else
+  info["cuda"] = false;
+#endif
+  return info;
+}
+
+std::string set_cpu_capability(const std::string& name) {
+  const std::string previous = cpu::isa_name(cpu::current_isa());
+  cpu::set_isa(name);
+  return previous;
+}
+
+StepBuffers make_buffers(at::Tensor scalars, at::Tensor counters, at::Tensor norms, at::Tensor abs_max,
+                         at::Tensor nonfinite, at::Tensor capped) {
+  return {std::move(scalars), std::move(counters), std::move(norms),
+          std::move(abs_max), std::move(nonfinite), std::move(capped)};
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.def("build_info", &build_info);
+  m.def("cpu_capability", [] { return cpu::isa_name(cpu::current_isa()); });
+  m.def("set_cpu_capability", &set_cpu_capability, py::arg("name"));
+
+  py::class_<LossScaleRule>(m, "LossScaleRule")
+      .def(py::init<double, double, int64_t, double, double>(), py::arg("growth_factor"), py::arg("backoff_factor"),
+           py::arg("growth_interval"), py::arg("min_scale"), py::arg("max_scale"));
+  py::class_<RelativeStepRule>(m, "RelativeStepRule")
+      .def(py::init<double, double, int64_t>(), py::arg("cap"), py::arg("floor"), py::arg("warmup_steps"));
+  py::class_<StepSettings>(m, "StepSettings")
+      .def(py::init([](double max_norm, double norm_type, double clip_value, const RelativeStepRule* relative_step,
+                       const LossScaleRule* loss_scale_rule) {
+             StepSettings settings{max_norm, norm_type, clip_value, {}, {}};
+             if (relative_step != nullptr) settings.relative_step = *relative_step;
+             if (loss_scale_rule != nullptr) settings.loss_scale_rule = *loss_scale_rule;
+             return settings;
+           }),
+           py::arg("max_norm"), py::arg("norm_type"), py::arg("clip_value"), py::arg("relative_step"),
+           py::arg("loss_scale_rule"));
+
+  py::class_<StepPlan> plan(m, "StepPlan");
+  plan.def(py::init<>())
+      .def(
+          "bind_params",
+          [](StepPlan& self, const py::list& param_groups, const std::vector<std::string>& names, at::Tensor scalars,
+             at::Tensor counters, at::Tensor norms, at::Tensor abs_max, at::Tensor nonfinite, at::Tensor capped) {
+            self.bind_params(param_groups, names, make_buffers(scalars, counters, norms, abs_max, nonfinite, capped));
+          },
+          py::arg("param_groups"), py::arg("names"), py::arg("scalars"), py::arg("counters"), py::arg("norms"),
+          py::arg("abs_max"), py::arg("nonfinite"), py::arg("capped"))
+      .def("bind_state", &StepPlan::bind_state, py::arg("state"))
+      .def("params_without_state", &StepPlan::params_without_state)
+      .def("step", &StepPlan::step, py::arg("param_groups"), py::arg("state"), py::arg("settings"),
+           py::arg("grad_scale").none(true), py::arg("found_inf").none(true))
+      .def("refresh", &StepPlan::refresh);
+}
+
+}  // namespace gradops

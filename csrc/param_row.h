@@ -1,0 +1,106 @@
+// One parameter of the optimizer: its tensors as Python knows them, linked to what the kernels take.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <pybind11/pybind11.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cpu/multi_tensor.h"
+
+namespace gradops {
+
+namespace py = pybind11;
+
+// A tensor that is linked once and watched at each step.
+class LinkedTensor {
+ public:
+  // Raises RuntimeError if `tensor` cannot be walked as `param` is.
+  void link(const at::Tensor& tensor, const at::Tensor& param, const std::vector<int64_t>& order, const char* role,
+            const std::string& name);
+  bool moved() const { return tensor_.const_data_ptr() != data_; }
+  bool defined() const { return tensor_.defined(); }
+  cpu::TensorView view() const { return {data_, layout_.get(), dtype_}; }
+
+ private:
+  at::Tensor tensor_;
+  void* data_ = nullptr;
+  cpu::Dtype dtype_ = cpu::Dtype::kFloat32;
+  std::unique_ptr<cpu::Layout> layout_;
+};
+
+class ParamRow {
+ public:
+  // Raises RuntimeError for a parameter that cannot be stepped.
+  ParamRow(py::handle param, std::string name, int64_t group);
+
+  const std::string& name() const { return name_; }
+  int64_t group() const { return group_; }
+  bool is(PyObject* param, int64_t group) const { return param == object_.ptr() && group == group_; }
+  PyObject* object() const { return object_.ptr(); }
+  void rename(const std::string& name) { name_ = name; }
+
+  // Follows the parameter and its gradient to where they are now. Raises RuntimeError, with nothing changed, if the
+  // gradient does not fit. Returns whether there is a gradient.
+  bool follow(cpu::TensorRow& views);
+
+  // Takes this parameter's state dict, or None. Raises RuntimeError if an entry is missing or does not fit.
+  void bind_state(py::handle state);
+  bool has_state() const { return step_ != nullptr; }
+  bool has_max_exp_avg_sq() const { return state_[kMaxExpAvgSq].defined(); }
+
+  // Whether `state` is the dict that was bound, with the same tensors at the same addresses.
+  bool state_is(PyObject* state) const;
+
+  float* step() const { return step_; }
+  void set_state_views(cpu::TensorRow& views, bool amsgrad) const;
+
+  // Tells autograd, and whoever watches the parameter, that it was written.
+  void bump_version() { param_.unsafeGetTensorImpl()->bump_version(); }
+
+  // Keeps the gradient alive while other threads may run Python.
+  void hold_grad(bool hold) { held_grad_ = hold ? param_.grad() : at::Tensor(); }
+
+  // The parameter's sum of squares, as long as nobody else wrote it.
+  bool squares_known() const { return squares_known_ && squares_version_ == param_._version(); }
+  const PowerSum& squares() const { return squares_; }
+  void set_squares(const PowerSum& squares);
+  void forget_squares() { squares_known_ = false; }
+
+ private:
+  enum StateEntry { kExpAvg, kExpAvgSq, kMaxExpAvgSq, kStateEntries };
+
+  bool param_moved() const;
+  void link_param();
+  void link_grad(const at::Tensor& grad);
+
+  py::object object_;
+  at::Tensor param_;
+  std::string name_;
+  int64_t group_;
+
+  void* data_ = nullptr;
+  at::ScalarType dtype_ = at::kFloat;
+  std::vector<int64_t> sizes_;
+  std::vector<int64_t> strides_;
+  std::vector<int64_t> order_;
+  std::unique_ptr<cpu::Layout> layout_;
+
+  at::Tensor held_grad_;
+  std::vector<int64_t> grad_strides_;  // those that grad_layout_ was made for
+  std::unique_ptr<cpu::Layout> grad_layout_;
+
+  py::object state_object_;
+  std::vector<py::object> state_values_;
+  LinkedTensor state_[kStateEntries];
+  at::Tensor step_tensor_;
+  float* step_ = nullptr;
+
+  bool squares_known_ = false;
+  uint32_t squares_version_ = 0;
+  PowerSum squares_;
+};
+
+}  // namespace gradops

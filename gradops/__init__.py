@@ -1,0 +1,26 @@
+"""Everything between `loss.backward()` and the next forward in one pass over the parameters.
+
+Unscale, inf/NaN detection, global gradient norm, clipping, the Adam/AdamW update and the loss-scale update:
+`optimizer = gradops.wrap(torch.optim.AdamW(model.named_parameters(), lr=1e-3), max_norm=1.0)`.
+"""
+
+from gradops import ops as ops
+from gradops._version import __version__
+from gradops.clip import clip_grad_norm_
+from gradops.loss_scale import DynamicLossScale, GradScaler
+from gradops.optim import Adam, AdamW, unwrap, wrap
+from gradops.relative_step import RelativeStepCap
+from gradops.stats import StepStats
+
+__all__ = [
+    "Adam",
+    "AdamW",
+    "DynamicLossScale",
+    "GradScaler",
+    "RelativeStepCap",
+    "StepStats",
+    "__version__",
+    "clip_grad_norm_",
+    "unwrap",
+    "wrap",
+]

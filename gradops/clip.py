@@ -1,0 +1,77 @@
+"""`clip_grad_norm_`, right where torch's overflows or poisons."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+_NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@torch.no_grad()
+def clip_grad_norm_(
+    parameters: Tensor | Iterable[Tensor],
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> Tensor:
+    """Clips the norm of the gradients in place, as torch.nn.utils.clip_grad_norm_ does.
+
+    Unlike torch's it measures huge (1e20) and tiny (1e-25) gradients rightly, and where a gradient holds an inf or NaN it
+    leaves every gradient as it was. The formula is torch's: gradients are multiplied by
+    `min(1, max_norm / (norm + 1e-6))`.
+
+    Args:
+        parameters: a tensor or an iterable of tensors; those without a gradient are left out.
+        max_norm: not negative; may be inf, to measure only.
+        norm_type: positive; may be inf.
+        error_if_nonfinite: raise if the norm is not finite.
+        foreach: accepted for torch's sake; there is one way only.
+
+    Returns:
+        The norm before clipping: 0-d, float32 (float64 if any gradient is), inf or NaN if a gradient holds one.
+
+    Raises:
+        ValueError: `max_norm` or `norm_type` is out of its range.
+        RuntimeError: `error_if_nonfinite` and the norm is not finite; no gradient has changed.
+    """
+    if not max_norm >= 0:
+        raise ValueError(f"max_norm must not be negative, got {max_norm}")
+    if not float(norm_type) > 0:
+        raise ValueError(f"norm_type must be positive, got {norm_type}")
+    parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    grads = [param.grad for param in parameters if param.grad is not None]
+    if not grads:
+        return torch.tensor(0.0)
+    native = all(type(g) is Tensor and g.is_cpu and g.layout == torch.strided and g.dtype in _NATIVE_DTYPES for g in grads)
+    if error_if_nonfinite:
+        norm = grad_norm(grads, norm_type, native)
+        if not norm.isfinite():
+            raise RuntimeError(
+                f"The total norm of order {norm_type} for gradients from `parameters` is non-finite, so it cannot be "
+                "clipped. To disable this error and leave the gradients as they are, set `error_if_nonfinite=False`"
+            )
+    if native:
+        return torch.ops.gradops.clip_grad_norm_(grads, float(max_norm), float(norm_type))
+    norm = grad_norm(grads, norm_type, native=False)
+    coef = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    coef = torch.where(norm.isfinite(), coef, torch.ones_like(coef))
+    for grad in grads:
+        grad.mul_(coef.to(grad.device))
+    return norm
+
+
+def grad_norm(grads: list[Tensor], norm_type: float, native: bool) -> Tensor:
+    """The norm over all gradients, as a 0-d tensor on the first one's device."""
+    if native:
+        return torch.ops.gradops.grad_stats(grads, norm_type=float(norm_type))[0]
+    dtype = torch.float64 if any(grad.dtype == torch.float64 for grad in grads) else torch.float32
+    device = grads[0].device
+    largest = torch.stack([grad.abs().max().to(device, dtype) for grad in grads if grad.numel()]).max()
+    if norm_type == float("inf"):
+        return largest
+    # Measured in units of the largest element, so that no power leaves the range of the dtype.
+    unit = torch.where((largest > 0) & largest.isfinite(), largest, torch.ones_like(largest))
+    norms = [torch.linalg.vector_norm(grad.to(dtype) / unit.to(grad.device), norm_type).to(device) for grad in grads]
+    return torch.linalg.vector_norm(torch.stack(norms), norm_type) * unit

@@ -1,0 +1,106 @@
+"""Loss scaling: the policy for an optimizer of its own, and the scaler that several optimizers share."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class DynamicLossScale:
+    """How a loss scale moves: torch.amp.GradScaler's rule, kept inside `[min_scale, max_scale]`.
+
+    A step with an inf or NaN multiplies the scale by `backoff_factor`; `growth_interval` steps without one multiply it by
+    `growth_factor`.
+
+    Source: torch.amp.GradScaler's documentation.
+
+    Args:
+        init_scale: the first scale; positive.
+        growth_factor: at least 1.
+        backoff_factor: above 0, at most 1.
+        growth_interval: steps; at least 1.
+        min_scale: the scale never falls below it; positive, at most `init_scale`.
+        max_scale: the scale never rises above it; at least `init_scale`.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    init_scale: float = 2.0**16
+    growth_factor: float = 2.0
+    backoff_factor: float = 0.5
+    growth_interval: int = 2000
+    min_scale: float = 2.0**-14
+    max_scale: float = 2.0**24
+
+    def __post_init__(self) -> None:
+        if not 0 < self.init_scale < math.inf:
+            raise ValueError(f"init_scale must be positive and finite, got {self.init_scale}")
+        if not 1 <= self.growth_factor < math.inf:
+            raise ValueError(f"growth_factor must be finite and at least 1, got {self.growth_factor}")
+        if not 0 < self.backoff_factor <= 1:
+            raise ValueError(f"backoff_factor must be above 0 and at most 1, got {self.backoff_factor}")
+        if not self.growth_interval >= 1:
+            raise ValueError(f"growth_interval must be at least 1, got {self.growth_interval}")
+        if not 0 < self.min_scale <= self.init_scale:
+            raise ValueError(f"min_scale must be above 0 and at most init_scale, got {self.min_scale}")
+        if not self.init_scale <= self.max_scale < math.inf:
+            raise ValueError(f"max_scale must be finite and at least init_scale, got {self.max_scale}")
+
+
+class GradScaler(torch.amp.GradScaler):
+    """Drop-in for torch.amp.GradScaler: with a gradops optimizer, `step` makes no extra pass over the gradients.
+
+    The optimizer's own pass looks for inf and NaN and tells the scaler. Other optimizers are treated as torch's scaler
+    treats them. The scale never leaves `[min_scale, max_scale]`, while torch's can fall to 0 and stay there.
+
+    Args:
+        device: as for torch's scaler, like the arguments up to `enabled`.
+        min_scale: the scale never falls below it.
+        max_scale: the scale never rises above it.
+
+    Raises:
+        ValueError: `init_scale` is not between `min_scale` and `max_scale`.
+    """
+
+    def __init__(
+        self,
+        device: str = "cuda",
+        init_scale: float = 2.0**16,
+        growth_factor: float = 2.0,
+        backoff_factor: float = 0.5,
+        growth_interval: int = 2000,
+        enabled: bool = True,
+        *,
+        min_scale: float = 2.0**-14,
+        max_scale: float = 2.0**24,
+    ) -> None:
+        super().__init__(device, init_scale, growth_factor, backoff_factor, growth_interval, enabled)
+        if not 0 < min_scale <= init_scale <= max_scale:
+            raise ValueError(
+                f"min_scale, init_scale and max_scale must be positive and ascending, got {min_scale}, {init_scale}, "
+                f"{max_scale}"
+            )
+        self.min_scale = min_scale
+        self.max_scale = max_scale
+
+    def _check_inf_per_device(self, optimizer: torch.optim.Optimizer) -> dict[torch.device, torch.Tensor]:
+        from gradops.one_pass import OnePass
+
+        if not isinstance(optimizer, OnePass):
+            return super()._check_inf_per_device(optimizer)
+        # The optimizer's live buffer: its step fills it before update() reads it. Until then it must not hold what the
+        # last step found, since torch hands a copy of it to this step.
+        found_inf = optimizer.stats.found_inf.zero_()
+        per_device = {found_inf.device: found_inf}
+        self._per_optimizer_states[id(optimizer)]["found_inf_per_device"] = per_device
+        return per_device
+
+    def update(self, new_scale: float | torch.Tensor | None = None) -> None:
+        """Moves the scale as torch's scaler does, and keeps it inside its bounds."""
+        super().update(new_scale)
+        scale: Any = self._scale
+        if self._enabled and scale is not None:
+            scale.clamp_(self.min_scale, self.max_scale)

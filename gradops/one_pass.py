@@ -1,0 +1,401 @@
+"""The optimizer's Python side: everything between `loss.backward()` and the next forward as one call."""
+
+from collections.abc import Callable, Iterable
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradops import _C
+from gradops.loss_scale import DynamicLossScale
+from gradops.relative_step import RelativeStepCap
+from gradops.settings import SETTINGS, LossScale, Settings, loss_scale_policy
+from gradops.stats import StepBuffers, StepStats
+
+_OUT_OF_ORDER = (
+    "loss_scale is set, but neither scale() nor backward() ran since the last step(): these gradients belong to an "
+    "unscaled loss, and dividing them by the scale would hide that. Call optimizer.backward(loss)"
+)
+_TWO_SCALERS = (
+    "this optimizer has its own loss_scale and is stepped by a GradScaler too: the gradients would be unscaled twice. "
+    "Use one of them"
+)
+
+# Values of the state dict that hold what plain torch has no place for. They ride in the first group, as flat scalars:
+# distributed checkpoints keep those and plain torch ignores them.
+CHECKPOINT_KEYS = (
+    "gradops_loss_scale",
+    "gradops_growth_tracker",
+    "gradops_steps_taken",
+    "gradops_steps_skipped",
+)
+
+
+def check_groups(param_groups: list[dict[str, Any]]) -> None:
+    """Refuses what the one pass cannot do, before anything has changed.
+
+    Raises:
+        RuntimeError: naming the first parameter that cannot be stepped, and why.
+        ValueError: a parameter stands twice in the groups, or a group is differentiable.
+    """
+    seen = set()
+    for group in param_groups:
+        if group.get("differentiable"):
+            raise ValueError("differentiable=True cannot be fused; leave this optimizer to torch")
+    for param, name in zip(_params(param_groups), param_names(param_groups), strict=True):
+        if param in seen:
+            raise ValueError(f"parameter '{name}' is in the param_groups twice")
+        seen.add(param)
+    _bind(_C.StepPlan(), param_groups, StepBuffers(torch.device("cpu")))
+
+
+def param_names(param_groups: list[dict[str, Any]]) -> tuple[str, ...]:
+    """One name per parameter: those of named parameters, else `param_<position>`."""
+    names: list[str] = []
+    for group in param_groups:
+        start = len(names)
+        names += group.get("param_names") or [f"param_{start + i}" for i in range(len(group["params"]))]
+    return tuple(names)
+
+
+def _params(param_groups: list[dict[str, Any]]) -> Iterable[Tensor]:
+    return chain.from_iterable(group["params"] for group in param_groups)
+
+
+def _bind(plan: _C.StepPlan, param_groups: list[dict[str, Any]], buffers: StepBuffers) -> None:
+    names = param_names(param_groups)
+    if names != buffers.stats.names:
+        buffers.resize(names)
+    plan.bind_params(
+        param_groups,
+        names,
+        buffers.scalars,
+        buffers.counters,
+        buffers.norms,
+        buffers.abs_max,
+        buffers.nonfinite,
+        buffers.capped,
+    )
+
+
+class OnePass(torch.optim.Optimizer):
+    """What `gradops.Adam` and `gradops.AdamW` add to torch's classes.
+
+    The settings (`max_norm`, `norm_type`, `clip_value`, `max_relative_step`, `loss_scale`) are plain attributes, read at
+    each step; see `gradops.wrap` for what they mean.
+    """
+
+    # On the class: an instance's attribute would be lost in deepcopy and pickle.
+    _step_supports_amp_scaling = True
+
+    # Attributes besides the settings, for unwrap to remove.
+    RUNTIME = ("_settings_key", "_native", "_buffers", "_plan", "_scale_policy", "_scaled", "_unscaled")
+
+    max_norm: float | None
+    norm_type: float
+    clip_value: float | None
+    max_relative_step: float | RelativeStepCap | None
+    loss_scale: LossScale
+
+    def __init__(
+        self,
+        params: Any,
+        *args: Any,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        clip_value: float | None = None,
+        max_relative_step: float | RelativeStepCap | None = None,
+        loss_scale: LossScale = None,
+        **kwargs: Any,
+    ) -> None:
+        settings = Settings(max_norm, norm_type, clip_value, max_relative_step, loss_scale)
+        settings.native()
+        super().__init__(params, *args, **kwargs)
+        check_groups(self.param_groups)
+        self._setup(settings)
+
+    def _setup(self, settings: Settings) -> None:
+        """Takes the settings; the groups have been checked."""
+        settings.native()
+        for name in SETTINGS:
+            setattr(self, name, getattr(settings, name))
+        self._settings_key: tuple[Any, ...] | None = None
+        self._buffers = StepBuffers(torch.device("cpu"))
+        self._scale_policy: None | float | DynamicLossScale = None
+        self._scaled = False  # a loss was scaled since the last step
+        self._unscaled: Tensor | None = None  # found_inf of unscale_(), if it ran since then
+        self._relink_all()
+        self._follow_policy()
+        self._publish()
+
+    def _relink_all(self) -> None:
+        self._plan = _C.StepPlan()
+        _bind(self._plan, self.param_groups, self._buffers)
+
+    @property
+    def stats(self) -> StepStats:
+        """What the last step measured, in live buffers; `stats.clone()` keeps a copy."""
+        return self._buffers.stats
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Unscales, checks, measures, clips and updates in one pass, and moves the loss scale.
+
+        A step in which an inf or NaN is found leaves parameters, moments and step counts bit for bit as they were. A step
+        in which no parameter has a gradient changes nothing. `param.grad` is left as backward made it.
+
+        Args:
+            closure: reevaluates the model and returns the loss.
+
+        Returns:
+            What `closure` returned, else None.
+
+        Raises:
+            RuntimeError: a gradient does not fit its parameter; `loss_scale` is set but no loss was scaled; or two loss
+                scalers are at work. Nothing has changed then.
+            ValueError: a setting is out of its range. Nothing has changed then.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        settings = self._native_settings()
+        if not self.state and self._is_ghost_step():
+            self._link()
+            return loss
+        grad_scale, found_inf = self._scaling()
+        if not self._plan.step(self.param_groups, self.state, settings, grad_scale, found_inf):
+            self._link()
+            if not self._plan.step(self.param_groups, self.state, settings, grad_scale, found_inf):
+                raise RuntimeError("the optimizer's groups or state change while it steps")
+        self._scaled = False
+        self._unscaled = None
+        return loss
+
+    def scale(self, outputs: Any) -> Any:
+        """Multiplies a loss, or an iterable of losses, by the loss scale; returned unchanged without one.
+
+        Args:
+            outputs: a tensor or a (nested) list or tuple of tensors.
+
+        Returns:
+            The same structure, scaled. The scale is a float32 scalar on the device, never synchronised.
+        """
+        if self.loss_scale is None:
+            return outputs
+        if not self._scaled:
+            self._native_settings()
+            self._follow_policy()
+        self._scaled = True
+        # A copy: the live buffer moves at the next step, and autograd may still need this value then.
+        factor = self._buffers.current_scale.clone()
+
+        def scaled(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value * factor.to(value.device)
+            if isinstance(value, (list, tuple)):
+                return type(value)(scaled(item) for item in value)
+            raise TypeError(f"outputs must be a tensor or a list or tuple of tensors, got {type(value).__name__}")
+
+        return scaled(outputs)
+
+    def backward(self, loss: Tensor, **kwargs: Any) -> None:
+        """`self.scale(loss).backward(**kwargs)`: the line that replaces `loss.backward()`."""
+        self.scale(loss).backward(**kwargs)
+
+    @torch.no_grad()
+    def unscale_(self) -> None:
+        """Divides the gradients by the loss scale in place, for code that reads or edits them before the step.
+
+        The step then does not unscale again. An inf or NaN seen here makes the step skip even if it is edited away, as
+        with torch.amp.GradScaler. Without a loss scale there is nothing to do.
+
+        Raises:
+            RuntimeError: no loss was scaled since the last step, the gradients are unscaled already, or a gradient does
+                not fit its parameter.
+        """
+        if self.loss_scale is None:
+            return
+        if not self._scaled:
+            raise RuntimeError(_OUT_OF_ORDER)
+        if self._unscaled is not None:
+            raise RuntimeError("unscale_() has already been called since the last step()")
+        _bind(self._plan, self.param_groups, self._buffers)
+        self._plan.params_without_state()  # checks every gradient before the first is changed
+        grads = [param.grad for param in _params(self.param_groups) if param.grad is not None]
+        self._unscaled = torch.ops.gradops.unscale_(grads, self._buffers.current_scale)
+
+    def refresh_(self) -> None:
+        """Reads the sizes of the parameters anew for `max_relative_step`, after edits through `.data`.
+
+        Edits that autograd counts (`with torch.no_grad(): param.mul_(2)`, `load_state_dict`) are noticed without it.
+        """
+        self._plan.refresh()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's; the new parameters must be ones that the one pass can step."""
+        super().add_param_group(param_group)
+        if not hasattr(self, "_plan"):
+            return  # torch's constructor adds the first groups; _setup follows
+        try:
+            check_groups(self.param_groups)
+        except (RuntimeError, ValueError):
+            self.param_groups.pop()
+            raise
+        _bind(self._plan, self.param_groups, self._buffers)
+
+    def state_dict(self) -> dict[str, Any]:
+        """torch's state dict; loss scale and counters are `gradops_*` scalars in its first group. Synchronises."""
+        self._publish()
+        packed = super().state_dict()
+        for index, entry in packed["state"].items():
+            if isinstance(entry, dict) and isinstance(entry.get("step"), Tensor):
+                packed["state"][index] = {**entry, "step": entry["step"].clone()}
+        return packed
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, for state dicts of gradops and of plain torch; the moments stay float32.
+
+        The settings given to the constructor or to `wrap` stay; a dynamic loss scale and the counters are restored.
+        """
+        final: dict[str, Any] = {}
+        handles = [
+            self.register_load_state_dict_pre_hook(lambda _, loaded: final.update(loaded)),
+            self.register_load_state_dict_post_hook(lambda _: self._restore_moments(final), prepend=True),
+        ]
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for handle in handles:
+                handle.remove()
+        self._restore_scalars({key: self.param_groups[0].get(key) for key in CHECKPOINT_KEYS})
+        self._scaled = False
+        self._unscaled = None
+        self.refresh_()
+        self._publish()
+
+    def __getstate__(self) -> dict[str, Any]:
+        runtime = {
+            "settings": Settings(**{name: getattr(self, name) for name in SETTINGS}),
+            "policy": self._scale_policy,
+            "scalars": self._buffers.scalars.clone(),
+            "counters": self._buffers.counters.clone(),
+            "scaled": self._scaled,
+            "unscaled": self._unscaled,
+        }
+        return {**super().__getstate__(), "_gradops": runtime}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        runtime = state.get("_gradops")
+        super().__setstate__({key: value for key, value in state.items() if key != "_gradops"})
+        if runtime is None:
+            return  # torch's load_state_dict comes this way too
+        self._setup(runtime["settings"])
+        self._buffers.scalars.copy_(runtime["scalars"])
+        self._buffers.counters.copy_(runtime["counters"])
+        self._scale_policy = runtime["policy"]
+        self._scaled = runtime["scaled"]
+        self._unscaled = runtime["unscaled"]
+
+    def _native_settings(self) -> _C.StepSettings:
+        values = (self.max_norm, self.norm_type, self.clip_value, self.max_relative_step, self.loss_scale)
+        if values != self._settings_key:
+            self._native = Settings(*values).native()
+            self._settings_key = values
+        return self._native
+
+    def _scaling(self) -> tuple[Tensor | None, Tensor | None]:
+        """What the gradients were multiplied by, and what others found in them."""
+        if hasattr(self, "found_inf"):  # a GradScaler sets it, and grad_scale too, around step()
+            if self.loss_scale is not None:
+                raise RuntimeError(_TWO_SCALERS)
+            return self.grad_scale, self.found_inf
+        if self.loss_scale is None and not self._scaled:
+            return None, None
+        if not self._scaled:
+            raise RuntimeError(_OUT_OF_ORDER)
+        if self._scale_policy != loss_scale_policy(self.loss_scale):
+            raise RuntimeError("loss_scale was changed between scale() and step(); change it right after a step")
+        return (None if self._unscaled is not None else self._buffers.current_scale), self._unscaled
+
+    def _follow_policy(self) -> None:
+        """Makes the current scale one that the policy allows, when the policy has changed."""
+        policy, before = loss_scale_policy(self.loss_scale), self._scale_policy
+        if policy == before:
+            return
+        self._scale_policy = policy
+        scale = self._buffers.current_scale
+        if not isinstance(policy, DynamicLossScale):
+            scale.fill_(1.0 if policy is None else policy)
+        elif isinstance(before, DynamicLossScale):
+            scale.clamp_(policy.min_scale, policy.max_scale)
+        else:
+            scale.fill_(policy.init_scale)
+            self._buffers.growth_tracker.zero_()
+
+    def _is_ghost_step(self) -> bool:
+        """Whether torch's distributed checkpoint only wants the state created: lr 0 everywhere and zero gradients."""
+        if any(float(group["lr"]) != 0.0 for group in self.param_groups):
+            return False
+        grads = [param.grad for param in _params(self.param_groups) if param.grad is not None]
+        return bool(grads) and not any(grad.any() for grad in grads)
+
+    @torch.no_grad()
+    def _link(self) -> None:
+        """Binds the plan to the groups and the state as they are now, and creates the state that is missing."""
+        _bind(self._plan, self.param_groups, self._buffers)
+        self._plan.params_without_state()  # raises for a gradient that does not fit, before any state is made
+        self._plan.bind_state(self.state)
+        params = [(param, group) for group in self.param_groups for param in group["params"]]
+        for index in self._plan.params_without_state():
+            param, group = params[index]
+            self.state[param].update(self._zero_state(param, group["amsgrad"]))
+        self._gather_steps([self.state[param] for param, _ in params if self.state.get(param)])
+        self._plan.bind_state(self.state)
+
+    @staticmethod
+    def _zero_state(param: Tensor, amsgrad: bool) -> dict[str, Tensor]:
+        names = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * amsgrad
+        moments = {
+            name: torch.zeros_like(param, dtype=torch.float32, memory_format=torch.preserve_format) for name in names
+        }
+        return {"step": torch.zeros((), dtype=torch.float32, device=param.device), **moments}
+
+    def _gather_steps(self, states: list[dict[str, Any]]) -> None:
+        """Makes every step counter a 0-d view of one buffer."""
+        steps = [state.get("step") for state in states]
+        bases = {id(getattr(step, "_base", None)) for step in steps}
+        if len(bases) == 1 and getattr(steps[0], "_base", None) is not None:
+            return
+        values = [float(step) for step in steps if step is not None]
+        views = iter(torch.tensor(values, dtype=torch.float32).unbind())
+        for state in states:
+            if state.get("step") is not None:
+                state["step"] = next(views)
+
+    def _restore_moments(self, state_dict: dict[str, Any]) -> None:
+        """Undoes the cast to the parameter's dtype that torch's loader makes before any hook sees the state."""
+        indices = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        for index, param in zip(indices, _params(self.param_groups), strict=True):
+            for key, value in state_dict["state"].get(index, {}).items():
+                if key != "step" and isinstance(value, Tensor) and value.is_floating_point():
+                    self.state[param][key] = value.to(device=param.device, dtype=torch.float32)
+
+    def _publish(self) -> None:
+        """Puts scale and counters where a state dict takes them from."""
+        values = (
+            float(self._buffers.current_scale),
+            int(self._buffers.growth_tracker),
+            int(self.stats.steps_taken),
+            int(self.stats.steps_skipped),
+        )
+        self.param_groups[0].update(zip(CHECKPOINT_KEYS, values, strict=True))
+
+    def _restore_scalars(self, saved: dict[str, Any]) -> None:
+        scale, tracker, taken, skipped = (saved[key] for key in CHECKPOINT_KEYS)
+        if taken is not None:
+            self.stats.steps_taken.fill_(taken)
+            self.stats.steps_skipped.fill_(skipped)
+        if scale is not None and isinstance(self._scale_policy, DynamicLossScale):
+            self._buffers.current_scale.fill_(scale).clamp_(self._scale_policy.min_scale, self._scale_policy.max_scale)
+            self._buffers.growth_tracker.fill_(tracker)

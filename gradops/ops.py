@@ -1,0 +1,51 @@
+"""Fake kernels of `torch.ops.gradops`, the phases of a step as functional operators for torch.compile and for people
+who build their own optimizer. The tensors are on the CPU, in float32, bfloat16 or float16, strided in any way.
+
+* `grad_stats(grads, grad_scale=None, clip_value=None, norm_type=2.0) -> (grad_norm, norms, abs_max, nonfinite)`:
+  what `gradops.StepStats` has under these names. `grad_scale` is one float32 value, which the gradients are divided by.
+* `adam_step_(params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, lr, *, grad_scale, clip_coef, found_inf,
+  clip_value, beta1, beta2, eps, weight_decay, decoupled, maximize)`: one update of every parameter, nothing if
+  `found_inf` is not 0. `max_exp_avg_sqs` is empty without amsgrad; `steps` are single float32 values.
+* `clip_grad_norm_(grads, max_norm, norm_type=2.0) -> norm`
+* `unscale_(grads, grad_scale) -> found_inf`
+* `update_loss_scale_(scale, growth_tracker, found_inf, *, growth_factor, backoff_factor, growth_interval, min_scale,
+  max_scale)`: `scale` is one float32 and `growth_tracker` one int64 value.
+"""
+
+import torch
+from torch import Tensor
+
+from gradops import _C as _C  # registers the operators
+
+
+def _scalar() -> Tensor:
+    return torch.empty((), dtype=torch.float32)
+
+
+@torch.library.register_fake("gradops::grad_stats")
+def _(
+    grads: list[Tensor], grad_scale: Tensor | None = None, clip_value: float | None = None, norm_type: float = 2.0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    count = len(grads)
+    per_row = (torch.empty(count, dtype=dtype) for dtype in (torch.float32, torch.float32, torch.int64))
+    return (_scalar(), *per_row)
+
+
+@torch.library.register_fake("gradops::clip_grad_norm_")
+def _(grads: list[Tensor], max_norm: float, norm_type: float = 2.0) -> Tensor:
+    return _scalar()
+
+
+@torch.library.register_fake("gradops::unscale_")
+def _(grads: list[Tensor], grad_scale: Tensor) -> Tensor:
+    return _scalar()
+
+
+@torch.library.register_fake("gradops::adam_step_")
+def _(*args: object, **kwargs: object) -> None:
+    return None
+
+
+@torch.library.register_fake("gradops::update_loss_scale_")
+def _(*args: object, **kwargs: object) -> None:
+    return None

@@ -1,0 +1,189 @@
+"""`Adam`, `AdamW`, and `wrap`, which makes them of torch's own in place."""
+
+import functools
+import weakref
+from typing import Any, TypeVar
+
+import torch
+from torch.optim import optimizer as torch_optimizer
+
+from gradops.one_pass import CHECKPOINT_KEYS, OnePass, check_groups
+from gradops.relative_step import RelativeStepCap
+from gradops.settings import SETTINGS, LossScale, Settings
+
+OptimizerT = TypeVar("OptimizerT", bound=torch.optim.Optimizer)
+
+_ARGUMENTS = """
+    Args:
+        params: parameters, named parameters or groups: float32, bfloat16 and float16 on the CPU, of any layout.
+        *args, **kwargs: torch's arguments.
+        max_norm: the gradients' norm is clipped to it, as by `torch.nn.utils.clip_grad_norm_`; positive.
+        norm_type: p of that norm; positive, may be inf.
+        clip_value: each unscaled gradient element is clamped to ±clip_value before the norm is taken; positive.
+        max_relative_step: caps each tensor's learning rate by the size of its weights; a float or a `RelativeStepCap`.
+        loss_scale: "dynamic", a `DynamicLossScale`, a fixed scale, or None for no scaling.
+
+    Raises:
+        ValueError: a keyword is out of its range, a parameter stands twice in the groups, or `differentiable` is set.
+        RuntimeError: a parameter cannot be stepped; the message names it.
+"""
+
+
+class Adam(OnePass, torch.optim.Adam):
+    __doc__ = f"""torch.optim.Adam whose step also unscales, checks, measures, clips and moves the loss scale, in one pass.
+
+    Moments are float32 whatever the parameter's dtype. A step's meaning is written down in `gradops.reference`.
+    {_ARGUMENTS}"""
+
+
+class AdamW(OnePass, torch.optim.AdamW):
+    __doc__ = f"""torch.optim.AdamW, as `gradops.Adam` is torch.optim.Adam.
+    {_ARGUMENTS}"""
+
+
+def wrap(
+    optimizer: OptimizerT,
+    *,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    clip_value: float | None = None,
+    max_relative_step: float | RelativeStepCap | None = None,
+    loss_scale: LossScale = None,
+) -> OptimizerT:
+    """Upgrades a torch.optim.Adam or AdamW in place: its step becomes the one pass.
+
+    The object keeps its identity, groups, state, hooks and learning-rate schedulers; its class becomes the matching
+    gradops class, so that `isinstance(optimizer, torch.optim.AdamW)` stays true. `unwrap` undoes it.
+
+    Args:
+        optimizer: a torch.optim.Adam or AdamW, or an instance of a subclass that keeps torch's `step`.
+        max_norm, norm_type, clip_value, max_relative_step, loss_scale: as for `gradops.AdamW`.
+
+    Returns:
+        The same object.
+
+    Raises:
+        TypeError: the optimizer is of another kind.
+        ValueError: a keyword is out of its range, or the optimizer is wrapped already with other options.
+        RuntimeError: a parameter cannot be stepped, or somebody has replaced the optimizer's `step`.
+    """
+    settings = Settings(max_norm, norm_type, clip_value, max_relative_step, loss_scale)
+    settings.native()
+    if isinstance(optimizer, OnePass):
+        _check_same(optimizer, settings)
+        return optimizer
+    upgraded = _upgraded_class(type(optimizer))
+    has_scheduler = _check_own_step(optimizer)
+    check_groups(optimizer.param_groups)
+    _swap_class(optimizer, upgraded, has_scheduler)
+    optimizer._setup(settings)  # type: ignore[attr-defined]
+    return optimizer
+
+
+def unwrap(optimizer: OptimizerT) -> OptimizerT:
+    """Undoes `wrap`: the object becomes plain torch's again, with its state; also for `gradops.Adam` and `AdamW`.
+
+    Loss scale and counters are dropped. Moments of half-precision parameters become half precision, as torch needs them.
+
+    Returns:
+        The same object; one that is not wrapped is left alone.
+    """
+    if not isinstance(optimizer, OnePass):
+        return optimizer
+    has_scheduler = _check_own_step(optimizer)
+    for param, state in optimizer.state.items():
+        for name, value in state.items():
+            state[name] = value.clone() if name == "step" else value.to(param.dtype)
+    for key in CHECKPOINT_KEYS:
+        optimizer.param_groups[0].pop(key, None)
+    for name in (*SETTINGS, *OnePass.RUNTIME):
+        optimizer.__dict__.pop(name, None)
+    _swap_class(optimizer, _downgraded_class(type(optimizer)), has_scheduler)
+    return optimizer
+
+
+def _check_same(optimizer: OnePass, settings: Settings) -> None:
+    for name in SETTINGS:
+        now, wanted = getattr(optimizer, name), getattr(settings, name)
+        if now != wanted:
+            raise ValueError(
+                f"this optimizer is wrapped already with {name}={now!r}, not {wanted!r}; set optimizer.{name} instead"
+            )
+
+
+def _raw_step(cls: type) -> Any:
+    """The class's `step` without what torch itself wraps around it: profiler labels and hooks."""
+    step = cls.step  # type: ignore[attr-defined]
+    # By the module that made the wrapper, since functools.wraps copies every attribute to other people's wrappers.
+    while step.__globals__ is vars(torch_optimizer) and hasattr(step, "__wrapped__"):
+        step = step.__wrapped__
+    return step
+
+
+@functools.cache
+def _upgraded_class(cls: type) -> type[OnePass]:
+    # AdamW first: it is a subclass of Adam.
+    for base, upgraded in ((torch.optim.AdamW, AdamW), (torch.optim.Adam, Adam)):
+        if not issubclass(cls, base):
+            continue
+        if cls is base:
+            return upgraded
+        if _raw_step(cls) is not _raw_step(torch.optim.Adam):
+            raise TypeError(f"{cls.__name__} has a step of its own, which gradops.wrap would replace; pass an optimizer "
+                            f"that keeps torch.optim.{base.__name__}'s step")
+        return type(cls.__name__, (OnePass, cls), {"__module__": cls.__module__, "__reduce_ex__": _reduce_upgraded})
+    raise TypeError(f"gradops.wrap takes torch.optim.Adam, torch.optim.AdamW and subclasses of them that keep their step, "
+                    f"got {cls.__name__}")
+
+
+def _downgraded_class(cls: type) -> type:
+    return cls.__mro__[cls.__mro__.index(OnePass) + 1]
+
+
+def _reduce_upgraded(self: OnePass, protocol: int) -> Any:
+    """Pickles an instance of a class that was made at run time, and so cannot be found by its name."""
+    return _new_upgraded, (_downgraded_class(type(self)),), self.__getstate__()
+
+
+def _new_upgraded(cls: type) -> OnePass:
+    upgraded = _upgraded_class(cls)
+    return upgraded.__new__(upgraded)
+
+
+def _check_own_step(optimizer: torch.optim.Optimizer) -> bool:
+    """Refuses an optimizer whose `step` somebody replaced; returns whether a learning-rate scheduler has wrapped it."""
+    own = optimizer.__dict__.get("step")
+    if own is None:
+        return False
+    if hasattr(own, "_wrapped_by_lr_sched"):
+        return True
+    raise RuntimeError(
+        "somebody has replaced this optimizer's step() (Accelerate's prepare() does); call gradops.wrap first, then hand "
+        "the optimizer on"
+    )
+
+
+def _swap_class(optimizer: torch.optim.Optimizer, cls: type, has_scheduler: bool) -> None:
+    optimizer.__dict__.pop("step", None)
+    optimizer.__class__ = cls
+    optimizer._patch_step_function()  # type: ignore[attr-defined]
+    if has_scheduler:
+        _count_steps_for_scheduler(optimizer)
+
+
+def _count_steps_for_scheduler(optimizer: torch.optim.Optimizer) -> None:
+    """What a learning-rate scheduler does to an optimizer's step when it is made, done to the new step.
+
+    Its own wrapper calls the step of the old class. It notes in `_opt_called` that a step was taken.
+    """
+    reference = weakref.ref(optimizer)
+    step = type(optimizer).step
+
+    @functools.wraps(step)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        target = reference()
+        target._opt_called = True  # type: ignore[union-attr]
+        return step.__get__(target, type(target))(*args, **kwargs)
+
+    counted._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
+    optimizer.step = counted  # type: ignore[method-assign]

@@ -1,0 +1,90 @@
+"""What a step measured, in live buffers that each step overwrites."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """What the last step measured and did.
+
+    The tensors of `optimizer.stats` are live: at fixed addresses, and overwritten by each step. To keep a value, take
+    `stats.clone()`, or `stats.cpu()` to wait for it: `history.append(optimizer.stats.grad_norm)` appends the same tensor
+    again and again.
+
+    Attributes:
+        grad_norm: float32, 0-d. Norm over all parameters, after unscaling and clamping, before clipping. NaN if any
+            element is NaN, else inf if any is inf.
+        clip_coef: float32, 0-d. What the gradients were multiplied by to clip them; 1 where nothing was clipped.
+        found_inf: float32, 0-d. 1 if an inf or NaN was seen and the step skipped, else 0.
+        loss_scale: float32, 0-d. The loss scale that this step divided by; 1 without loss scaling.
+        steps_taken: int64, 0-d. Steps that updated the parameters.
+        steps_skipped: int64, 0-d. Steps that did not, because of an inf or NaN.
+        norms: float32, one per parameter, as `grad_norm`. 0 for a parameter without a gradient, as in all that follow.
+        abs_max: float32, one per parameter. Largest absolute value after unscaling, before clamping; NaN and inf as in
+            `grad_norm`.
+        nonfinite: int64, one per parameter. Elements that are inf or NaN after unscaling.
+        capped: bool, one per parameter. Whether `max_relative_step` lowered its learning rate.
+        names: the parameters' names in the order of the rows, from named parameters where the optimizer has them.
+    """
+
+    grad_norm: Tensor
+    clip_coef: Tensor
+    found_inf: Tensor
+    loss_scale: Tensor
+    steps_taken: Tensor
+    steps_skipped: Tensor
+    norms: Tensor
+    abs_max: Tensor
+    nonfinite: Tensor
+    capped: Tensor
+    names: tuple[str, ...]
+
+    def clone(self) -> "StepStats":
+        """A snapshot on the same device, which later steps leave alone."""
+        return self._map(torch.Tensor.clone)
+
+    def cpu(self) -> "StepStats":
+        """A snapshot on the CPU; waits for the device."""
+        return self._map(lambda tensor: tensor.detach().to("cpu", copy=True))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "StepStats":
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return StepStats(**{k: change(v) if isinstance(v, Tensor) else v for k, v in values.items()})
+
+
+class StepBuffers:
+    """The memory behind `StepStats` and behind the loss scale, in the order that csrc/step_plan.h gives it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.scalars = torch.zeros(5, dtype=torch.float32, device=device)
+        self.counters = torch.zeros(3, dtype=torch.int64, device=device)
+        self.scalars[1] = 1.0
+        self.scalars[3] = 1.0
+        self.resize(())
+
+    def resize(self, names: tuple[str, ...]) -> None:
+        """Gives each of these parameters a row; what the whole step measured stays where it is."""
+        device = self.scalars.device
+        self.norms = torch.zeros(len(names), dtype=torch.float32, device=device)
+        self.abs_max = torch.zeros(len(names), dtype=torch.float32, device=device)
+        self.nonfinite = torch.zeros(len(names), dtype=torch.int64, device=device)
+        self.capped = torch.zeros(len(names), dtype=torch.bool, device=device)
+        grad_norm, clip_coef, found_inf, loss_scale, self.current_scale = self.scalars.unbind()
+        steps_taken, steps_skipped, self.growth_tracker = self.counters.unbind()
+        self.stats = StepStats(
+            grad_norm,
+            clip_coef,
+            found_inf,
+            loss_scale,
+            steps_taken,
+            steps_skipped,
+            self.norms,
+            self.abs_max,
+            self.nonfinite,
+            self.capped,
+            names,
+        )
