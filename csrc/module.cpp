@@ -72,7 +72,7 @@ PYBIND11_MODULE(_C, m) {
       .def("bind_state", &StepPlan::bind_state, py::arg("state"))
       .def("params_without_state", &StepPlan::params_without_state)
       .def("step", &StepPlan::step, py::arg("param_groups"), py::arg("state"), py::arg("settings"),
-           py::arg("grad_scale").none(true), py::arg("found_inf").none(true))
+           py::arg("loss_scale").none(true), py::arg("grads_scaled"), py::arg("found_inf").none(true))
       .def("refresh", &StepPlan::refresh);
 }
 

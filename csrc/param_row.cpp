@@ -16,6 +16,21 @@ at::Tensor state_entry(const py::dict& state, const char* key, const std::string
   return THPVariable_Unpack(value);
 }
 
+// For the few numbers of a shape, cheaper than the library call that == makes.
+bool same(at::IntArrayRef a, at::IntArrayRef b) {
+  if (a.size() != b.size()) return false;
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (a[i] != b[i]) return false;
+  }
+  return true;
+}
+
+// The three cache lines of a tensor's object that hold its storage, its shape and its type.
+void prefetch_tensor(const at::Tensor& tensor) {
+  const char* impl = reinterpret_cast<const char*>(tensor.unsafeGetTensorImpl());
+  for (int line = 0; line < 3; ++line) __builtin_prefetch(impl + 64 * line);
+}
+
 }  // namespace
 
 void LinkedTensor::link(const at::Tensor& tensor, const at::Tensor& param, const std::vector<int64_t>& order,
@@ -23,7 +38,7 @@ void LinkedTensor::link(const at::Tensor& tensor, const at::Tensor& param, const
   check_like(tensor, param, role, name);
   check_writable(tensor, role, name);
   tensor_ = tensor;
-  data_ = tensor.data_ptr();
+  data_ = address_of(tensor);
   dtype_ = *kernel_dtype(tensor.scalar_type());
   layout_ = layout_in(order, tensor);
 }
@@ -37,43 +52,62 @@ ParamRow::ParamRow(py::handle param, std::string name, int64_t group)
 }
 
 bool ParamRow::param_moved() const {
-  return param_.const_data_ptr() != data_ || param_.scalar_type() != dtype_ || param_.sizes() != sizes_ ||
-         param_.strides() != strides_;
+  return address_of(param_) != data_ || param_.scalar_type() != dtype_ || !same(param_.sizes(), sizes_) ||
+         !same(param_.strides(), strides_);
 }
 
 void ParamRow::link_param() {
   check_tensor(param_, "parameter", name_);
   check_writable(param_, "parameter", name_);
-  const bool new_shape = param_.sizes() != sizes_ || param_.strides() != strides_;
-  data_ = param_.data_ptr();
+  const bool new_shape = sizes_ != param_.sizes() || strides_ != param_.strides() || order_.empty();
+  data_ = address_of(param_);
   dtype_ = param_.scalar_type();
   squares_known_ = false;
   if (!new_shape) return;
-  sizes_ = param_.sizes().vec();
-  strides_ = param_.strides().vec();
+  sizes_ = c10::DimVector(param_.sizes());
+  strides_ = c10::DimVector(param_.strides());
   order_ = memory_order(param_);
   layout_ = layout_in(order_, param_);
-  grad_layout_.reset();
-  grad_strides_ = strides_;
-  if (layout_ != nullptr) grad_strides_.clear();  // the gradient's way must be worked out even if it is the parameter's
-  if (has_state()) bind_state(state_object_);     // the moments are walked in the parameter's new order
+  grad_type_ = at::ScalarType::Undefined;
+  if (has_state()) bind_state(state_object_);  // the moments are walked in the parameter's new order
 }
 
 void ParamRow::link_grad(const at::Tensor& grad) {
+  check_like(grad, param_, "grad", name_);
+  grad_keys_ = grad.key_set();
+  grad_type_ = grad.scalar_type();
+  grad_strides_ = c10::DimVector(grad.strides());
   grad_layout_ = layout_in(order_, grad);
-  grad_strides_ = grad.strides().vec();
 }
 
 bool ParamRow::follow(cpu::TensorRow& views) {
   if (param_moved()) link_param();
-  const at::Tensor& grad = param_.grad();
+  const at::Tensor& grad = this->grad();
   if (!grad.defined()) return false;
-  check_like(grad, param_, "grad", name_);
-  if (grad.strides() != grad_strides_) link_grad(grad);
+  const bool known = grad.key_set() == grad_keys_ && grad.scalar_type() == grad_type_ && same(grad.sizes(), sizes_) &&
+                     same(grad.strides(), grad_strides_);
+  if (!known) link_grad(grad);
   views.numel = param_.numel();
   views.param = {data_, layout_.get(), *kernel_dtype(dtype_)};
-  views.grad = {const_cast<void*>(grad.const_data_ptr()), grad_layout_.get(), *kernel_dtype(grad.scalar_type())};
+  views.grad = {address_of(grad), grad_layout_.get(), *kernel_dtype(grad_type_)};
   return true;
+}
+
+void ParamRow::prefetch_tensors() const {
+  prefetch_tensor(param_);
+  for (const LinkedTensor& tensor : state_) {
+    if (tensor.defined()) prefetch_tensor(tensor.tensor());
+  }
+}
+
+void ParamRow::prefetch_pointees() const {
+  __builtin_prefetch(param_.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl());
+  for (const LinkedTensor& tensor : state_) {
+    if (tensor.defined()) {
+      __builtin_prefetch(tensor.tensor().unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl());
+    }
+  }
+  prefetch_tensor(grad());
 }
 
 void ParamRow::bind_state(py::handle state) {
@@ -105,12 +139,15 @@ bool ParamRow::state_is(PyObject* state) const {
   for (Py_ssize_t position = 0; PyDict_Next(state, &position, &key, &value); ++seen) {
     if (seen >= state_values_.size() || value != state_values_[seen].ptr()) return false;
   }
-  if (seen != state_values_.size()) return false;
-  if (!has_state()) return true;
+  return seen == state_values_.size();
+}
+
+bool ParamRow::state_moved() const {
+  if (!has_state()) return false;
   for (const LinkedTensor& tensor : state_) {
-    if (tensor.defined() && tensor.moved()) return false;
+    if (tensor.defined() && tensor.moved()) return true;
   }
-  return step_tensor_.const_data_ptr() == step_;
+  return address_of(step_tensor_) != step_;
 }
 
 void ParamRow::set_state_views(cpu::TensorRow& views, bool amsgrad) const {

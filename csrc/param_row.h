@@ -4,6 +4,8 @@
 #include <ATen/core/Tensor.h>
 #include <pybind11/pybind11.h>
 
+#include <c10/util/DimVector.h>
+
 #include <memory>
 #include <string>
 #include <vector>
@@ -14,14 +16,22 @@ namespace gradops {
 
 namespace py = pybind11;
 
+// Where a strided tensor's first element lies; at::Tensor's own accessor checks what check_tensor has checked.
+inline void* address_of(const at::Tensor& tensor) {
+  const c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
+  char* start = static_cast<char*>(impl.unsafe_storage().unsafeGetStorageImpl()->mutable_data());
+  return start == nullptr ? nullptr : start + impl.storage_offset() * impl.itemsize();
+}
+
 // A tensor that is linked once and watched at each step.
 class LinkedTensor {
  public:
   // Raises RuntimeError if `tensor` cannot be walked as `param` is.
   void link(const at::Tensor& tensor, const at::Tensor& param, const std::vector<int64_t>& order, const char* role,
             const std::string& name);
-  bool moved() const { return tensor_.const_data_ptr() != data_; }
+  bool moved() const { return address_of(tensor_) != data_; }
   bool defined() const { return tensor_.defined(); }
+  const at::Tensor& tensor() const { return tensor_; }
   cpu::TensorView view() const { return {data_, layout_.get(), dtype_}; }
 
  private:
@@ -46,13 +56,19 @@ class ParamRow {
   // gradient does not fit. Returns whether there is a gradient.
   bool follow(cpu::TensorRow& views);
 
+  // Starts to fetch what follow() and state_moved() will look at. A network of thousands of small tensors is a
+  // walk through as many objects, each a wait for memory. First the tensors' objects, then what these point to.
+  void prefetch_tensors() const;
+  void prefetch_pointees() const;
+
   // Takes this parameter's state dict, or None. Raises RuntimeError if an entry is missing or does not fit.
   void bind_state(py::handle state);
   bool has_state() const { return step_ != nullptr; }
   bool has_max_exp_avg_sq() const { return state_[kMaxExpAvgSq].defined(); }
 
-  // Whether `state` is the dict that was bound, with the same tensors at the same addresses.
+  // Whether `state` is the dict that was bound, with the same entries. Their addresses are state_moved()'s to check.
   bool state_is(PyObject* state) const;
+  bool state_moved() const;
 
   float* step() const { return step_; }
   void set_state_views(cpu::TensorRow& views, bool amsgrad) const;
@@ -61,7 +77,7 @@ class ParamRow {
   void bump_version() { param_.unsafeGetTensorImpl()->bump_version(); }
 
   // Keeps the gradient alive while other threads may run Python.
-  void hold_grad(bool hold) { held_grad_ = hold ? param_.grad() : at::Tensor(); }
+  void hold_grad(bool hold) { held_grad_ = hold ? grad() : at::Tensor(); }
 
   // The parameter's sum of squares, as long as nobody else wrote it.
   bool squares_known() const { return squares_known_ && squares_version_ == param_._version(); }
@@ -72,6 +88,7 @@ class ParamRow {
  private:
   enum StateEntry { kExpAvg, kExpAvgSq, kMaxExpAvgSq, kStateEntries };
 
+  const at::Tensor& grad() const { return param_.unsafeGetTensorImpl()->grad(); }
   bool param_moved() const;
   void link_param();
   void link_grad(const at::Tensor& grad);
@@ -83,14 +100,17 @@ class ParamRow {
 
   void* data_ = nullptr;
   at::ScalarType dtype_ = at::kFloat;
-  std::vector<int64_t> sizes_;
-  std::vector<int64_t> strides_;
+  c10::DimVector sizes_;
+  c10::DimVector strides_;
   std::vector<int64_t> order_;
   std::unique_ptr<cpu::Layout> layout_;
 
-  at::Tensor held_grad_;
-  std::vector<int64_t> grad_strides_;  // those that grad_layout_ was made for
+  // What the last gradient was, so that one of the same kind need not be checked and linked again.
+  c10::DispatchKeySet grad_keys_;
+  at::ScalarType grad_type_ = at::ScalarType::Undefined;
+  c10::DimVector grad_strides_;
   std::unique_ptr<cpu::Layout> grad_layout_;
+  at::Tensor held_grad_;
 
   py::object state_object_;
   std::vector<py::object> state_values_;

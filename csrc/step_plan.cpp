@@ -1,8 +1,10 @@
 #include "step_plan.h"
 
+#include <ATen/Parallel.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <algorithm>
+#include <atomic>
 #include <unordered_map>
 
 #include "checks.h"
@@ -12,6 +14,12 @@ namespace {
 
 // Work below this many elements is over before another thread could use the interpreter.
 constexpr int64_t kReleaseGil = 1 << 20;
+
+// Walking this many parameters takes as long as waking a thread.
+constexpr int64_t kRowsPerThread = 1000;
+
+// How many parameters ahead their objects are fetched: about as many as memory needs.
+constexpr int64_t kPrefetchRows = 4;
 
 PyObject* group_entry(PyObject* group, PyObject* key) {
   PyObject* value = PyDict_GetItemWithError(group, key);
@@ -105,7 +113,8 @@ void StepPlan::bind_state(const py::dict& state) {
     const auto found = row_of.find(item.first.ptr());
     const int64_t row = found == row_of.end() ? -1 : found->second;
     if (row >= 0) {
-      if (!rows_[row].state_is(item.second.ptr())) rows_[row].bind_state(item.second);
+      const bool known = rows_[row].state_is(item.second.ptr()) && !rows_[row].state_moved();
+      if (!known) rows_[row].bind_state(item.second);
       bound[row] = true;
     }
     state_order_.emplace_back(item.second.ptr(), row);
@@ -140,15 +149,26 @@ bool StepPlan::same_state(const py::dict& state) const {
   return seen == state_order_.size();
 }
 
-bool StepPlan::follow_params() {
+StepPlan::Followed StepPlan::follow_params() {
+  const int64_t count = static_cast<int64_t>(rows_.size());
+  std::vector<uint8_t> has_grad(count);
+  std::atomic<bool> state_moved = false;
+  at::parallel_for(0, count, kRowsPerThread, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      if (i + 2 * kPrefetchRows < last) rows_[i + 2 * kPrefetchRows].prefetch_tensors();
+      if (i + kPrefetchRows < last) rows_[i + kPrefetchRows].prefetch_pointees();
+      has_grad[i] = rows_[i].follow(views_[i]);
+      if (has_grad[i] && rows_[i].state_moved()) state_moved = true;
+    }
+  });
   taking_part_.clear();
   bool all_have_state = true;
-  for (size_t i = 0; i < rows_.size(); ++i) {
-    if (!rows_[i].follow(views_[i])) continue;
+  for (int64_t i = 0; i < count; ++i) {
+    if (!has_grad[i]) continue;
     taking_part_.push_back(i);
     all_have_state &= rows_[i].has_state();
   }
-  return all_have_state;
+  return state_moved ? Followed::kStateMoved : all_have_state ? Followed::kReady : Followed::kStateMissing;
 }
 
 std::vector<int64_t> StepPlan::params_without_state() {
@@ -163,8 +183,8 @@ void StepPlan::refresh() {
   for (ParamRow& row : rows_) row.forget_squares();
 }
 
-StepPlan::Outcome StepPlan::measure(const StepSettings& settings, float loss_scale, bool found_inf) {
-  const GradRule rule{inv_loss_scale(loss_scale), static_cast<float>(settings.clip_value)};
+StepPlan::Outcome StepPlan::measure(const StepSettings& settings, float inv_scale, bool found_inf) {
+  const GradRule rule{inv_scale, static_cast<float>(settings.clip_value)};
   const cpu::Norm norm{norm_type_of(settings.norm_type), settings.norm_type};
   cpu::chunk_stats(table_, views_, &cpu::TensorRow::grad, rule, norm, grad_chunks_);
   std::fill(row_stats_.begin(), row_stats_.end(), GradStats());
@@ -267,9 +287,10 @@ void StepPlan::write_stats(const StepSettings& settings, const Outcome& outcome,
 }
 
 bool StepPlan::step(const py::list& param_groups, const py::dict& state, const StepSettings& settings,
-                    const std::optional<at::Tensor>& grad_scale, const std::optional<at::Tensor>& found_inf) {
+                    const std::optional<at::Tensor>& loss_scale, bool grads_scaled,
+                    const std::optional<at::Tensor>& found_inf) {
   if (!same_params(param_groups) || !same_state(state)) return false;
-  if (!follow_params()) return false;
+  if (follow_params() != Followed::kReady) return false;
   if (taking_part_.empty()) return true;
 
   std::vector<AdamHyper> hypers;
@@ -289,7 +310,8 @@ bool StepPlan::step(const py::list& param_groups, const py::dict& state, const S
     grad_chunks_.resize(table_.chunks().size());
     numels_ = std::move(numels);
   }
-  const float loss_scale = grad_scale.has_value() ? grad_scale->item<float>() : 1.0f;
+  const float scale = loss_scale.has_value() ? loss_scale->item<float>() : 1.0f;
+  const float inv_scale = grads_scaled ? inv_loss_scale(scale) : 1.0f;
   const bool already_found_inf = found_inf.has_value() && found_inf->item<double>() != 0.0;
   const bool caps = !std::isinf(settings.relative_step.cap);
 
@@ -298,13 +320,13 @@ bool StepPlan::step(const py::list& param_groups, const py::dict& state, const S
     for (const int64_t i : taking_part_) rows_[i].hold_grad(true);
     release.emplace();
   }
-  const Outcome outcome = measure(settings, loss_scale, already_found_inf);
+  const Outcome outcome = measure(settings, inv_scale, already_found_inf);
   if (!outcome.decision.skip) {
     if (caps) measure_params();
     plan_updates(hypers, settings.relative_step);
     update(outcome.decision, caps);
   }
-  write_stats(settings, outcome, loss_scale);
+  write_stats(settings, outcome, scale);
   if (release.has_value()) {
     release.reset();
     for (const int64_t i : taking_part_) rows_[i].hold_grad(false);

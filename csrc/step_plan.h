@@ -50,10 +50,10 @@ class StepPlan {
 
   // One step. False, and nothing has changed, if groups or state are not those that were bound.
   //
-  // `grad_scale` (one element) is what the gradients were multiplied by, `found_inf` (one element) is not 0 if somebody
-  // saw an inf or NaN in them before.
+  // `loss_scale` (one element) is what the loss was multiplied by, `grads_scaled` whether the gradients still are, and
+  // `found_inf` (one element) is not 0 if somebody saw an inf or NaN in them before.
   bool step(const py::list& param_groups, const py::dict& state, const StepSettings& settings,
-            const std::optional<at::Tensor>& grad_scale, const std::optional<at::Tensor>& found_inf);
+            const std::optional<at::Tensor>& loss_scale, bool grads_scaled, const std::optional<at::Tensor>& found_inf);
 
   // Forgets the gathered sizes of the parameters, after edits that no counter shows.
   void refresh();
@@ -67,8 +67,9 @@ class StepPlan {
 
   bool same_params(const py::list& param_groups) const;
   bool same_state(const py::dict& state) const;
-  bool follow_params();
-  Outcome measure(const StepSettings& settings, float loss_scale, bool found_inf);
+  enum class Followed { kReady, kStateMissing, kStateMoved };
+  Followed follow_params();
+  Outcome measure(const StepSettings& settings, float inv_scale, bool found_inf);
   void measure_params();
   void plan_updates(const std::vector<AdamHyper>& hypers, const RelativeStepRule& relative_step);
   void update(const StepDecision& decision, bool gather_squares);

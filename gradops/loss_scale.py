@@ -101,6 +101,6 @@ class GradScaler(torch.amp.GradScaler):
     def update(self, new_scale: float | torch.Tensor | None = None) -> None:
         """Moves the scale as torch's scaler does, and keeps it inside its bounds."""
         super().update(new_scale)
-        scale: Any = self._scale
-        if self._enabled and scale is not None:
+        if self._enabled:
+            scale: Any = self._scale
             scale.clamp_(self.min_scale, self.max_scale)

@@ -67,16 +67,7 @@ def _bind(plan: _C.StepPlan, param_groups: list[dict[str, Any]], buffers: StepBu
     names = param_names(param_groups)
     if names != buffers.stats.names:
         buffers.resize(names)
-    plan.bind_params(
-        param_groups,
-        names,
-        buffers.scalars,
-        buffers.counters,
-        buffers.norms,
-        buffers.abs_max,
-        buffers.nonfinite,
-        buffers.capped,
-    )
+    plan.bind_params(param_groups, names, *buffers.all())
 
 
 class OnePass(torch.optim.Optimizer):
@@ -120,18 +111,18 @@ class OnePass(torch.optim.Optimizer):
         settings.native()
         for name in SETTINGS:
             setattr(self, name, getattr(settings, name))
+        saved = {key: self.param_groups[0].get(key) for key in CHECKPOINT_KEYS}
         self._settings_key: tuple[Any, ...] | None = None
         self._buffers = StepBuffers(torch.device("cpu"))
         self._scale_policy: None | float | DynamicLossScale = None
         self._scaled = False  # a loss was scaled since the last step
         self._unscaled: Tensor | None = None  # found_inf of unscale_(), if it ran since then
-        self._relink_all()
-        self._follow_policy()
-        self._publish()
-
-    def _relink_all(self) -> None:
         self._plan = _C.StepPlan()
         _bind(self._plan, self.param_groups, self._buffers)
+        self._widen_moments()
+        self._follow_policy()
+        self._restore_scalars(saved)
+        self._publish()
 
     @property
     def stats(self) -> StepStats:
@@ -163,10 +154,10 @@ class OnePass(torch.optim.Optimizer):
         if not self.state and self._is_ghost_step():
             self._link()
             return loss
-        grad_scale, found_inf = self._scaling()
-        if not self._plan.step(self.param_groups, self.state, settings, grad_scale, found_inf):
+        scaling = self._scaling()
+        if not self._plan.step(self.param_groups, self.state, settings, *scaling):
             self._link()
-            if not self._plan.step(self.param_groups, self.state, settings, grad_scale, found_inf):
+            if not self._plan.step(self.param_groups, self.state, settings, *scaling):
                 raise RuntimeError("the optimizer's groups or state change while it steps")
         self._scaled = False
         self._unscaled = None
@@ -278,8 +269,7 @@ class OnePass(torch.optim.Optimizer):
         runtime = {
             "settings": Settings(**{name: getattr(self, name) for name in SETTINGS}),
             "policy": self._scale_policy,
-            "scalars": self._buffers.scalars.clone(),
-            "counters": self._buffers.counters.clone(),
+            "buffers": [buffer.clone() for buffer in self._buffers.all()],
             "scaled": self._scaled,
             "unscaled": self._unscaled,
         }
@@ -291,8 +281,8 @@ class OnePass(torch.optim.Optimizer):
         if runtime is None:
             return  # torch's load_state_dict comes this way too
         self._setup(runtime["settings"])
-        self._buffers.scalars.copy_(runtime["scalars"])
-        self._buffers.counters.copy_(runtime["counters"])
+        for buffer, saved in zip(self._buffers.all(), runtime["buffers"], strict=True):
+            buffer.copy_(saved)
         self._scale_policy = runtime["policy"]
         self._scaled = runtime["scaled"]
         self._unscaled = runtime["unscaled"]
@@ -304,19 +294,19 @@ class OnePass(torch.optim.Optimizer):
             self._settings_key = values
         return self._native
 
-    def _scaling(self) -> tuple[Tensor | None, Tensor | None]:
-        """What the gradients were multiplied by, and what others found in them."""
+    def _scaling(self) -> tuple[Tensor | None, bool, Tensor | None]:
+        """What the loss was multiplied by, whether the gradients still are, and found_inf of those who looked before."""
         if hasattr(self, "found_inf"):  # a GradScaler sets it, and grad_scale too, around step()
             if self.loss_scale is not None:
                 raise RuntimeError(_TWO_SCALERS)
-            return self.grad_scale, self.found_inf
+            return self.grad_scale, True, self.found_inf
         if self.loss_scale is None and not self._scaled:
-            return None, None
+            return None, True, None
         if not self._scaled:
             raise RuntimeError(_OUT_OF_ORDER)
         if self._scale_policy != loss_scale_policy(self.loss_scale):
             raise RuntimeError("loss_scale was changed between scale() and step(); change it right after a step")
-        return (None if self._unscaled is not None else self._buffers.current_scale), self._unscaled
+        return self._buffers.current_scale, self._unscaled is None, self._unscaled
 
     def _follow_policy(self) -> None:
         """Makes the current scale one that the policy allows, when the policy has changed."""
@@ -372,6 +362,13 @@ class OnePass(torch.optim.Optimizer):
         for state in states:
             if state.get("step") is not None:
                 state["step"] = next(views)
+
+    def _widen_moments(self) -> None:
+        """Moments of half-precision parameters become float32, where plain torch made them."""
+        for state in self.state.values():
+            for key, value in state.items():
+                if key != "step" and isinstance(value, Tensor) and value.is_floating_point():
+                    state[key] = value.float()
 
     def _restore_moments(self, state_dict: dict[str, Any]) -> None:
         """Undoes the cast to the parameter's dtype that torch's loader makes before any hook sees the state."""

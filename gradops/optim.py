@@ -131,7 +131,7 @@ def _upgraded_class(cls: type) -> type[OnePass]:
         if _raw_step(cls) is not _raw_step(torch.optim.Adam):
             raise TypeError(f"{cls.__name__} has a step of its own, which gradops.wrap would replace; pass an optimizer "
                             f"that keeps torch.optim.{base.__name__}'s step")
-        return type(cls.__name__, (OnePass, cls), {"__module__": cls.__module__, "__reduce_ex__": _reduce_upgraded})
+        return type(cls.__name__, (upgraded, cls), {"__module__": cls.__module__, "__reduce_ex__": _reduce_upgraded})
     raise TypeError(f"gradops.wrap takes torch.optim.Adam, torch.optim.AdamW and subclasses of them that keep their step, "
                     f"got {cls.__name__}")
 

@@ -62,9 +62,12 @@ class StepBuffers:
     def __init__(self, device: torch.device) -> None:
         self.scalars = torch.zeros(5, dtype=torch.float32, device=device)
         self.counters = torch.zeros(3, dtype=torch.int64, device=device)
-        self.scalars[1] = 1.0
-        self.scalars[3] = 1.0
+        self.scalars[[1, 3, 4]] = 1.0  # clip_coef and both loss scales
         self.resize(())
+
+    def all(self) -> tuple[Tensor, ...]:
+        """Every buffer, in the order of StepPlan::bind_params."""
+        return self.scalars, self.counters, self.norms, self.abs_max, self.nonfinite, self.capped
 
     def resize(self, names: tuple[str, ...]) -> None:
         """Gives each of these parameters a row; what the whole step measured stays where it is."""

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <span>
 #include <vector>
 
@@ -35,9 +34,8 @@ class ChunkTable {
 
   std::span<const Chunk> chunks() const { return chunks_; }
 
-  // Calls run(chunk index) for every chunk, on torch's threads, each thread taking one run of chunks with its equal share
-  // of the elements. `reverse` walks each run backwards: what the last phase read at its end is still in the cache.
-  void for_each(bool reverse, const std::function<void(int64_t)>& run) const;
+  // The first chunk of the `part`-th of `parts` runs of chunks that hold about the same number of elements.
+  int64_t bound(int64_t part, int64_t parts) const;
 
   // Calls visit(row, [first chunk, last chunk)) for every row that has chunks.
   template <class Visit>

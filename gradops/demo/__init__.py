@@ -38,7 +38,7 @@ def main(args: argparse.Namespace) -> int:
     if not args.output.parent.is_dir():
         print(f"--output: there is no directory {args.output.parent}", file=sys.stderr)
         return 2
-    task = make_task(args.seed, args.steps, args.lr, args.precision)
+    task = make_task(args.seed, args.steps, args.lr, args.precision, TRAIN_CANVASES, HELD_OUT_CANVASES)
     display = screen.Screen()
     display.announce(task, emulated=half_is_emulated(task))
     runs = []

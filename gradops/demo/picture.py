@@ -53,7 +53,9 @@ def _norm_panel(axes: Axes, runs: list[Run]) -> None:
             continue
         place = (int(np.nanargmax(values)) + 1, run.largest_norm)
         text = f"{run.name}: {_plain_number(run.largest_norm)}"
-        axes.annotate(text, place, (6, -4), textcoords="offset points", color=look["color"], fontsize=10)
+        label = axes.annotate(text, place, (6, -4), textcoords="offset points", color=look["color"], fontsize=10)
+        # Another run's spike may stand behind the words.
+        label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.5})
     _name_ends(axes, runs, norms)
 
 
@@ -121,6 +123,6 @@ def _plain_number(value: float) -> str:
 
 
 def _smooth(values: np.ndarray, window: int = 5) -> np.ndarray:
-    """Median of the last `window` values, so that the lines of noisy batches can be told apart."""
+    """Mean of the last `window` values, so that the lines of noisy batches can be told apart."""
     padded = np.concatenate([np.full(window - 1, values[0]), values])
-    return np.median(np.lib.stride_tricks.sliding_window_view(padded, window), axis=1)
+    return np.convolve(padded, np.full(window, 1 / window), mode="valid")

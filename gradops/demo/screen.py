@@ -31,7 +31,7 @@ class Screen:
             f"{task.steps} steps, {task.precision}, learning rate up to {task.lr:g}, seed {task.seed}."
         )
         if emulated:
-            self.say("This CPU has no float16 arithmetic: values are float16, convolutions sum in float32.")
+            self.say("No float16 arithmetic on this CPU: float16 values, summed in float32.")
 
     @contextmanager
     def progress(self, task: Task) -> Iterator[Callable[[Run], None]]:

@@ -55,7 +55,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Step:
-    """One step. `dead_units` of the head were zero for every canvas of the batch; times are in seconds."""
+    """One step. `dead_units` of the head answered no canvas of the batch; times are in seconds."""
 
     loss: float
     grad_norm: float
@@ -123,7 +123,8 @@ def train(task: Task, run: Run, network: ResidualNet, recipe: Recipe, report: Ca
             warnings.filterwarnings("ignore", message=r".*lr_scheduler.step\(\)")
             schedule.step()
         seconds = time.perf_counter() - start
-        dead_units = int((units == 0).all(dim=0).sum())
+        # Not `units == 0`: a unit that gives NaN is as dead as one that gives zero.
+        dead_units = int((~(units > 0).any(dim=0)).sum())
         run.steps.append(Step(loss.item(), update.grad_norm, dead_units, update.skipped, seconds, update.seconds))
         report(run)
     run.accuracy = accuracy(task, network)
