@@ -4,7 +4,7 @@ import math
 
 from gradops.demo.training import Run
 
-# A run that ends above this share of the loss of blind guessing has learned nothing worth the name.
+# Below this share of the loss of blind guessing a run counts as having learned something.
 LEARNED = 0.8
 
 
@@ -24,8 +24,8 @@ def verdict(runs: list[Run], guessing: float) -> str:
 
 
 def _sentence(run: Run, guessing: float) -> str:
-    spike = "no spike" if run.first_spike is None else f"gradients spiked at step {run.first_spike}"
+    spike = "no spike" if run.first_spike is None else f"spike at step {run.first_spike}"
     if not math.isfinite(run.final_loss):
-        return f"{run.name} died: its loss is no number any more; {spike}."
-    end = "learned" if learned(run, guessing) else "died"
-    return f"{run.name} {end}: loss {run.final_loss:.3f}, guessing gives {guessing:.3f}; {spike}."
+        return f"{run.name} learned nothing: its loss is no number any more, {spike}."
+    end = "learned" if learned(run, guessing) else "learned nothing"
+    return f"{run.name} {end}: loss {run.final_loss:.3f} (guessing {guessing:.3f}), {spike}."
