@@ -116,9 +116,10 @@ class Beside:
                 assert_param(param, expected, float(group["lr"]), f"param {row}")
             assert int(mine.get("step", 0)) == state.step
             largest = min(stats.grads.abs_max[row], self.oracle.clip_value or math.inf) * stats.clip_coef
-            if group["weight_decay"] and not group["decoupled_weight_decay"] and expected.numel():
-                largest += group["weight_decay"] * expected.abs().max().item()
-            for key, tolerance in zip(MOMENTS, (coef, coef_sq, coef_sq), strict=True):
+            l2 = bool(group["weight_decay"] and not group["decoupled_weight_decay"] and expected.numel())
+            largest += group["weight_decay"] * expected.abs().max().item() if l2 else 0.0
+            squares = tol.L2_EXP_AVG_SQ if l2 else coef_sq
+            for key, tolerance in zip(MOMENTS, (coef, squares, squares), strict=True):
                 if key not in mine:
                     continue
                 assert mine[key].dtype == torch.float32

@@ -68,7 +68,7 @@ def group_options():
     return st.fixed_dictionaries(
         {},
         optional={
-            "lr": st.sampled_from([1e-3, 0.1, 0.0, torch.tensor(3e-2)]),
+            "lr": st.sampled_from([1e-3, 0.1, torch.tensor(3e-2)]),
             "betas": st.sampled_from([(0.9, 0.999), (0.8, 0.95), (0.0, 0.99)]),
             "eps": st.sampled_from([1e-8, 1e-3]),
             "weight_decay": st.sampled_from([0.0, 0.3]),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.testing._internal.common_utils  # loads a hypothesis profile of its own, and must not do so after us
 from hypothesis import HealthCheck, Phase, settings
 
 # Shared machines pause for longer than any deadline that would still find slow examples.

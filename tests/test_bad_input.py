@@ -107,7 +107,7 @@ def test_relative_step_cap_refuses(options, message):
 
 def test_wrapping_sgd_lists_what_can_be_wrapped():
     param = torch.ones(3).requires_grad_()
-    with pytest.raises(TypeError, match=r"(?s)SGD.*Adam\b.*AdamW|(?s)Adam\b.*AdamW.*SGD"):
+    with pytest.raises(TypeError, match=r"Adam\b.*AdamW\b.*SGD"):
         gradops.wrap(torch.optim.SGD([param], lr=0.1))
 
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from beside import Beside, params_of
+from beside import Beside, assert_bitwise, params_of, snapshot
 from cases import ParamCase
 
 import gradops
@@ -89,10 +89,6 @@ def clear_state(optimizer):
     optimizer.state.clear()
 
 
-def turn_on_amsgrad(optimizer):
-    optimizer.param_groups[0]["amsgrad"] = True
-
-
 def change_lr(optimizer):
     optimizer.param_groups[0]["lr"] = 0.3
 
@@ -119,7 +115,7 @@ CHANGES = [
     replace_data, replace_data_by_other_strides, swap_the_storages_of_two, edit_in_place, move_to_float64_and_back,
     load_own_state_dict, load_deep_copy_of_state_dict, replace_param_groups_list, replace_exp_avg,
     replace_exp_avg_by_other_strides, replace_exp_avg_sq, edit_exp_avg_in_place, replace_whole_state_entry, fill_step,
-    replace_step, delete_one_state, clear_state, turn_on_amsgrad, change_lr, lr_becomes_a_tensor, freeze,
+    replace_step, delete_one_state, clear_state, change_lr, lr_becomes_a_tensor, freeze,
     swap_two_parameters_in_the_group, pickle_round_trip_of_the_state,
 ]  # fmt: skip
 
@@ -297,3 +293,16 @@ def test_set_state_and_deepcopy_do_not_share_a_plan(device):
     assert int(optimizer.state[param]["step"]) == 1
     optimizer.step()
     assert torch.equal(param, twin_param)
+
+
+def test_amsgrad_turned_on_in_mid_run_is_refused_before_anything_moves(device):
+    """torch fails too, with a bare KeyError."""
+    param = torch.ones(3, device=device).requires_grad_()
+    optimizer = gradops.AdamW([("weight", param)])
+    param.grad = torch.ones_like(param)
+    optimizer.step()
+    before = snapshot(optimizer)
+    optimizer.param_groups[0]["amsgrad"] = True
+    with pytest.raises(RuntimeError, match=r"amsgrad.*weight.*max_exp_avg_sq"):
+        optimizer.step()
+    assert_bitwise(snapshot(optimizer), before)

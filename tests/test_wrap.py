@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from beside import Beside, params_of
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import gradops
 
@@ -166,7 +167,7 @@ def test_step_hooks_run_once_whenever_they_were_registered(device):
     optimizer.register_step_post_hook(lambda *_: calls.append("post, before wrap"))
     gradops.wrap(optimizer)
     optimizer.register_step_pre_hook(lambda *_: calls.append("pre, after wrap"))
-    handle = torch.optim.optimizer.register_optimizer_step_post_hook(lambda *_: calls.append("global post"))
+    handle = register_optimizer_step_post_hook(lambda *_: calls.append("global post"))
     try:
         optimizer.step()
     finally:

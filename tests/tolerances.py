@@ -24,6 +24,9 @@ EXP_AVG = Tolerance(4e-6, 1e-6, "clip_coef's error, one lerp; atol x largest gra
 EXP_AVG_SQ = Tolerance(8e-6, 1e-38, "the square doubles clip_coef's error; below 1e-38 float32 is subnormal")
 POWER_EXP_AVG = Tolerance(3e-5, 1e-6, "EXP_AVG with the error of a norm by pow")
 POWER_EXP_AVG_SQ = Tolerance(6e-5, 1e-38, "EXP_AVG_SQ with the error of a norm by pow")
+L2_EXP_AVG_SQ = Tolerance(
+    6e-5, 1e-6, "decay and gradient may cancel before they are squared; atol x largest sum squared"
+)
 PARAM = Tolerance(2 * FLOAT32_EPS, 1e-4, "one rounding of the weight; atol x lr: division, sqrt, the moments' errors")
 PARAM_ULPS = Tolerance(1.0, 0.0, "half-precision weights: a near tie may round apart, by one ulp")
 TORCH_FLOAT64 = Tolerance(1e-12, 1e-15, "oracle against torch, both in float64: the same formulas")
