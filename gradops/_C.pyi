@@ -1,6 +1,8 @@
 """What the native extension offers to Python."""
 
-from typing import TypedDict
+from typing import Any, TypedDict
+
+from torch import Tensor
 
 class BuildInfo(TypedDict):
     compiler: str
@@ -9,3 +11,48 @@ class BuildInfo(TypedDict):
 
 def build_info() -> BuildInfo: ...
 def cpu_capability() -> str: ...
+def set_cpu_capability(name: str) -> str: ...
+
+class LossScaleRule:
+    def __init__(
+        self, growth_factor: float, backoff_factor: float, growth_interval: int, min_scale: float, max_scale: float
+    ) -> None: ...
+
+class RelativeStepRule:
+    def __init__(self, cap: float, floor: float, warmup_steps: int) -> None: ...
+
+class StepSettings:
+    def __init__(
+        self,
+        max_norm: float,
+        norm_type: float,
+        clip_value: float,
+        relative_step: RelativeStepRule | None,
+        loss_scale_rule: LossScaleRule | None,
+    ) -> None: ...
+
+class StepPlan:
+    def __init__(self) -> None: ...
+    def bind_params(
+        self,
+        param_groups: list[dict[str, Any]],
+        names: tuple[str, ...],
+        scalars: Tensor,
+        counters: Tensor,
+        norms: Tensor,
+        abs_max: Tensor,
+        nonfinite: Tensor,
+        capped: Tensor,
+    ) -> None: ...
+    def bind_state(self, state: dict[Tensor, Any]) -> None: ...
+    def params_without_state(self) -> list[int]: ...
+    def step(
+        self,
+        param_groups: list[dict[str, Any]],
+        state: dict[Tensor, Any],
+        settings: StepSettings,
+        loss_scale: Tensor | None,
+        grads_scaled: bool,
+        found_inf: Tensor | None,
+    ) -> bool: ...
+    def refresh(self) -> None: ...
