@@ -53,6 +53,7 @@ NETWORKS = {
     "6 blocks, BatchNorm": {"blocks": 6, "normalise": True},
 }
 PLAIN, NORMALISED = NETWORKS
+LATER_RULES = ("cap 0.05, floor 0.03", "clip 0.3")
 # In the order of the runs: what tells most comes first.
 CELLS = (
     (PLAIN, 0.01),
@@ -78,10 +79,11 @@ class Job:
 
 def jobs(seeds: int, steps: int) -> Iterator[Job]:
     """All runs, seed by seed, so that every cell has about as many seeds whenever the sweep is stopped."""
-    for seed in range(seeds):
-        for network, lr in CELLS:
-            for rule in RULES:
-                if rule != "clip 0.3" or network == PLAIN:
+    first = [rule for rule in RULES if rule not in LATER_RULES]
+    for rules in (first, LATER_RULES):
+        for seed in range(seeds):
+            for network, lr in CELLS:
+                for rule in rules:
                     yield Job(rule, network, lr, seed, steps)
 
 

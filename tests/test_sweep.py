@@ -47,10 +47,10 @@ def test_line_cut_off_is_run_again_and_spoils_no_other(tmp_path, ran):
 
 def test_every_job_is_its_own_and_the_first_seed_covers_every_cell():
     todo = list(sweep.jobs(seeds=8, steps=320))
-    assert len(set(todo)) == len(todo)
-    first = todo[: len(todo) // 8]
-    assert {(job.network, job.lr) for job in first} == set(sweep.CELLS)
-    assert {job.rule for job in first} == set(sweep.RULES)
+    assert len(set(todo)) == len(todo) == 8 * len(sweep.CELLS) * len(sweep.RULES)
+    first_seed = todo[: len(sweep.CELLS) * (len(sweep.RULES) - len(sweep.LATER_RULES))]
+    assert {(job.network, job.lr) for job in first_seed} == set(sweep.CELLS)
+    assert {job.seed for job in first_seed} == {0}
 
 
 def test_table_states_mean_seeds_and_each_loss():

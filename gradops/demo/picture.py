@@ -89,6 +89,9 @@ def _dead_panel(axes: Axes, runs: list[Run]) -> None:
 def _lines(axes: Axes, series: list[np.ndarray], title: str) -> None:
     for values, look in zip(series, LOOKS, strict=True):
         axes.plot(np.arange(1, len(values) + 1), values, **look)
+        if _ends_in_nan(values) and np.isfinite(values).any():
+            last = int(np.flatnonzero(np.isfinite(values))[-1])
+            axes.plot([last + 1], [values[last]], "x", color=look["color"], markersize=9, markeredgewidth=2.5)
     axes.set_title(title, loc="left", fontsize=11.5, color=INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
@@ -106,9 +109,13 @@ def _name_ends(axes: Axes, runs: list[Run], series: list[np.ndarray]) -> None:
     for i in sorted(range(len(runs)), key=lambda i: (heights[i], -i)):
         height = max(heights[i], free)
         free = height + LABEL_GAP
-        axes.text(
-            1.01, height, runs[i].name, color=LOOKS[i]["color"], transform=axes.transAxes, va="center", fontsize=10.5
-        )
+        name = f"{runs[i].name}: NaN" if _ends_in_nan(series[i]) else runs[i].name
+        place: dict[str, Any] = {"transform": axes.transAxes, "va": "center"}
+        axes.text(1.01, height, name, color=LOOKS[i]["color"], fontsize=10.5, **place)
+
+
+def _ends_in_nan(values: np.ndarray) -> bool:
+    return not np.isfinite(values[-1])
 
 
 def _finite(values: list[float]) -> np.ndarray:
