@@ -107,8 +107,10 @@ void ParamRow::prefetch_pointees() const {
       __builtin_prefetch(tensor.tensor().unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl());
     }
   }
-  prefetch_tensor(grad());
+  __builtin_prefetch(param_.unsafeGetTensorImpl()->autograd_meta());
 }
+
+void ParamRow::prefetch_grad() const { prefetch_tensor(grad()); }
 
 void ParamRow::bind_state(py::handle state) {
   step_ = nullptr;

@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 
 #include <c10/util/DimVector.h>
+#include <c10/util/SmallVector.h>
 
 #include <memory>
 #include <string>
@@ -57,9 +58,11 @@ class ParamRow {
   bool follow(cpu::TensorRow& views);
 
   // Starts to fetch what follow() and state_moved() will look at. A network of thousands of small tensors is a
-  // walk through as many objects, each a wait for memory. First the tensors' objects, then what these point to.
+  // walk through as many objects, each a wait for memory: the tensors' objects, then what these point to, then the
+  // gradient.
   void prefetch_tensors() const;
   void prefetch_pointees() const;
+  void prefetch_grad() const;
 
   // Takes this parameter's state dict, or None. Raises RuntimeError if an entry is missing or does not fit.
   void bind_state(py::handle state);
@@ -113,7 +116,7 @@ class ParamRow {
   at::Tensor held_grad_;
 
   py::object state_object_;
-  std::vector<py::object> state_values_;
+  c10::SmallVector<py::object, kStateEntries + 1> state_values_;
   LinkedTensor state_[kStateEntries];
   at::Tensor step_tensor_;
   float* step_ = nullptr;

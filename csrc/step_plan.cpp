@@ -15,8 +15,9 @@ namespace {
 // Work below this many elements is over before another thread could use the interpreter.
 constexpr int64_t kReleaseGil = 1 << 20;
 
-// Walking this many parameters takes as long as waking a thread.
-constexpr int64_t kRowsPerThread = 1000;
+// From so many parameters on their objects do not fit into the nearest caches, and walking them takes longer than waking
+// a thread.
+constexpr int64_t kManyRows = 1000;
 
 // How many parameters ahead their objects are fetched: about as many as memory needs.
 constexpr int64_t kPrefetchRows = 4;
@@ -143,6 +144,10 @@ bool StepPlan::same_state(const py::dict& state) const {
   size_t seen = 0;
   for (Py_ssize_t position = 0; PyDict_Next(state.ptr(), &position, &key, &value); ++seen) {
     if (seen >= state_order_.size() || state_order_[seen].first != value) return false;
+    if (seen + 2 * kPrefetchRows < state_order_.size()) {
+      __builtin_prefetch(state_order_[seen + 2 * kPrefetchRows].first);
+      __builtin_prefetch(reinterpret_cast<PyDictObject*>(state_order_[seen + kPrefetchRows].first)->ma_keys);
+    }
     const int64_t row = state_order_[seen].second;
     if (row >= 0 && !rows_[row].state_is(value)) return false;
   }
@@ -153,10 +158,13 @@ StepPlan::Followed StepPlan::follow_params() {
   const int64_t count = static_cast<int64_t>(rows_.size());
   std::vector<uint8_t> has_grad(count);
   std::atomic<bool> state_moved = false;
-  at::parallel_for(0, count, kRowsPerThread, [&](int64_t first, int64_t last) {
+  at::parallel_for(0, count, kManyRows, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
-      if (i + 2 * kPrefetchRows < last) rows_[i + 2 * kPrefetchRows].prefetch_tensors();
-      if (i + kPrefetchRows < last) rows_[i + kPrefetchRows].prefetch_pointees();
+      if (count > kManyRows && i + 3 * kPrefetchRows < last) {
+        rows_[i + 3 * kPrefetchRows].prefetch_tensors();
+        rows_[i + 2 * kPrefetchRows].prefetch_pointees();
+        rows_[i + kPrefetchRows].prefetch_grad();
+      }
       has_grad[i] = rows_[i].follow(views_[i]);
       if (has_grad[i] && rows_[i].state_moved()) state_moved = true;
     }
@@ -316,7 +324,7 @@ bool StepPlan::step(const py::list& param_groups, const py::dict& state, const S
   const bool caps = !std::isinf(settings.relative_step.cap);
 
   std::optional<py::gil_scoped_release> release;
-  if (table_.cost() > kReleaseGil) {
+  if (table_.elements() > kReleaseGil) {
     for (const int64_t i : taking_part_) rows_[i].hold_grad(true);
     release.emplace();
   }

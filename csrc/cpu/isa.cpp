@@ -19,14 +19,9 @@ Isa best_isa() {
 #endif
 }
 
-Isa& chosen() {
-  static Isa isa = best_isa();
-  return isa;
-}
-
 }  // namespace
 
-Isa current_isa() { return chosen(); }
+Isa chosen_isa = best_isa();
 
 const char* isa_name(Isa isa) { return kNames[static_cast<int>(isa)]; }
 
@@ -34,7 +29,7 @@ void set_isa(const std::string& name) {
   for (int i = 0; i < kIsaCount; ++i) {
     if (name != kNames[i]) continue;
     if (i > static_cast<int>(best_isa())) throw std::invalid_argument("this CPU has no " + name);
-    chosen() = static_cast<Isa>(i);
+    chosen_isa = static_cast<Isa>(i);
     return;
   }
   throw std::invalid_argument("instruction set must be baseline, avx2 or avx512, got " + name);

@@ -35,7 +35,8 @@ constexpr int kIsaCount = 3;
   }
 
 // The instruction set in use: the best that this machine has, unless set_isa chose a lesser one.
-Isa current_isa();
+extern Isa chosen_isa;
+inline Isa current_isa() { return chosen_isa; }
 
 // "baseline", "avx2" or "avx512". Throws std::invalid_argument for another name or one that this machine lacks.
 void set_isa(const std::string& name);

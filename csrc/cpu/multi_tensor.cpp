@@ -13,8 +13,9 @@ constexpr int64_t kChunkOverhead = 128;
 // Waking a thread takes some microseconds: the time of about this many elements.
 constexpr int64_t kGrain = 64 * 1024;
 
-// How many chunks ahead.
+// Many small tensors: what comes next is fetched this many chunks ahead.
 constexpr int64_t kPrefetchChunks = 3;
+constexpr int64_t kManyChunks = 1000;
 
 // Copies of a chunk's tensors, for those that are not contiguous float32.
 struct Scratch {
@@ -24,6 +25,12 @@ struct Scratch {
   alignas(64) float exp_avg_sq[kChunk];
   alignas(64) float max_exp_avg_sq[kChunk];
 };
+
+// Behind a call, so that the thread's own address is looked up once and not at every use.
+[[gnu::noinline]] Scratch& thread_scratch() {
+  thread_local Scratch scratch;
+  return scratch;
+}
 
 // Starts to fetch the beginning of a chunk, which the hardware cannot foresee where tensors are small.
 void prefetch(const TensorView& view, const Chunk& chunk) {
@@ -37,11 +44,10 @@ template <class Run>
 void for_each_chunk(const ChunkTable& table, bool reverse, const Run& run) {
   const int64_t threads = std::clamp<int64_t>(table.cost() / kGrain, 1, at::get_num_threads());
   at::parallel_for(0, threads, 1, [&](int64_t first_thread, int64_t last_thread) {
-    thread_local Scratch scratch;
-    Scratch& mine = scratch;
+    Scratch& scratch = thread_scratch();
     const int64_t first = table.bound(first_thread, threads);
     const int64_t last = table.bound(last_thread, threads);
-    for (int64_t i = 0; i < last - first; ++i) run(reverse ? last - 1 - i : first + i, mine);
+    for (int64_t i = 0; i < last - first; ++i) run(reverse ? last - 1 - i : first + i, scratch);
   });
 }
 
@@ -74,10 +80,12 @@ void update_chunk(const TensorRow& row, const Chunk& chunk, const StepDecision& 
 
 void ChunkTable::clear() {
   chunks_.clear();
+  elements_ = 0;
   cost_.clear();
 }
 
 void ChunkTable::add_row(int32_t row, int64_t numel) {
+  elements_ += numel;
   for (int64_t begin = 0; begin < numel; begin += kChunk) {
     const int64_t n = std::min(kChunk, numel - begin);
     chunks_.push_back({row, static_cast<int32_t>(n), begin});
@@ -95,7 +103,7 @@ void chunk_stats(const ChunkTable& table, std::span<const TensorRow> rows, Tenso
   const int64_t count = static_cast<int64_t>(table.chunks().size());
   for_each_chunk(table, false, [&](int64_t i, Scratch& scratch) {
     const Chunk& chunk = table.chunks()[i];
-    if (const int64_t next = i + kPrefetchChunks; next < count) {
+    if (const int64_t next = i + kPrefetchChunks; count > kManyChunks && next < count) {
       prefetch(rows[table.chunks()[next].row].*which, table.chunks()[next]);
     }
     stats[i] = stats_of(rows[chunk.row].*which, chunk, rule, norm, scratch);
@@ -104,9 +112,10 @@ void chunk_stats(const ChunkTable& table, std::span<const TensorRow> rows, Tenso
 
 void adam_step(const ChunkTable& table, std::span<const TensorRow> rows, std::span<const RowUpdate> updates,
                const StepDecision& decision, std::span<ChunkStats> param_stats) {
+  const bool many = table.chunks().size() > kManyChunks;
   for_each_chunk(table, true, [&](int64_t i, Scratch& scratch) {
     const Chunk& chunk = table.chunks()[i];
-    if (i >= kPrefetchChunks) {
+    if (many && i >= kPrefetchChunks) {
       const Chunk& next = table.chunks()[i - kPrefetchChunks];
       const TensorRow& row = rows[next.row];
       for (const TensorView* view : {&row.param, &row.grad, &row.exp_avg, &row.exp_avg_sq}) prefetch(*view, next);

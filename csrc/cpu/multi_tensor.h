@@ -46,10 +46,12 @@ class ChunkTable {
     }
   }
 
+  int64_t elements() const { return elements_; }
   int64_t cost() const { return cost_.empty() ? 0 : cost_.back(); }
 
  private:
   std::vector<Chunk> chunks_;
+  int64_t elements_ = 0;
   std::vector<int64_t> cost_;  // of all chunks up to and including this one, in elements
 };
 

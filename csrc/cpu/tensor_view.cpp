@@ -169,26 +169,18 @@ void for_each_run(const Layout& layout, int64_t begin, int64_t n, const Run& run
 
 }  // namespace
 
-float* load(const TensorView& view, int64_t begin, int64_t n, float* scratch) {
-  if (view.layout != nullptr) {
-    for_each_run(*view.layout, begin, n, [&](int64_t offset, int64_t stride, int64_t length, int64_t done) {
-      read_run(view, offset, stride, length, scratch + done);
-    });
-    return scratch;
-  }
-  if (view.dtype == Dtype::kFloat32) return static_cast<float*>(view.data) + begin;
-  read_run(view, begin, 1, n, scratch);
-  return scratch;
+void copy_in(const TensorView& view, int64_t begin, int64_t n, float* values) {
+  if (view.layout == nullptr) return read_run(view, begin, 1, n, values);
+  for_each_run(*view.layout, begin, n, [&](int64_t offset, int64_t stride, int64_t length, int64_t done) {
+    read_run(view, offset, stride, length, values + done);
+  });
 }
 
-void store(const TensorView& view, int64_t begin, int64_t n, const float* values) {
-  if (view.layout != nullptr) {
-    for_each_run(*view.layout, begin, n, [&](int64_t offset, int64_t stride, int64_t length, int64_t done) {
-      write_run(view, offset, stride, length, values + done);
-    });
-  } else if (view.dtype != Dtype::kFloat32) {
-    write_run(view, begin, 1, n, values);
-  }
+void copy_out(const TensorView& view, int64_t begin, int64_t n, const float* values) {
+  if (view.layout == nullptr) return write_run(view, begin, 1, n, values);
+  for_each_run(*view.layout, begin, n, [&](int64_t offset, int64_t stride, int64_t length, int64_t done) {
+    write_run(view, offset, stride, length, values + done);
+  });
 }
 
 }  // namespace gradops::cpu

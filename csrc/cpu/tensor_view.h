@@ -21,11 +21,25 @@ struct TensorView {
   Dtype dtype = Dtype::kFloat32;
 };
 
+inline bool is_contiguous_float32(const TensorView& view) {
+  return view.layout == nullptr && view.dtype == Dtype::kFloat32;
+}
+
+// Copies elements [begin, begin + n) to float32 and back; the way back rounds to nearest even.
+void copy_in(const TensorView& view, int64_t begin, int64_t n, float* values);
+void copy_out(const TensorView& view, int64_t begin, int64_t n, const float* values);
+
 // Elements [begin, begin + n) as contiguous float32: in place where they are that already, else copied to `scratch`
 // (n floats). What is changed there reaches the tensor by store().
-float* load(const TensorView& view, int64_t begin, int64_t n, float* scratch);
+inline float* load(const TensorView& view, int64_t begin, int64_t n, float* scratch) {
+  if (is_contiguous_float32(view)) return static_cast<float*>(view.data) + begin;
+  copy_in(view, begin, n, scratch);
+  return scratch;
+}
 
-// Writes `values` back, rounded to nearest even; nothing to do where load() gave the place itself.
-void store(const TensorView& view, int64_t begin, int64_t n, const float* values);
+// Writes what load() gave back to the tensor; nothing to do where that was the tensor itself.
+inline void store(const TensorView& view, int64_t begin, int64_t n, const float* values) {
+  if (!is_contiguous_float32(view)) copy_out(view, begin, n, values);
+}
 
 }  // namespace gradops::cpu
