@@ -10,7 +10,8 @@ namespace gradops {
 std::vector<int64_t> memory_order(const at::Tensor& tensor) {
   std::vector<int64_t> order(tensor.dim());
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return tensor.stride(a) > tensor.stride(b); });
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int64_t a, int64_t b) { return tensor.stride(a) > tensor.stride(b); });
   return order;
 }
 

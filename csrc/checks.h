@@ -20,8 +20,8 @@ std::unique_ptr<cpu::Layout> layout_in(const std::vector<int64_t>& order, const 
 // Nothing for a dtype that the kernels do not take.
 std::optional<cpu::Dtype> kernel_dtype(at::ScalarType type);
 
-// Raises RuntimeError, saying that `role` of parameter `name` cannot be used and why: not strided, a tensor subclass, not on
-// the CPU, not float32, bfloat16 or float16.
+// Raises RuntimeError, saying that `role` of parameter `name` cannot be used and why: not strided, a tensor subclass,
+// not on the CPU, not float32, bfloat16 or float16.
 void check_tensor(const at::Tensor& tensor, const char* role, const std::string& name);
 
 // The same, and `tensor` has the shape of `param`.

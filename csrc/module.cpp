@@ -32,7 +32,7 @@ std::string set_cpu_capability(const std::string& name) {
 
 StepBuffers make_buffers(at::Tensor scalars, at::Tensor counters, at::Tensor norms, at::Tensor abs_max,
                          at::Tensor nonfinite, at::Tensor capped) {
-  return {std::move(scalars), std::move(counters), std::move(norms),
+  return {std::move(scalars), std::move(counters),  std::move(norms),
           std::move(abs_max), std::move(nonfinite), std::move(capped)};
 }
 

@@ -25,10 +25,10 @@ struct Rows {
     }
   }
 
-  void set(cpu::TensorView cpu::TensorRow::*member, at::TensorList tensors, at::TensorList leader, const char* role,
+  void set(cpu::TensorView cpu::TensorRow::* member, at::TensorList tensors, at::TensorList leader, const char* role,
            bool writable) {
-    TORCH_CHECK_VALUE(tensors.size() == leader.size(), role, " must have one tensor a parameter, ", leader.size(), ", got ",
-                      tensors.size());
+    TORCH_CHECK_VALUE(tensors.size() == leader.size(), role, " must have one tensor a parameter, ", leader.size(),
+                      ", got ", tensors.size());
     for (size_t i = 0; i < tensors.size(); ++i) {
       const std::string name = std::to_string(i);
       check_like(tensors[i], leader[i], role, name);

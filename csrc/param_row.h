@@ -2,10 +2,9 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <pybind11/pybind11.h>
-
 #include <c10/util/DimVector.h>
 #include <c10/util/SmallVector.h>
+#include <pybind11/pybind11.h>
 
 #include <memory>
 #include <string>

@@ -15,8 +15,8 @@ namespace {
 // Work below this many elements is over before another thread could use the interpreter.
 constexpr int64_t kReleaseGil = 1 << 20;
 
-// From so many parameters on their objects do not fit into the nearest caches, and walking them takes longer than waking
-// a thread.
+// From so many parameters on their objects do not fit into the nearest caches, and walking them takes longer than
+// waking a thread.
 constexpr int64_t kManyRows = 1000;
 
 // How many parameters ahead their objects are fetched: about as many as memory needs.

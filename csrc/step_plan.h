@@ -38,8 +38,8 @@ class StepPlan {
   enum Scalar { kGradNorm, kClipCoef, kFoundInf, kLossScaleUsed, kLossScale, kScalarCount };
   enum Counter { kStepsTaken, kStepsSkipped, kGrowthTracker, kCounterCount };
 
-  // Takes the parameters of all groups; `names` and the rows of `buffers` have one entry a parameter. What the plan knew
-  // of a parameter is kept. Raises RuntimeError for one that cannot be stepped; the plan is then as it was.
+  // Takes the parameters of all groups; `names` and the rows of `buffers` have one entry a parameter. What the plan
+  // knew of a parameter is kept. Raises RuntimeError for one that cannot be stepped; the plan is then as it was.
   void bind_params(const py::list& param_groups, const std::vector<std::string>& names, StepBuffers buffers);
 
   // Takes the optimizer's `state` dict, as it is now.

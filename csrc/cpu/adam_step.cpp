@@ -38,12 +38,12 @@ void adam_step_chunk(const AdamChunk& chunk, int64_t n, const StepDecision& deci
   const int isa = static_cast<int>(current_isa());
   const bool decoupled = decay == WeightDecay::kDecoupled;
   if (chunk.max_exp_avg_sq != nullptr) {
-    const auto* table = decoupled ? UpdateChunk<WeightDecay::kDecoupled, true>::table
-                                  : UpdateChunk<WeightDecay::kL2, true>::table;
+    const auto* table =
+        decoupled ? UpdateChunk<WeightDecay::kDecoupled, true>::table : UpdateChunk<WeightDecay::kL2, true>::table;
     table[isa](chunk, n, decision, rule);
   } else {
-    const auto* table = decoupled ? UpdateChunk<WeightDecay::kDecoupled, false>::table
-                                  : UpdateChunk<WeightDecay::kL2, false>::table;
+    const auto* table =
+        decoupled ? UpdateChunk<WeightDecay::kDecoupled, false>::table : UpdateChunk<WeightDecay::kL2, false>::table;
     table[isa](chunk, n, decision, rule);
   }
 }

@@ -14,8 +14,7 @@ constexpr int kIsaCount = 3;
 
 #if defined(__x86_64__) && !defined(__clang__)
 #define GRADOPS_TARGET_AVX2 __attribute__((target("avx2,f16c")))
-#define GRADOPS_TARGET_AVX512 \
-  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,f16c,prefer-vector-width=512")))
+#define GRADOPS_TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,f16c,prefer-vector-width=512")))
 #elif defined(__x86_64__)
 #define GRADOPS_TARGET_AVX2 __attribute__((target("avx2,f16c")))
 #define GRADOPS_TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,f16c")))
@@ -25,12 +24,12 @@ constexpr int kIsaCount = 3;
 #endif
 
 // Defines struct NAME_clones<TEMPLATE PARAMETERS> whose member `table[isa]` is BODY compiled for that instruction set.
-#define GRADOPS_ISA_CLONES(NAME, BODY, TEMPLATE, RETURN, PARAMS, ARGS)          \
-  template <TEMPLATE>                                                           \
-  struct NAME {                                                                 \
-    static RETURN baseline PARAMS { return BODY ARGS; }                         \
-    GRADOPS_TARGET_AVX2 static RETURN avx2 PARAMS { return BODY ARGS; }         \
-    GRADOPS_TARGET_AVX512 static RETURN avx512 PARAMS { return BODY ARGS; }     \
+#define GRADOPS_ISA_CLONES(NAME, BODY, TEMPLATE, RETURN, PARAMS, ARGS)            \
+  template <TEMPLATE>                                                             \
+  struct NAME {                                                                   \
+    static RETURN baseline PARAMS { return BODY ARGS; }                           \
+    GRADOPS_TARGET_AVX2 static RETURN avx2 PARAMS { return BODY ARGS; }           \
+    GRADOPS_TARGET_AVX512 static RETURN avx512 PARAMS { return BODY ARGS; }       \
     static constexpr RETURN(*table[kIsaCount]) PARAMS = {baseline, avx2, avx512}; \
   }
 

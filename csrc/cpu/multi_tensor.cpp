@@ -38,8 +38,8 @@ void prefetch(const TensorView& view, const Chunk& chunk) {
   for (int line = 0; line < 4; ++line) __builtin_prefetch(start + 64 * line);
 }
 
-// Calls run(chunk index, scratch) for every chunk, on torch's threads, each taking one run of chunks. `reverse` walks each
-// run backwards: what the last phase read at its end is still in the cache.
+// Calls run(chunk index, scratch) for every chunk, on torch's threads, each taking one run of chunks. `reverse` walks
+// each run backwards: what the last phase read at its end is still in the cache.
 template <class Run>
 void for_each_chunk(const ChunkTable& table, bool reverse, const Run& run) {
   const int64_t threads = std::clamp<int64_t>(table.cost() / kGrain, 1, at::get_num_threads());
@@ -98,7 +98,7 @@ int64_t ChunkTable::bound(int64_t part, int64_t parts) const {
   return std::upper_bound(cost_.begin(), cost_.end(), cost() * part / parts) - cost_.begin();
 }
 
-void chunk_stats(const ChunkTable& table, std::span<const TensorRow> rows, TensorView TensorRow::*which,
+void chunk_stats(const ChunkTable& table, std::span<const TensorRow> rows, TensorView TensorRow::* which,
                  const GradRule& rule, const Norm& norm, std::span<ChunkStats> stats) {
   const int64_t count = static_cast<int64_t>(table.chunks().size());
   for_each_chunk(table, false, [&](int64_t i, Scratch& scratch) {

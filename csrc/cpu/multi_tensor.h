@@ -61,7 +61,7 @@ struct Norm {
 };
 
 // Statistics of each chunk of the gradients (`which` is &TensorRow::grad) or of the parameters.
-void chunk_stats(const ChunkTable& table, std::span<const TensorRow> rows, TensorView TensorRow::*which,
+void chunk_stats(const ChunkTable& table, std::span<const TensorRow> rows, TensorView TensorRow::* which,
                  const GradRule& rule, const Norm& norm, std::span<ChunkStats> stats);
 
 // How one parameter is updated in this step.

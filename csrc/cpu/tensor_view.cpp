@@ -15,7 +15,9 @@ namespace {
 
 constexpr int kMaxDims = 64;  // torch's own limit
 
-GRADOPS_HD float from_bfloat16(uint16_t bits) { return bits_float(static_cast<int32_t>(static_cast<uint32_t>(bits) << 16)); }
+GRADOPS_HD float from_bfloat16(uint16_t bits) {
+  return bits_float(static_cast<int32_t>(static_cast<uint32_t>(bits) << 16));
+}
 
 GRADOPS_HD uint16_t to_bfloat16(float x) {
   const uint32_t bits = static_cast<uint32_t>(float_bits(x));

@@ -10,8 +10,8 @@ namespace gradops {
 
 struct RelativeStepRule {
   double cap = INFINITY;
-  double floor = 0.01;        // smallest RMS that counts: a tensor of zeros must be able to leave zero
-  int64_t warmup_steps = 0;   // the cap grows linearly over a parameter's first updates
+  double floor = 0.01;       // smallest RMS that counts: a tensor of zeros must be able to leave zero
+  int64_t warmup_steps = 0;  // the cap grows linearly over a parameter's first updates
 };
 
 // `rms` of the stored parameter before the update; `step` is the parameter's own number of this update, from 1.

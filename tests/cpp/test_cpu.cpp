@@ -1,0 +1,147 @@
+// The CPU kernels and conversions: against plain loops, and the same bits for every instruction set of this machine.
+#include <cstring>
+#include <random>
+#include <stdexcept>
+#include <vector>
+
+#include "check.h"
+#include "cpu/isa.h"
+#include "cpu/kernels.h"
+#include "cpu/tensor_view.h"
+
+using namespace gradops;
+using namespace gradops::cpu;
+
+namespace {
+
+std::vector<const char*> instruction_sets() {
+  std::vector<const char*> available;
+  for (const char* name : {"baseline", "avx2", "avx512"}) {
+    try {
+      set_isa(name);
+      available.push_back(name);
+    } catch (const std::invalid_argument&) {
+    }
+  }
+  return available;
+}
+
+std::vector<float> random_values(int64_t n, float scale, unsigned seed) {
+  std::mt19937 generator(seed);
+  std::normal_distribution<float> normal(0.0f, scale);
+  std::vector<float> values(n);
+  for (float& value : values) value = normal(generator);
+  return values;
+}
+
+bool same_bits(const ChunkStats& a, const ChunkStats& b) { return std::memcmp(&a, &b, sizeof(a)) == 0; }
+
+void chunk_norms_are_right_for_every_size_and_magnitude() {
+  for (const int64_t n : {0, 1, 31, 32, 33, 1000, 8191, 8192}) {
+    for (const float scale : {1e-30f, 1e-20f, 1.0f, 1e20f, 1e30f}) {
+      const std::vector<float> grad = random_values(n, scale, static_cast<unsigned>(n));
+      for (const double p : {1.0, 2.0, 2.5, static_cast<double>(INFINITY)}) {
+        const ChunkStats chunk = grad_stats_chunk(grad.data(), n, GradRule{}, norm_type_of(p), static_cast<float>(p));
+        GradStats stats;
+        stats.merge(chunk, p);
+        double largest = 0.0;
+        for (const float x : grad) largest = std::fmax(largest, std::fabs(x));
+        double sum = 0.0;
+        for (const float x : grad) sum += std::pow(std::fabs(x) / largest, p);
+        const double expected = n == 0 ? 0.0 : std::isinf(p) ? largest : largest * std::pow(sum, 1.0 / p);
+        CHECK(std::fabs(stats.norm(p, INFINITY) - expected) <= 2e-6 * expected);
+        CHECK(stats.abs_max() == static_cast<float>(largest));
+      }
+    }
+  }
+}
+
+void every_instruction_set_gives_the_same_bits() {
+  const int64_t n = 8192 - 5;
+  const std::vector<float> grad = random_values(n, 3.0f, 1);
+  const std::vector<const char*> sets = instruction_sets();
+  std::vector<ChunkStats> stats;
+  std::vector<std::vector<float>> params;
+  for (const char* name : sets) {
+    set_isa(name);
+    stats.push_back(grad_stats_chunk(grad.data(), n, GradRule{0.3f, 2.0f}, NormType::kL2, 2.0f));
+    std::vector<float> param = random_values(n, 1.0f, 2), m = random_values(n, 0.1f, 3), v(n, 0.01f), vmax(n, 0.02f);
+    AdamHyper hyper;
+    hyper.weight_decay = 0.1;
+    hyper.amsgrad = true;
+    adam_step_chunk({param.data(), grad.data(), m.data(), v.data(), vmax.data()}, n, StepDecision{},
+                    adam_rule(hyper, 1e-2, 3.0), WeightDecay::kL2);
+    params.push_back(param);
+  }
+  for (size_t i = 1; i < sets.size(); ++i) {
+    CHECK(same_bits(stats[i], stats[0]));
+    CHECK(std::memcmp(params[i].data(), params[0].data(), n * sizeof(float)) == 0);
+  }
+  CHECK(sets.size() >= 1);
+}
+
+void half_precision_survives_the_way_in_and_out() {
+  for (const char* name : instruction_sets()) {
+    set_isa(name);
+    for (const Dtype dtype : {Dtype::kBFloat16, Dtype::kFloat16}) {
+      std::vector<uint16_t> all(65536), back(65536);
+      for (int i = 0; i < 65536; ++i) all[i] = static_cast<uint16_t>(i);
+      std::vector<float> values(65536);
+      copy_in({all.data(), nullptr, dtype}, 0, 65536, values.data());
+      copy_out({back.data(), nullptr, dtype}, 0, 65536, values.data());
+      int changed = 0;
+      for (int i = 0; i < 65536; ++i) changed += back[i] != all[i] && !std::isnan(values[i]);
+      CHECK(changed == 0);
+    }
+  }
+}
+
+void rounding_to_half_precision_is_to_nearest_even() {
+  // Between 1 and its successors: halfway goes to the even one, anything else to the nearer one.
+  const std::vector<float> values = {1.0f + 0x1p-11f,
+                                     1.0f + 0x1p-10f + 0x1p-11f,
+                                     1.0f + 0x1p-11f + 0x1p-20f,
+                                     65519.0f,
+                                     65520.0f,
+                                     0x1p-25f,
+                                     0x1p-25f + 0x1p-40f,
+                                     -0x1p-24f};
+  const std::vector<uint16_t> expected = {0x3c00, 0x3c02, 0x3c01, 0x7bff, 0x7c00, 0x0000, 0x0001, 0x8001};
+  for (const char* name : instruction_sets()) {
+    set_isa(name);
+    std::vector<uint16_t> rounded(values.size());
+    copy_out({rounded.data(), nullptr, Dtype::kFloat16}, 0, static_cast<int64_t>(values.size()), values.data());
+    CHECK(rounded == expected);
+  }
+}
+
+void strided_chunks_read_and_write_only_their_elements() {
+  // A transposed 7 x 5 matrix inside a larger one: element (i, j) at j * 9 + i * 2.
+  const Layout layout{{7, 5}, {2, 9}};
+  std::vector<float> memory(64, -1.0f);
+  for (int i = 0; i < 7; ++i) {
+    for (int j = 0; j < 5; ++j) memory[j * 9 + i * 2] = static_cast<float>(i * 5 + j);
+  }
+  const TensorView view{memory.data(), &layout, Dtype::kFloat32};
+  float chunk[20];
+  copy_in(view, 8, 20, chunk);
+  for (int k = 0; k < 20; ++k) CHECK(chunk[k] == static_cast<float>(8 + k));
+  const std::vector<float> before = memory;
+  for (float& value : chunk) value += 100.0f;
+  copy_out(view, 8, 20, chunk);
+  int changed = 0;
+  for (size_t i = 0; i < memory.size(); ++i) changed += memory[i] != before[i];
+  CHECK(changed == 20);
+  CHECK(memory[0] == 0.0f && memory[3 * 9 + 1 * 2] == 108.0f);
+}
+
+}  // namespace
+
+int main() {
+  chunk_norms_are_right_for_every_size_and_magnitude();
+  every_instruction_set_gives_the_same_bits();
+  half_precision_survives_the_way_in_and_out();
+  rounding_to_half_precision_is_to_nearest_even();
+  strided_chunks_read_and_write_only_their_elements();
+  return done("test_cpu");
+}

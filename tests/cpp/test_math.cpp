@@ -1,0 +1,140 @@
+// The rules of csrc/math, one promise each.
+#include "check.h"
+#include "math/adam_step.h"
+#include "math/decide.h"
+#include "math/loss_scale.h"
+#include "math/relative_step.h"
+
+using namespace gradops;
+
+namespace {
+
+bool near(double value, double expected, double relative) {
+  return std::fabs(value - expected) <= relative * std::fabs(expected);
+}
+
+void power_sums_of_different_units_merge_to_the_true_norm() {
+  PowerSum power;
+  power.merge(2.0, 1e20, 2.0);
+  power.merge(3.0, 1e-20, 2.0);
+  power.merge(2.0, 1e20, 2.0);
+  CHECK(near(power.norm(2.0), 2e20, 1e-12));
+  PowerSum other_order;
+  other_order.merge(3.0, 1e-20, 2.0);
+  other_order.merge(4.0, 1e20, 2.0);
+  CHECK(near(other_order.norm(2.0), 2e20, 1e-12));
+  CHECK(PowerSum().norm(3.0) == 0.0);
+}
+
+void one_maximum_tells_numbers_from_inf_from_nan() {
+  float sum = 0.0f;
+  int32_t bits = 0;
+  add_element<NormType::kL2>(-3.0f, GradRule{}, sum, bits);
+  CHECK(bits_float(bits) == 3.0f && sum == 9.0f);
+  add_element<NormType::kL2>(-INFINITY, GradRule{}, sum, bits);
+  CHECK(bits == kInfBits);
+  add_element<NormType::kL2>(-NAN, GradRule{}, sum, bits);
+  CHECK(std::isnan(bits_float(bits)));
+}
+
+void clamping_comes_after_unscaling_and_leaves_abs_max_alone() {
+  float sum = 0.0f;
+  int32_t bits = 0;
+  add_element<NormType::kL1>(-80.0f, GradRule{0.1f, 2.0f}, sum, bits);
+  CHECK(sum == 2.0f);
+  CHECK(near(bits_float(bits), 8.0, 1e-6));
+  CHECK(clamp_grad(-80.0f, 2.0f) == -2.0f && clamp_grad(1.5f, 2.0f) == 1.5f && std::isnan(clamp_grad(NAN, 2.0f)));
+}
+
+void clip_coef_is_torchs_formula_and_never_above_one() {
+  CHECK(near(clip_coef(10.0, 1.0), 1.0 / (10.0 + 1e-6), 1e-7));
+  CHECK(clip_coef(0.5, 1.0) == 1.0f);
+  CHECK(near(clip_coef(1e39, 1.0), 1e-39, 1e-6));  // a norm beyond float32
+  CHECK(clip_coef(0.0, 0.0) == 0.0f);
+}
+
+void an_inf_skips_and_does_not_clip() {
+  GradStats stats;
+  stats.nonfinite = 1;
+  stats.abs_max_bits = kInfBits;
+  const StepDecision decision = decide(stats, stats.norm(2.0, INFINITY), 1.0, GradRule{}, false);
+  CHECK(decision.skip && decision.clip_coef == 1.0f);
+  CHECK(std::isinf(stats.norm(2.0, 5.0)));
+  CHECK(decide(GradStats(), 3.0, 1.0, GradRule{}, true).skip);
+}
+
+void loss_scale_backs_off_grows_and_stays_inside_its_bounds() {
+  LossScaleRule rule;
+  rule.growth_interval = 2;
+  rule.min_scale = 4.0;
+  rule.max_scale = 16.0;
+  LossScaleState state{8.0f, 1};
+  state = next_loss_scale(state, rule, true);
+  CHECK(state.scale == 4.0f && state.growth_tracker == 0);
+  CHECK(next_loss_scale(state, rule, true).scale == 4.0f);
+  state = next_loss_scale(state, rule, false);
+  CHECK(state.scale == 4.0f && state.growth_tracker == 1);
+  state = next_loss_scale(state, rule, false);
+  CHECK(state.scale == 8.0f && state.growth_tracker == 0);
+  CHECK(next_loss_scale({16.0f, 1}, rule, false).scale == 16.0f);
+}
+
+void the_cap_binds_only_where_it_is_below_the_learning_rate() {
+  const RelativeStepRule rule{0.1, 0.01, 50};
+  CHECK(capped_lr(1e-3, 1.0, 50, rule) == 1e-3);
+  CHECK(near(capped_lr(1.0, 2.0, 50, rule), 0.2, 1e-12));
+  CHECK(near(capped_lr(1.0, 2.0, 1, rule), 0.2 / 50, 1e-12));
+  CHECK(near(capped_lr(1.0, 0.0, 100, rule), 0.1 * 0.01, 1e-12));
+  CHECK(capped_lr(1.0, 1.0, 1, RelativeStepRule()) == 1.0);
+}
+
+void constants_are_rounded_once_from_float64() {
+  AdamHyper hyper;
+  hyper.beta2 = 0.999;
+  const AdamRule rule = adam_rule(hyper, 1e-3, 1.0);
+  CHECK(rule.one_minus_beta2 == static_cast<float>(1.0 - 0.999));
+  CHECK(rule.one_minus_beta2 != 1.0f - 0.999f);
+  CHECK(near(rule.step_size, 1e-3 / (1.0 - 0.9), 1e-7));
+}
+
+void first_step_moves_by_the_learning_rate_against_the_gradient() {
+  const AdamHyper hyper;
+  const AdamRule rule = adam_rule(hyper, hyper.lr, 1.0);
+  const AdamElement start{1.0f, 0.0f, 0.0f, 0.0f};
+  const AdamElement moved = adam_update<WeightDecay::kL2, false>(start, 5.0f, StepDecision(), rule);
+  CHECK(near(moved.param, 1.0 - 1e-3, 1e-6));
+  CHECK(near(moved.exp_avg, 0.5, 1e-6) && near(moved.exp_avg_sq, 0.025, 1e-6));
+  AdamHyper maximize;
+  maximize.maximize = true;
+  const AdamElement up =
+      adam_update<WeightDecay::kL2, false>(start, 5.0f, StepDecision(), adam_rule(maximize, hyper.lr, 1.0));
+  CHECK(near(up.param, 1.0 + 1e-3, 1e-6));
+}
+
+void decoupled_decay_leaves_the_moments_alone_and_l2_does_not() {
+  AdamHyper hyper;
+  hyper.weight_decay = 0.1;
+  const AdamElement start{2.0f, 0.0f, 0.0f, 0.0f};
+  const AdamElement l2 = adam_update<WeightDecay::kL2, false>(start, 0.0f, StepDecision(), adam_rule(hyper, 1e-3, 1.0));
+  CHECK(near(l2.exp_avg, 0.1 * 0.2, 1e-6));
+  hyper.decay_kind = WeightDecay::kDecoupled;
+  const AdamElement decoupled =
+      adam_update<WeightDecay::kDecoupled, false>(start, 0.0f, StepDecision(), adam_rule(hyper, 1e-3, 1.0));
+  CHECK(decoupled.exp_avg == 0.0f && near(decoupled.param, 2.0 * (1.0 - 1e-4), 1e-7));
+}
+
+}  // namespace
+
+int main() {
+  power_sums_of_different_units_merge_to_the_true_norm();
+  one_maximum_tells_numbers_from_inf_from_nan();
+  clamping_comes_after_unscaling_and_leaves_abs_max_alone();
+  clip_coef_is_torchs_formula_and_never_above_one();
+  an_inf_skips_and_does_not_clip();
+  loss_scale_backs_off_grows_and_stays_inside_its_bounds();
+  the_cap_binds_only_where_it_is_below_the_learning_rate();
+  constants_are_rounded_once_from_float64();
+  first_step_moves_by_the_learning_rate_against_the_gradient();
+  decoupled_decay_leaves_the_moments_alone_and_l2_does_not();
+  return done("test_math");
+}
