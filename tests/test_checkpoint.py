@@ -122,17 +122,18 @@ def test_resumed_run_is_bitwise_the_uninterrupted_one(route, settings, at):
     assert carried(resumed) == carried(whole)
 
 
+# Plain torch, on the way through the fourth, rounds the moments to the parameters' dtype.
+KEEPING = [route for route in ROUTES if route is not through_load_before_wrap]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.__name__)
+@pytest.mark.parametrize("route", KEEPING, ids=lambda route: route.__name__)
 def test_half_precision_parameters_resume_bitwise_with_float32_moments(route, dtype):
     _, whole = make(SETTINGS["cap"], dtype=dtype)
     train(whole, range(STEPS))
     model, first = make(SETTINGS["cap"], dtype=dtype)
     train(first, range(3))
     resumed = route(first, model, SETTINGS["cap"])
-    if route is through_load_before_wrap:
-        assert all(state["exp_avg"].dtype == dtype for state in resumed.state.values())
-        return  # plain torch has already rounded the moments
     assert all(state["exp_avg"].dtype == torch.float32 for state in resumed.state.values())
     train(resumed, range(3, STEPS))
     assert_bitwise(snapshot(resumed), snapshot(whole))
