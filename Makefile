@@ -5,7 +5,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.14.1
 # Python test processes; their threads sleep instead of spinning, since together they are more than the cores.
 JOBS ?= 2
-SANITIZED_TESTS ?= tests/test_adam_step.py tests/test_grad_stats.py tests/test_step_plan.py
+SANITIZED_TESTS ?= $(patsubst %,tests/test_%.py,adam_step clip decide grad_stats loss_scale ops relative_step step_plan)
 
 VENV := .venv
 STAMPS := $(VENV)/stamps
@@ -17,7 +17,7 @@ CXX_STYLED := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu
 SANITIZED := build/sanitized
 EXTRAS_demo := demo
 EXTRAS_test := demo,test
-EXTRAS_dev := dev
+EXTRAS_dev := demo,dev
 
 .PHONY: demo test test-all test-cpp test-python test-slow test-sanitized bench lint format build clean FORCE
 

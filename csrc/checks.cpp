@@ -59,6 +59,8 @@ void check_tensor(const at::Tensor& tensor, const char* role, const std::string&
               "; this build runs on cpu only");
   TORCH_CHECK(kernel_dtype(tensor.scalar_type()).has_value(), "gradops: ", role, " of '", name, "' is ",
               tensor.scalar_type(), "; expected Float, BFloat16 or Half");
+  TORCH_CHECK(tensor.numel() == 0 || tensor.storage().data() != nullptr, "gradops: ", role, " of '", name,
+              "' has no memory; its storage was freed");
 }
 
 void check_like(const at::Tensor& tensor, const at::Tensor& param, const char* role, const std::string& name) {
@@ -70,6 +72,8 @@ void check_like(const at::Tensor& tensor, const at::Tensor& param, const char* r
 void check_writable(const at::Tensor& tensor, const char* role, const std::string& name) {
   TORCH_CHECK(at::has_internal_overlap(tensor) != at::MemOverlap::Yes, "gradops: ", role, " of '", name,
               "' has elements that share memory (an expanded tensor?); clone it first");
+  TORCH_CHECK(!tensor.is_inference(), "gradops: ", role, " of '", name,
+              "' is an inference tensor, which cannot be updated; clone it outside inference mode");
 }
 
 }  // namespace gradops

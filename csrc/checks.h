@@ -27,7 +27,7 @@ void check_tensor(const at::Tensor& tensor, const char* role, const std::string&
 // The same, and `tensor` has the shape of `param`.
 void check_like(const at::Tensor& tensor, const at::Tensor& param, const char* role, const std::string& name);
 
-// The same for a tensor that is written: no two of its elements share memory.
+// The same for a tensor that is written: no inference tensor, and no two of its elements share memory.
 void check_writable(const at::Tensor& tensor, const char* role, const std::string& name);
 
 }  // namespace gradops

@@ -69,7 +69,7 @@ void ParamRow::link_param() {
   order_ = memory_order(param_);
   layout_ = layout_in(order_, param_);
   grad_type_ = at::ScalarType::Undefined;
-  if (has_state()) bind_state(state_object_);  // the moments are walked in the parameter's new order
+  state_stale_ = true;
 }
 
 void ParamRow::link_grad(const at::Tensor& grad) {
@@ -84,12 +84,13 @@ bool ParamRow::follow(cpu::TensorRow& views) {
   if (param_moved()) link_param();
   const at::Tensor& grad = this->grad();
   if (!grad.defined()) return false;
-  const bool known = grad.key_set() == grad_keys_ && grad.scalar_type() == grad_type_ && same(grad.sizes(), sizes_) &&
-                     same(grad.strides(), grad_strides_);
+  void* const grad_data = address_of(grad);
+  const bool known = grad_data != nullptr && grad.key_set() == grad_keys_ && grad.scalar_type() == grad_type_ &&
+                     same(grad.sizes(), sizes_) && same(grad.strides(), grad_strides_);
   if (!known) link_grad(grad);
   views.numel = param_.numel();
   views.param = {data_, layout_.get(), *kernel_dtype(dtype_)};
-  views.grad = {address_of(grad), grad_layout_.get(), *kernel_dtype(grad_type_)};
+  views.grad = {grad_data, grad_layout_.get(), *kernel_dtype(grad_type_)};
   return true;
 }
 
@@ -114,6 +115,7 @@ void ParamRow::prefetch_grad() const { prefetch_tensor(grad()); }
 
 void ParamRow::bind_state(py::handle state) {
   step_ = nullptr;
+  state_stale_ = false;
   state_object_ = py::reinterpret_borrow<py::object>(state);
   state_values_.clear();
   if (state.is_none() || py::len(state) == 0) return;
@@ -146,6 +148,7 @@ bool ParamRow::state_is(PyObject* state) const {
 
 bool ParamRow::state_moved() const {
   if (!has_state()) return false;
+  if (state_stale_) return true;
   for (const LinkedTensor& tensor : state_) {
     if (tensor.defined() && tensor.moved()) return true;
   }

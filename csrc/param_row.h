@@ -53,7 +53,7 @@ class ParamRow {
   void rename(const std::string& name) { name_ = name; }
 
   // Follows the parameter and its gradient to where they are now. Raises RuntimeError, with nothing changed, if the
-  // gradient does not fit. Returns whether there is a gradient.
+  // gradient does not fit. Returns whether there is a gradient. Touches no Python object, so any thread may call it.
   bool follow(cpu::TensorRow& views);
 
   // Starts to fetch what follow() and state_moved() will look at. A network of thousands of small tensors is a
@@ -116,6 +116,7 @@ class ParamRow {
 
   py::object state_object_;
   c10::SmallVector<py::object, kStateEntries + 1> state_values_;
+  bool state_stale_ = false;  // the parameter has another shape or order than when its state was bound
   LinkedTensor state_[kStateEntries];
   at::Tensor step_tensor_;
   float* step_ = nullptr;

@@ -18,8 +18,8 @@ def clip_grad_norm_(
 ) -> Tensor:
     """Clips the norm of the gradients in place, as torch.nn.utils.clip_grad_norm_ does.
 
-    Unlike torch's it measures huge (1e20) and tiny (1e-25) gradients rightly, and where a gradient holds an inf or NaN it
-    leaves every gradient as it was. The formula is torch's: gradients are multiplied by
+    Unlike torch's it measures huge (1e20) and tiny (1e-25) gradients rightly, and where a gradient holds an inf or NaN
+    it leaves every gradient as it was. The formula is torch's: gradients are multiplied by
     `min(1, max_norm / (norm + 1e-6))`.
 
     Args:
@@ -44,7 +44,9 @@ def clip_grad_norm_(
     grads = [param.grad for param in parameters if param.grad is not None]
     if not grads:
         return torch.tensor(0.0)
-    native = all(type(g) is Tensor and g.is_cpu and g.layout == torch.strided and g.dtype in _NATIVE_DTYPES for g in grads)
+    native = all(
+        type(g) is Tensor and g.is_cpu and g.layout == torch.strided and g.dtype in _NATIVE_DTYPES for g in grads
+    )
     if error_if_nonfinite:
         norm = grad_norm(grads, norm_type, native)
         if not norm.isfinite():

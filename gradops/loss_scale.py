@@ -11,8 +11,8 @@ import torch
 class DynamicLossScale:
     """How a loss scale moves: torch.amp.GradScaler's rule, kept inside `[min_scale, max_scale]`.
 
-    A step with an inf or NaN multiplies the scale by `backoff_factor`; `growth_interval` steps without one multiply it by
-    `growth_factor`.
+    A step with an inf or NaN multiplies the scale by `backoff_factor`; `growth_interval` steps without one multiply it
+    by `growth_factor`.
 
     Source: torch.amp.GradScaler's documentation.
 
@@ -86,7 +86,7 @@ class GradScaler(torch.amp.GradScaler):
         self.min_scale = min_scale
         self.max_scale = max_scale
 
-    def _check_inf_per_device(self, optimizer: torch.optim.Optimizer) -> dict[torch.device, torch.Tensor]:
+    def _check_inf_per_device(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         from gradops.one_pass import OnePass
 
         if not isinstance(optimizer, OnePass):
@@ -94,7 +94,7 @@ class GradScaler(torch.amp.GradScaler):
         # The optimizer's live buffer: its step fills it before update() reads it. Until then it must not hold what the
         # last step found, since torch hands a copy of it to this step.
         found_inf = optimizer.stats.found_inf.zero_()
-        per_device = {found_inf.device: found_inf}
+        per_device: dict[Any, Any] = {found_inf.device: found_inf}
         self._per_optimizer_states[id(optimizer)]["found_inf_per_device"] = per_device
         return per_device
 

@@ -73,8 +73,8 @@ def _bind(plan: _C.StepPlan, param_groups: list[dict[str, Any]], buffers: StepBu
 class OnePass(torch.optim.Optimizer):
     """What `gradops.Adam` and `gradops.AdamW` add to torch's classes.
 
-    The settings (`max_norm`, `norm_type`, `clip_value`, `max_relative_step`, `loss_scale`) are plain attributes, read at
-    each step; see `gradops.wrap` for what they mean.
+    The settings (`max_norm`, `norm_type`, `clip_value`, `max_relative_step`, `loss_scale`) are plain attributes, read
+    at each step; see `gradops.wrap` for what they mean.
     """
 
     # On the class: an instance's attribute would be lost in deepcopy and pickle.
@@ -88,6 +88,10 @@ class OnePass(torch.optim.Optimizer):
     clip_value: float | None
     max_relative_step: float | RelativeStepCap | None
     loss_scale: LossScale
+
+    # A GradScaler sets both around step().
+    grad_scale: Tensor | None
+    found_inf: Tensor
 
     def __init__(
         self,
@@ -129,11 +133,11 @@ class OnePass(torch.optim.Optimizer):
         """What the last step measured, in live buffers; `stats.clone()` keeps a copy."""
         return self._buffers.stats
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Unscales, checks, measures, clips and updates in one pass, and moves the loss scale.
 
-        A step in which an inf or NaN is found leaves parameters, moments and step counts bit for bit as they were. A step
-        in which no parameter has a gradient changes nothing. `param.grad` is left as backward made it.
+        A step in which an inf or NaN is found leaves parameters, moments and step counts bit for bit as they were. A
+        step in which no parameter has a gradient changes nothing. `param.grad` is left as backward made it.
 
         Args:
             closure: reevaluates the model and returns the loss.
@@ -295,8 +299,8 @@ class OnePass(torch.optim.Optimizer):
         return self._native
 
     def _scaling(self) -> tuple[Tensor | None, bool, Tensor | None]:
-        """What the loss was multiplied by, whether the gradients still are, and found_inf of those who looked before."""
-        if hasattr(self, "found_inf"):  # a GradScaler sets it, and grad_scale too, around step()
+        """The loss scale, whether the gradients still carry it, and found_inf of those who looked before."""
+        if hasattr(self, "found_inf"):
             if self.loss_scale is not None:
                 raise RuntimeError(_TWO_SCALERS)
             return self.grad_scale, True, self.found_inf

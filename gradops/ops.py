@@ -26,9 +26,8 @@ def _scalar() -> Tensor:
 def _(
     grads: list[Tensor], grad_scale: Tensor | None = None, clip_value: float | None = None, norm_type: float = 2.0
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    count = len(grads)
-    per_row = (torch.empty(count, dtype=dtype) for dtype in (torch.float32, torch.float32, torch.int64))
-    return (_scalar(), *per_row)
+    norms = torch.empty(len(grads), dtype=torch.float32)
+    return _scalar(), norms, torch.empty_like(norms), torch.empty_like(norms, dtype=torch.int64)
 
 
 @torch.library.register_fake("gradops::clip_grad_norm_")

@@ -30,7 +30,7 @@ _ARGUMENTS = """
 
 
 class Adam(OnePass, torch.optim.Adam):
-    __doc__ = f"""torch.optim.Adam whose step also unscales, checks, measures, clips and moves the loss scale, in one pass.
+    __doc__ = f"""torch.optim.Adam whose step also unscales, checks, measures, clips and moves the loss scale.
 
     Moments are float32 whatever the parameter's dtype. A step's meaning is written down in `gradops.reference`.
     {_ARGUMENTS}"""
@@ -72,7 +72,8 @@ def wrap(
     if isinstance(optimizer, OnePass):
         _check_same(optimizer, settings)
         return optimizer
-    upgraded = _upgraded_class(type(optimizer))
+    cls: type = type(optimizer)
+    upgraded = _upgraded_class(cls)
     has_scheduler = _check_own_step(optimizer)
     check_groups(optimizer.param_groups)
     _swap_class(optimizer, upgraded, has_scheduler)
@@ -83,7 +84,8 @@ def wrap(
 def unwrap(optimizer: OptimizerT) -> OptimizerT:
     """Undoes `wrap`: the object becomes plain torch's again, with its state; also for `gradops.Adam` and `AdamW`.
 
-    Loss scale and counters are dropped. Moments of half-precision parameters become half precision, as torch needs them.
+    Loss scale and counters are dropped. Moments of half-precision parameters become half precision, as torch needs
+    them.
 
     Returns:
         The same object; one that is not wrapped is left alone.
@@ -129,11 +131,15 @@ def _upgraded_class(cls: type) -> type[OnePass]:
         if cls is base:
             return upgraded
         if _raw_step(cls) is not _raw_step(torch.optim.Adam):
-            raise TypeError(f"{cls.__name__} has a step of its own, which gradops.wrap would replace; pass an optimizer "
-                            f"that keeps torch.optim.{base.__name__}'s step")
+            raise TypeError(
+                f"{cls.__name__} has a step of its own, which gradops.wrap would replace; pass an optimizer "
+                f"that keeps torch.optim.{base.__name__}'s step"
+            )
         return type(cls.__name__, (upgraded, cls), {"__module__": cls.__module__, "__reduce_ex__": _reduce_upgraded})
-    raise TypeError(f"gradops.wrap takes torch.optim.Adam, torch.optim.AdamW and subclasses of them that keep their step, "
-                    f"got {cls.__name__}")
+    raise TypeError(
+        "gradops.wrap takes torch.optim.Adam, torch.optim.AdamW and subclasses of them that keep their step, "
+        f"got {cls.__name__}"
+    )
 
 
 def _downgraded_class(cls: type) -> type:
@@ -158,15 +164,15 @@ def _check_own_step(optimizer: torch.optim.Optimizer) -> bool:
     if hasattr(own, "_wrapped_by_lr_sched"):
         return True
     raise RuntimeError(
-        "somebody has replaced this optimizer's step() (Accelerate's prepare() does); call gradops.wrap first, then hand "
-        "the optimizer on"
+        "somebody has replaced this optimizer's step() (Accelerate's prepare() does); call gradops.wrap first, then "
+        "hand the optimizer on"
     )
 
 
 def _swap_class(optimizer: torch.optim.Optimizer, cls: type, has_scheduler: bool) -> None:
     optimizer.__dict__.pop("step", None)
     optimizer.__class__ = cls
-    optimizer._patch_step_function()  # type: ignore[attr-defined]
+    optimizer._patch_step_function()
     if has_scheduler:
         _count_steps_for_scheduler(optimizer)
 

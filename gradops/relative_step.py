@@ -9,9 +9,9 @@ class RelativeStepCap:
     """Caps each tensor's learning rate by the size of its weights.
 
     In a step the learning rate of a tensor is `min(lr, cap * warm * max(RMS(param), floor))`, with
-    `warm = min(1, step / warmup_steps)` and `step` the tensor's own count of updates, this one included. RMS is taken of
-    the stored values before the update. Where the cap does not bind, the step is exactly Adam's. Decoupled weight decay
-    uses the capped learning rate.
+    `warm = min(1, step / warmup_steps)` and `step` the tensor's own count of updates, this one included. RMS is taken
+    of the stored values before the update. Where the cap does not bind, the step is exactly Adam's. Decoupled weight
+    decay uses the capped learning rate.
 
     Source: the relative step size of Adafactor (Shazeer and Stern 2018, section 8), as a cap.
 

@@ -1,7 +1,8 @@
 """What a step measured, in live buffers that each step overwrites."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,8 +13,8 @@ class StepStats:
     """What the last step measured and did.
 
     The tensors of `optimizer.stats` are live: at fixed addresses, and overwritten by each step. To keep a value, take
-    `stats.clone()`, or `stats.cpu()` to wait for it: `history.append(optimizer.stats.grad_norm)` appends the same tensor
-    again and again.
+    `stats.clone()`, or `stats.cpu()` to wait for it: `history.append(optimizer.stats.grad_norm)` appends the same
+    tensor again and again.
 
     Attributes:
         grad_norm: float32, 0-d. Norm over all parameters, after unscaling and clamping, before clipping. NaN if any
@@ -52,8 +53,9 @@ class StepStats:
         return self._map(lambda tensor: tensor.detach().to("cpu", copy=True))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "StepStats":
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return StepStats(**{k: change(v) if isinstance(v, Tensor) else v for k, v in values.items()})
+        tensors = (field.name for field in fields(self) if field.name != "names")
+        values: dict[str, Any] = {name: change(getattr(self, name)) for name in tensors}
+        return replace(self, **values)
 
 
 class StepBuffers:
