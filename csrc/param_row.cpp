@@ -84,13 +84,13 @@ bool ParamRow::follow(cpu::TensorRow& views) {
   if (param_moved()) link_param();
   const at::Tensor& grad = this->grad();
   if (!grad.defined()) return false;
-  void* const grad_data = address_of(grad);
-  const bool known = grad_data != nullptr && grad.key_set() == grad_keys_ && grad.scalar_type() == grad_type_ &&
-                     same(grad.sizes(), sizes_) && same(grad.strides(), grad_strides_);
+  // The keys first: of a sparse tensor not even the address may be asked.
+  const bool known = grad.key_set() == grad_keys_ && grad.scalar_type() == grad_type_ && same(grad.sizes(), sizes_) &&
+                     same(grad.strides(), grad_strides_) && address_of(grad) != nullptr;
   if (!known) link_grad(grad);
   views.numel = param_.numel();
   views.param = {data_, layout_.get(), *kernel_dtype(dtype_)};
-  views.grad = {grad_data, grad_layout_.get(), *kernel_dtype(grad_type_)};
+  views.grad = {address_of(grad), grad_layout_.get(), *kernel_dtype(grad_type_)};
   return true;
 }
 
