@@ -1,0 +1,133 @@
+// The first phase, in device code: each block reads the gradients of its chunks once, parks what fits on the chip, and
+// leaves the statistics of its chunks in the workspace.
+#pragma once
+
+#include "cuda/multi_tensor.cuh"
+
+namespace gradops::cuda {
+
+// Gradients that a thread keeps from the first phase to the last: its 16 elements of each of the warp's first pieces in
+// registers, of those that follow in shared memory.
+template <int kRegisterSlots>
+struct Parking {
+  static constexpr int kQuads = Lanes::kQuads;
+  float registers[kRegisterSlots > 0 ? kRegisterSlots : 1][16];
+  float4* shared;  // [slot][warp][quad][lane], so that neighbours lie in neighbouring banks
+  int32_t shared_slots;
+
+  GRADOPS_DEVICE bool holds(int32_t slot) const { return slot < kRegisterSlots + shared_slots; }
+
+  GRADOPS_DEVICE float4* place(int32_t slot, int quad) const {
+    const int32_t row = (slot - kRegisterSlots) * kWarps + threadIdx.x / 32;
+    return shared + (row * kQuads + quad) * 32 + threadIdx.x % 32;
+  }
+
+  GRADOPS_DEVICE void put(int32_t slot, const float (&x)[16]) {
+#pragma unroll
+    for (int s = 0; s < kRegisterSlots; ++s) {
+      if (s != slot) continue;
+#pragma unroll
+      for (int i = 0; i < 16; ++i) registers[s][i] = x[i];
+    }
+    if (slot < kRegisterSlots || !holds(slot)) return;
+#pragma unroll
+    for (int q = 0; q < kQuads; ++q) *place(slot, q) = {x[4 * q], x[4 * q + 1], x[4 * q + 2], x[4 * q + 3]};
+  }
+
+  // One half of a piece that is parked.
+  GRADOPS_DEVICE void take(int32_t slot, int half, float (&x)[8]) const {
+    if (slot >= kRegisterSlots) {
+#pragma unroll
+      for (int q = 0; q < 2; ++q) {
+        const float4 quad = *place(slot, 2 * half + q);
+        x[4 * q] = quad.x, x[4 * q + 1] = quad.y, x[4 * q + 2] = quad.z, x[4 * q + 3] = quad.w;
+      }
+      return;
+    }
+#pragma unroll
+    for (int s = 0; s < 2 * kRegisterSlots; ++s) {
+      if (s != 2 * slot + half) continue;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) x[i] = registers[s / 2][s % 2 * 8 + i];
+    }
+  }
+};
+
+GRADOPS_DEVICE StepInputs read_inputs(const StepArgs& step) {
+  StepInputs inputs;
+  inputs.loss_scale = step.loss_scale != nullptr ? load(step.loss_scale) : 1.0f;
+  inputs.inv_scale = step.grads_scaled ? inv_loss_scale(inputs.loss_scale) : 1.0f;
+  inputs.found_inf = step.found_inf != nullptr && load(step.found_inf) != 0.0f;
+  return inputs;
+}
+
+GRADOPS_DEVICE double current_lr(const GroupRule& group) {
+  if (group.lr == nullptr) return group.hyper.lr;
+  if (group.lr_is_double) return load(static_cast<const double*>(group.lr));
+  return load(static_cast<const float*>(group.lr));
+}
+
+// How each row will be updated if this step is not skipped. It hangs on nothing that the gradients decide, so it is
+// done while they are on their way.
+GRADOPS_DEVICE void plan_rows(const Call& call, GradStats (&scratch)[kWarps]) {
+  const RelativeStepRule relative_step = call.step.rules.relative_step;
+  const bool caps = !std::isinf(relative_step.cap);
+  const GradStats* param_sums = caps ? call.step.work.param_sums : nullptr;
+  for_each_row(call.step.table, param_sums, 2.0, scratch, [&](int32_t index, const GradStats& squares) {
+    if (call.grad(index) == nullptr) return;
+    const TensorRow* row = call.step.table.rows + index;
+    const GroupRule group = call.group(load(&row->group));
+    const double step = static_cast<double>(load(load(&row->step))) + 1.0;
+    const double group_lr = current_lr(group);
+    double lr = group_lr;
+    if (caps) {
+      const int64_t numel = load(&row->numel);
+      const double rms = squares.power.norm(2.0) / sqrt(static_cast<double>(numel > 1 ? numel : 1));
+      lr = capped_lr(group_lr, rms, step, relative_step);
+    }
+    const RowRule rule{adam_rule(group.hyper, lr, step), group.hyper.decay_kind, group.hyper.amsgrad, lr < group_lr};
+    store_struct(call.step.work.row_rules + index, rule);
+  });
+}
+
+// Statistics of the block's pieces, one warp a piece.
+template <class Parked>
+GRADOPS_DEVICE void grad_stats(const Call& call, const BlockShare& share, const GradRule& rule, const Norm& norm,
+                               Parked& parking) {
+  const WorkTable& table = call.step.table;
+  const CachePolicy used_once = CachePolicy::used_once();
+  const CachePolicy read_again = CachePolicy::read_again();
+  const int32_t slots = share.slots();
+#pragma unroll 1
+  for (int32_t slot = 0; slot < slots; ++slot) {
+    const PieceAt piece(table, share.piece(slot));
+    const void* data = call.grad(piece.row_index);
+    ChunkStats stats;
+    if (data != nullptr) {
+      const Lanes lanes = piece.lanes();
+      float grad[16];
+      load_piece<2>(piece.grad(data), 0, lanes, parking.holds(slot) ? used_once : read_again, grad);
+      parking.put(slot, grad);
+      stats = piece_stats(grad, piece.n, lanes, rule, norm);
+    }
+    if (threadIdx.x % 32 == 0) store_struct(call.step.work.piece_stats + share.piece(slot), stats);
+  }
+}
+
+GRADOPS_DEVICE Norm norm_of(const StepRules& rules) {
+  return {norm_type_of(rules.norm_type), static_cast<float>(rules.norm_type)};
+}
+
+// The whole phase.
+template <class Parked>
+GRADOPS_DEVICE void measure(const Call& call, const BlockShare& share, GradStats (&scratch)[kWarps], Parked& parking) {
+  const StepArgs& step = call.step;
+  const StepInputs inputs = read_inputs(step);
+  if (blockIdx.x == 0 && threadIdx.x == 0) store_struct(step.work.inputs, inputs);
+  plan_rows(call, scratch);
+  grad_stats(call, share, GradRule{inputs.inv_scale, step.rules.clip_value}, norm_of(step.rules), parking);
+  merge_pieces(step.table, share, step.work.piece_stats, step.work.grad_sums, step.rules.norm_type,
+               [](int32_t) { return false; });
+}
+
+}  // namespace gradops::cuda
