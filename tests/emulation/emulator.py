@@ -1,0 +1,152 @@
+"""Builds kernel sources for the emulator (README.md) and runs them from Python."""
+
+import ctypes
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+BUILD = HERE.parents[1] / "build" / "emulation"
+RUNTIME = sorted(HERE / f"{stem}.cpp" for stem in "fiber memory order report scheduler shared_memory warp".split())
+FLAGS = ["-std=c++20", "-O1", "-g", "-fPIC", "-fno-gnu-unique", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas"]
+# What is included must be named for a change of it to be seen; a kernel's own folder is, with all that lies in it.
+HEADERS = ("*.h", "*.cuh", "*.cu")
+
+
+@dataclass
+class Traffic:
+    """What a launch did to the arrays of one name; bytes leave out atomics and polls."""
+
+    loads: int = 0
+    stores: int = 0
+    load_bytes: int = 0
+    store_bytes: int = 0
+    atomics: int = 0
+    polls: int = 0
+
+
+@dataclass
+class Report:
+    """What one launch did."""
+
+    barriers: int
+    grid_barriers: int
+    warp_operations: int
+    fences: int
+    switches: int
+    faults: list[str]
+    traffic: dict[str, Traffic]
+
+    def __post_init__(self):
+        self.traffic = {name: Traffic(**traffic) for name, traffic in self.traffic.items()}
+
+
+def cuda_include():
+    """The folder of the toolkit's headers, or None: of the toolkit itself, or of the package that torch brings."""
+    nvcc = shutil.which("nvcc")
+    roots = [os.environ.get("CUDA_HOME"), nvcc and Path(nvcc).resolve().parents[1], "/usr/local/cuda"]
+    try:
+        import nvidia
+
+        roots += [Path(folder) / "cu13" for folder in nvidia.__path__]
+    except ImportError:
+        pass
+    folders = [Path(root) / "include" for root in roots if root]
+    return next((folder for folder in folders if (folder / "cuda_fp16.h").exists()), None)
+
+
+def _run(command):
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stderr}")
+
+
+def _build(sources, flags, sanitize, kind):
+    """The file that holds `sources` and the runtime, compiled unless all of it was compiled before."""
+    sources = [Path(source).resolve() for source in sources]
+    folders = {HERE, *(source.parent for source in sources)}
+    folders |= {Path(flag[2:]).resolve() for flag in flags if flag.startswith("-I")}
+    headers = sorted(path for folder in folders for pattern in HEADERS for path in folder.rglob(pattern))
+    flags = [*FLAGS, f"-I{HERE}", f"-isystem{cuda_include()}", "-DGRADOPS_EMULATE", *flags]
+    content = hashlib.sha256(repr((flags, sanitize, kind)).encode())
+    for path in [*sources, *RUNTIME, *headers]:
+        content.update(path.read_bytes())
+    folder = BUILD / content.hexdigest()[:16]
+    built = folder / f"{sources[0].stem}{'.so' if kind == 'shared' else ''}"
+    if built.exists():
+        return built
+    folder.mkdir(parents=True, exist_ok=True)
+    objects = []
+    for source in [*sources, *RUNTIME]:
+        own = source in RUNTIME
+        # ThreadSanitizer is told of the runtime's barriers, and must not see how they are made.
+        checks = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all"] if sanitize else []
+        checks = ["-DEMU_TSAN"] if own and sanitize == "thread" else checks
+        objects.append(folder / f"{source.stem}.{os.getpid()}.o")
+        _run(["g++", *flags, *checks, *(["-O2"] if own else []), "-x", "c++", "-c", source, "-o", objects[-1]])
+    partial = built.with_suffix(f".{os.getpid()}")
+    link = [f"-fsanitize={sanitize}"] if sanitize else []
+    _run(["g++", *(["-shared"] if kind == "shared" else []), *link, *objects, "-o", partial])
+    partial.rename(built)  # whole or not there: test processes build at the same time
+    for path in objects:
+        path.unlink()
+    return built
+
+
+def load(sources, flags=(), sanitize=None):
+    """The shared library of `sources`, in this process.
+
+    Args:
+        sources: kernel and host sources, whose `extern "C"` functions the library has.
+        flags: for the compiler. Folders after -I are searched for changed headers.
+        sanitize: as in -fsanitize=; the sanitizer's library must be preloaded then.
+    """
+    lib = ctypes.CDLL(str(_build(sources, list(flags), sanitize, "shared")))
+    lib.emu_watch.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int]
+    lib.emu_set_seed.argtypes = [ctypes.c_uint64]
+    lib.emu_take_reports.restype = ctypes.c_char_p
+    return lib
+
+
+def program(sources, flags=(), sanitize=None):
+    """As `load`, but the path of an executable."""
+    return _build(sources, list(flags), sanitize, "program")
+
+
+def parse(text):
+    return Report(**json.loads(text))
+
+
+class read_only:  # noqa: N801
+    """Marks an array of `watching` that no kernel may store to."""
+
+    def __init__(self, array):
+        self.array = array
+
+
+@contextmanager
+def watching(lib, seed=0, **arrays):
+    """Lets kernels of `lib` touch `arrays` and nothing else; yields a list that holds a Report per launch in the end.
+
+    Args:
+        seed: for `emu::session_seed()`.
+        arrays: by name, a numpy array, `read_only` of one, or a list of these, whose traffic is added up.
+    """
+    lib.emu_set_seed(seed)
+    for name, value in arrays.items():
+        for item in value if isinstance(value, list | tuple) else [value]:
+            array = item.array if isinstance(item, read_only) else item
+            writable = not isinstance(item, read_only)
+            lib.emu_watch(name.encode(), array.ctypes.data, array.nbytes, array.itemsize, writable)
+    lib.emu_take_reports()
+    launches = []
+    try:
+        yield launches
+    finally:
+        launches += [Report(**report) for report in json.loads(lib.emu_take_reports())]
+        lib.emu_unwatch_all()
