@@ -9,6 +9,7 @@ namespace gradops::cuda {
 struct alignas(16) SharedState {
   GradStats scratch[kWarps];
   StepDecision decision;
+  bool gather_squares;  // for the relative step cap of the next step
 };
 
 GRADOPS_DEVICE void write_scalars(const StepArgs& step, const StepInputs& inputs, double grad_norm,
@@ -37,6 +38,7 @@ GRADOPS_DEVICE void decide_by_block(const Call& call, SharedState& shared) {
     const GradRule rule{inputs.inv_scale, step.rules.clip_value};
     const double grad_norm = all.norm(p, rule.clip_value);
     shared.decision = decide(all, grad_norm, step.rules.max_norm, rule, inputs.found_inf != 0);
+    shared.gather_squares = !std::isinf(step.rules.relative_step.cap);
     if (blockIdx.x == 0) write_scalars(step, inputs, grad_norm, shared.decision);
   }
   __syncthreads();
@@ -58,53 +60,96 @@ GRADOPS_DEVICE void write_rows(const Call& call, SharedState& shared) {
   });
 }
 
-// Eight elements of each of a row's tensors, from load to store.
+// The tensors of a piece that an update reads and writes.
+struct UpdatedTensors {
+  Stretch param, exp_avg, exp_avg_sq, max_exp_avg_sq;
+
+  GRADOPS_DEVICE explicit UpdatedTensors(const PieceAt& piece)
+      : param(piece.of(&TensorRow::param)),
+        exp_avg(piece.of(&TensorRow::exp_avg)),
+        exp_avg_sq(piece.of(&TensorRow::exp_avg_sq)),
+        max_exp_avg_sq(piece.of(&TensorRow::max_exp_avg_sq)) {}
+
+  // A missing max_exp_avg_sq has address 0, which is aligned.
+  GRADOPS_DEVICE bool in_vectors() const {
+    return param.in_vectors() && exp_avg.in_vectors() && exp_avg_sq.in_vectors() && max_exp_avg_sq.in_vectors();
+  }
+};
+
 template <WeightDecay kDecay, bool kAmsgrad>
-GRADOPS_DEVICE void update_values(float (&param)[8], const float (&grad)[8], float (&exp_avg)[8],
-                                  float (&exp_avg_sq)[8], float (&max_exp_avg_sq)[8], const StepDecision& decision,
-                                  const AdamRule& rule) {
+GRADOPS_DEVICE void update_vectors(const UpdatedTensors& of, int half, const Lanes& lanes, CachePolicy policy,
+                                   const float (&grad)[8], const StepDecision& decision, const AdamRule& rule,
+                                   float (&param)[8]) {
+  float exp_avg[8], exp_avg_sq[8], max_exp_avg_sq[8] = {};
+  load_half(of.param, half, lanes, policy, param);
+  load_half(of.exp_avg, half, lanes, policy, exp_avg);
+  load_half(of.exp_avg_sq, half, lanes, policy, exp_avg_sq);
+  if constexpr (kAmsgrad) load_half(of.max_exp_avg_sq, half, lanes, policy, max_exp_avg_sq);
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    AdamElement e{param[i], exp_avg[i], exp_avg_sq[i], kAmsgrad ? max_exp_avg_sq[i] : 0.0f};
-    e = adam_update<kDecay, kAmsgrad>(e, grad[i], decision, rule);
-    param[i] = e.param;
-    exp_avg[i] = e.exp_avg;
-    exp_avg_sq[i] = e.exp_avg_sq;
-    if constexpr (kAmsgrad) max_exp_avg_sq[i] = e.max_exp_avg_sq;
+    const AdamElement before{param[i], exp_avg[i], exp_avg_sq[i], max_exp_avg_sq[i]};
+    const AdamElement after = adam_update<kDecay, kAmsgrad>(before, grad[i], decision, rule);
+    param[i] = as_stored(after.param, of.param.view.dtype);
+    exp_avg[i] = after.exp_avg;
+    exp_avg_sq[i] = after.exp_avg_sq;
+    max_exp_avg_sq[i] = after.max_exp_avg_sq;
+  }
+  store_half(of.param, half, lanes, policy, param);
+  store_half(of.exp_avg, half, lanes, policy, exp_avg);
+  store_half(of.exp_avg_sq, half, lanes, policy, exp_avg_sq);
+  if constexpr (kAmsgrad) store_half(of.max_exp_avg_sq, half, lanes, policy, max_exp_avg_sq);
+}
+
+GRADOPS_DEVICE AdamElement update_element(const AdamElement& e, float grad, const StepDecision& decision,
+                                          const RowRule& rule) {
+  constexpr WeightDecay kL2 = WeightDecay::kL2, kDecoupled = WeightDecay::kDecoupled;
+  if (rule.decay == kDecoupled) {
+    return rule.amsgrad ? adam_update<kDecoupled, true>(e, grad, decision, rule.adam)
+                        : adam_update<kDecoupled, false>(e, grad, decision, rule.adam);
+  }
+  return rule.amsgrad ? adam_update<kL2, true>(e, grad, decision, rule.adam)
+                      : adam_update<kL2, false>(e, grad, decision, rule.adam);
+}
+
+// One element after the other, for what is strided, misaligned or an odd tail.
+GRADOPS_DEVICE void update_elements(const UpdatedTensors& of, int half, const Lanes& lanes, const float (&grad)[8],
+                                    const StepDecision& decision, const RowRule& rule, float (&param)[8]) {
+#pragma unroll 1
+  for (int i = 0; i < 8; ++i) {
+    const int32_t element = lanes.element(2 * half + i / 4) + i % 4;
+    if (element >= of.param.n) continue;
+    const int64_t param_at = of.param.place(element), exp_avg_at = of.exp_avg.place(element);
+    const int64_t exp_avg_sq_at = of.exp_avg_sq.place(element);
+    const int64_t max_exp_avg_sq_at = rule.amsgrad ? of.max_exp_avg_sq.place(element) : 0;
+    AdamElement e{of.param.load_at(param_at), of.exp_avg.load_at(exp_avg_at), of.exp_avg_sq.load_at(exp_avg_sq_at),
+                  rule.amsgrad ? of.max_exp_avg_sq.load_at(max_exp_avg_sq_at) : 0.0f};
+    float value = 0.0f;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) value = i == j ? grad[j] : value;
+    e = update_element(e, value, decision, rule);
+    of.param.store_at(param_at, e.param);
+    of.exp_avg.store_at(exp_avg_at, e.exp_avg);
+    of.exp_avg_sq.store_at(exp_avg_sq_at, e.exp_avg_sq);
+    if (rule.amsgrad) of.max_exp_avg_sq.store_at(max_exp_avg_sq_at, e.max_exp_avg_sq);
+    const float stored = as_stored(e.param, of.param.view.dtype);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) param[j] = i == j ? stored : param[j];
   }
 }
 
-// One half of a piece. Leaves in `param` what reading back would give.
+// One half of a piece. Leaves in `param` what was stored.
 GRADOPS_DEVICE void update_half(const PieceAt& piece, int half, const Lanes& lanes, CachePolicy policy,
                                 const float (&grad)[8], const StepDecision& decision, const RowRule& rule,
                                 float (&param)[8]) {
-  const Stretch params = piece.of(&TensorRow::param);
-  const Stretch exp_avgs = piece.of(&TensorRow::exp_avg);
-  const Stretch exp_avg_sqs = piece.of(&TensorRow::exp_avg_sq);
-  float exp_avg[8], exp_avg_sq[8], max_exp_avg_sq[8];
-  load_piece<1>(params, half, lanes, policy, param);
-  load_piece<1>(exp_avgs, half, lanes, policy, exp_avg);
-  load_piece<1>(exp_avg_sqs, half, lanes, policy, exp_avg_sq);
-  const bool decoupled = rule.decay == WeightDecay::kDecoupled;
-  if (rule.amsgrad) {
-    const Stretch max_exp_avg_sqs = piece.of(&TensorRow::max_exp_avg_sq);
-    load_piece<1>(max_exp_avg_sqs, half, lanes, policy, max_exp_avg_sq);
-    const auto update = [&]<WeightDecay kDecay>() {
-      update_values<kDecay, true>(param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, decision, rule.adam);
-    };
-    decoupled ? update.template operator()<WeightDecay::kDecoupled>() : update.template operator()<WeightDecay::kL2>();
-    store_half(max_exp_avg_sqs, half, lanes, policy, max_exp_avg_sq);
-  } else if (decoupled) {
-    update_values<WeightDecay::kDecoupled, false>(param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, decision,
-                                                  rule.adam);
-  } else {
-    update_values<WeightDecay::kL2, false>(param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, decision, rule.adam);
+  const UpdatedTensors of(piece);
+  constexpr WeightDecay kL2 = WeightDecay::kL2, kDecoupled = WeightDecay::kDecoupled;
+  if (!of.in_vectors()) return update_elements(of, half, lanes, grad, decision, rule, param);
+  if (rule.decay == kDecoupled) {
+    if (rule.amsgrad) return update_vectors<kDecoupled, true>(of, half, lanes, policy, grad, decision, rule.adam, param);
+    return update_vectors<kDecoupled, false>(of, half, lanes, policy, grad, decision, rule.adam, param);
   }
-  store_half(params, half, lanes, policy, param);
-  store_half(exp_avgs, half, lanes, policy, exp_avg);
-  store_half(exp_avg_sqs, half, lanes, policy, exp_avg_sq);
-#pragma unroll
-  for (int i = 0; i < 8; ++i) param[i] = as_stored(param[i], params.view.dtype);
+  if (rule.amsgrad) return update_vectors<kL2, true>(of, half, lanes, policy, grad, decision, rule.adam, param);
+  update_vectors<kL2, false>(of, half, lanes, policy, grad, decision, rule.adam, param);
 }
 
 // The statistics of a piece of parameters, from what the update kept of it or, rarely, by reading it back.
@@ -155,9 +200,8 @@ GRADOPS_DEVICE void settle(const Call& call, const BlockShare& share, SharedStat
   const StepDecision decision = shared.decision;
   write_rows(call, shared);
   if (decision.skip) return;
-  const bool caps = !std::isinf(step.rules.relative_step.cap);
-  adam_step(call, share, decision, caps, parking);
-  if (!caps) return;
+  adam_step(call, share, decision, shared.gather_squares, parking);
+  if (!shared.gather_squares) return;
   merge_pieces(step.table, share, step.work.piece_stats, step.work.param_sums, 2.0,
                [&](int32_t row) { return call.grad(row) == nullptr; });
 }

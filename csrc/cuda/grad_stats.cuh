@@ -11,7 +11,7 @@ namespace gradops::cuda {
 template <int kRegisterSlots>
 struct Parking {
   static constexpr int kQuads = Lanes::kQuads;
-  float registers[kRegisterSlots > 0 ? kRegisterSlots : 1][16];
+  float registers[kRegisterSlots > 0 ? kRegisterSlots : 1][16] = {};
   float4* shared;  // [slot][warp][quad][lane], so that neighbours lie in neighbouring banks
   int32_t shared_slots;
 
@@ -22,33 +22,32 @@ struct Parking {
     return shared + (row * kQuads + quad) * 32 + threadIdx.x % 32;
   }
 
+  // Selects, not jumps: the compiler would turn those into one store with a computed place, which registers have not.
   GRADOPS_DEVICE void put(int32_t slot, const float (&x)[16]) {
+    if (slot < kRegisterSlots) {
 #pragma unroll
-    for (int s = 0; s < kRegisterSlots; ++s) {
-      if (s != slot) continue;
+      for (int i = 0; i < 16 * kRegisterSlots; ++i) {
+        registers[i / 16][i % 16] = i / 16 == slot ? x[i % 16] : registers[i / 16][i % 16];
+      }
+    } else if (holds(slot)) {
 #pragma unroll
-      for (int i = 0; i < 16; ++i) registers[s][i] = x[i];
+      for (int q = 0; q < kQuads; ++q) *place(slot, q) = {x[4 * q], x[4 * q + 1], x[4 * q + 2], x[4 * q + 3]};
     }
-    if (slot < kRegisterSlots || !holds(slot)) return;
-#pragma unroll
-    for (int q = 0; q < kQuads; ++q) *place(slot, q) = {x[4 * q], x[4 * q + 1], x[4 * q + 2], x[4 * q + 3]};
   }
 
   // One half of a piece that is parked.
   GRADOPS_DEVICE void take(int32_t slot, int half, float (&x)[8]) const {
-    if (slot >= kRegisterSlots) {
+    if (slot < kRegisterSlots) {
+#pragma unroll
+      for (int i = 0; i < 16 * kRegisterSlots; ++i) {
+        x[i % 8] = i == i % 8 || i / 8 == 2 * slot + half ? registers[i / 16][i % 16] : x[i % 8];
+      }
+    } else {
 #pragma unroll
       for (int q = 0; q < 2; ++q) {
         const float4 quad = *place(slot, 2 * half + q);
         x[4 * q] = quad.x, x[4 * q + 1] = quad.y, x[4 * q + 2] = quad.z, x[4 * q + 3] = quad.w;
       }
-      return;
-    }
-#pragma unroll
-    for (int s = 0; s < 2 * kRegisterSlots; ++s) {
-      if (s != 2 * slot + half) continue;
-#pragma unroll
-      for (int i = 0; i < 8; ++i) x[i] = registers[s / 2][s % 2 * 8 + i];
     }
   }
 };

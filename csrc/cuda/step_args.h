@@ -3,7 +3,7 @@
 //
 // A row (one parameter) is cut into pieces of 512 elements, one for a warp; 16 pieces of a row make a chunk. A block
 // takes a run of chunks and deals their pieces to its warps in turn. Pieces are small, so that tiny tensors fill every
-// warp and little is lost where parking ends; chunks keep what every block merges after the grid barrier short.
+// warp and little is lost where parking ends; chunks keep short what every block merges after the grid barrier.
 #pragma once
 
 #include <cstdint>
@@ -14,11 +14,12 @@
 
 namespace gradops::cuda {
 
-// The shape of a block is the same everywhere, since it is part of the order of additions.
-constexpr int kThreads = 512;
+// The shape of a block is the same everywhere, since it is part of the order of additions. Few threads with many
+// registers: what a thread needs besides its parked gradients is then paid for fewer times.
+constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kPiece = 512;
-constexpr int kPiecesPerChunk = kWarps;
+constexpr int kPiecesPerChunk = 16;
 
 enum class Dtype : uint8_t { kFloat32, kBFloat16, kFloat16 };
 

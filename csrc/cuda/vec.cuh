@@ -44,6 +44,7 @@ GRADOPS_DEVICE T load(const T* p) {
 #ifdef GRADOPS_EMULATE
   return emu::load(p);
 #else
+  __builtin_assume(__isGlobal(p));
   return *p;
 #endif
 }
@@ -53,6 +54,7 @@ GRADOPS_DEVICE void store(T* p, const T& value) {
 #ifdef GRADOPS_EMULATE
   emu::store(p, value);
 #else
+  __builtin_assume(__isGlobal(p));
   *p = value;
 #endif
 }
@@ -155,29 +157,29 @@ struct Stretch {
 
   // Where in memory an element lies, counted in elements.
   GRADOPS_DEVICE int64_t place(int32_t element) const {
-    int64_t index = begin + element;
+    uint64_t index = begin + element;
     if (view.layout == nullptr) return index;
     int64_t offset = 0;
+#pragma unroll 1
     for (int64_t dim = load(view.layout); dim > 0; --dim) {
-      const int64_t size = load(view.layout + 2 * dim - 1);
-      offset += index % size * load(view.layout + 2 * dim);
-      index /= size;
+      const uint64_t size = load(view.layout + 2 * dim - 1);
+      const uint64_t rest = index / size;
+      offset += static_cast<int64_t>(index - rest * size) * load(view.layout + 2 * dim);
+      index = rest;
     }
     return offset;
   }
 
-  GRADOPS_DEVICE float load_element(int32_t element) const {
-    const int64_t i = place(element);
-    if (view.dtype == Dtype::kFloat32) return load(static_cast<const float*>(view.data) + i);
-    const uint32_t bits = load(static_cast<const uint16_t*>(view.data) + i);
+  GRADOPS_DEVICE float load_at(int64_t place) const {
+    if (view.dtype == Dtype::kFloat32) return load(static_cast<const float*>(view.data) + place);
+    const uint32_t bits = load(static_cast<const uint16_t*>(view.data) + place);
     return view.dtype == Dtype::kBFloat16 ? widen<Dtype::kBFloat16>(bits) : widen<Dtype::kFloat16>(bits);
   }
 
-  GRADOPS_DEVICE void store_element(int32_t element, float x) const {
-    const int64_t i = place(element);
-    if (view.dtype == Dtype::kFloat32) return store(static_cast<float*>(view.data) + i, x);
+  GRADOPS_DEVICE void store_at(int64_t place, float x) const {
+    if (view.dtype == Dtype::kFloat32) return store(static_cast<float*>(view.data) + place, x);
     const uint32_t bits = view.dtype == Dtype::kBFloat16 ? narrow<Dtype::kBFloat16>(x) : narrow<Dtype::kFloat16>(x);
-    store(static_cast<uint16_t*>(view.data) + i, static_cast<uint16_t>(bits));
+    store(static_cast<uint16_t*>(view.data) + place, static_cast<uint16_t>(bits));
   }
 };
 
@@ -224,17 +226,42 @@ GRADOPS_DEVICE void load_vectors(const Stretch& from, int half, const Lanes& lan
   for (int i = 0; i < kCount; ++i) unpack<kDtype>(raw[i], x + i * 4 * kQuadsAtOnce);
 }
 
-// The loop is not unrolled, because this is the rare way: four elements at a time take the place of a quad.
+// A misaligned tensor or an odd tail: as many loads under way as with vectors, each of one element.
+template <Dtype kDtype, int kHalves>
+GRADOPS_DEVICE void load_scalars(const Stretch& from, int half, const Lanes& lanes, float* x) {
+  using Word = std::conditional_t<kDtype == Dtype::kFloat32, float, uint16_t>;
+  const Word* data = static_cast<const Word*>(from.view.data) + from.begin;
+  Word raw[8 * kHalves];
+#pragma unroll
+  for (int i = 0; i < 8 * kHalves; ++i) {
+    const int32_t element = lanes.element(2 * half + i / 4) + i % 4;
+    raw[i] = element < from.n ? load(data + element) : Word{0};
+  }
+#pragma unroll
+  for (int i = 0; i < 8 * kHalves; ++i) {
+    if constexpr (kDtype == Dtype::kFloat32) x[i] = raw[i];
+    if constexpr (kDtype != Dtype::kFloat32) x[i] = widen<kDtype>(raw[i]);
+  }
+}
+
+// The loop is not unrolled: strides are rare, and each place takes a division for every dimension.
 template <int kHalves>
-GRADOPS_DEVICE void load_elements(const Stretch& from, int half, const Lanes& lanes, float* x) {
+GRADOPS_DEVICE void load_strided(const Stretch& from, int half, const Lanes& lanes, float* x) {
 #pragma unroll 1
-  for (int quad = 0; quad < 2 * kHalves; ++quad) {
-    const int32_t element = lanes.element(2 * half + quad);
-    float values[4];
+  for (int i = 0; i < 8 * kHalves; ++i) {
+    const int32_t element = lanes.element(2 * half + i / 4) + i % 4;
+    const float value = element < from.n ? from.load_at(from.place(element)) : 0.0f;
 #pragma unroll
-    for (int j = 0; j < 4; ++j) values[j] = element + j < from.n ? from.load_element(element + j) : 0.0f;
-#pragma unroll
-    for (int i = 0; i < 8 * kHalves; ++i) x[i] = i / 4 == quad ? values[i % 4] : x[i];
+    for (int j = 0; j < 8 * kHalves; ++j) x[j] = i == j ? value : x[j];
+  }
+}
+
+template <Dtype kDtype, int kHalves>
+GRADOPS_DEVICE void load_contiguous(const Stretch& from, int half, const Lanes& lanes, CachePolicy policy, float* x) {
+  if (from.in_vectors()) {
+    load_vectors<kDtype, kHalves>(from, half, lanes, policy, x);
+  } else {
+    load_scalars<kDtype, kHalves>(from, half, lanes, x);
   }
 }
 
@@ -242,14 +269,21 @@ GRADOPS_DEVICE void load_elements(const Stretch& from, int half, const Lanes& la
 template <int kHalves>
 GRADOPS_DEVICE void load_piece(const Stretch& from, int half, const Lanes& lanes, CachePolicy policy,
                                float (&x)[8 * kHalves]) {
-  if (!from.in_vectors()) return load_elements<kHalves>(from, half, lanes, x);
+  if (from.view.layout != nullptr) return load_strided<kHalves>(from, half, lanes, x);
   if (from.view.dtype == Dtype::kFloat32) {
-    load_vectors<Dtype::kFloat32, kHalves>(from, half, lanes, policy, x);
+    load_contiguous<Dtype::kFloat32, kHalves>(from, half, lanes, policy, x);
   } else if (from.view.dtype == Dtype::kBFloat16) {
-    load_vectors<Dtype::kBFloat16, kHalves>(from, half, lanes, policy, x);
+    load_contiguous<Dtype::kBFloat16, kHalves>(from, half, lanes, policy, x);
   } else {
-    load_vectors<Dtype::kFloat16, kHalves>(from, half, lanes, policy, x);
+    load_contiguous<Dtype::kFloat16, kHalves>(from, half, lanes, policy, x);
   }
+}
+
+// The same of a tensor that is `in_vectors`.
+GRADOPS_DEVICE void load_half(const Stretch& from, int half, const Lanes& lanes, CachePolicy policy, float (&x)[8]) {
+  if (from.view.dtype == Dtype::kFloat32) return load_vectors<Dtype::kFloat32, 1>(from, half, lanes, policy, x);
+  if (from.view.dtype == Dtype::kBFloat16) return load_vectors<Dtype::kBFloat16, 1>(from, half, lanes, policy, x);
+  load_vectors<Dtype::kFloat16, 1>(from, half, lanes, policy, x);
 }
 
 template <Dtype kDtype>
@@ -264,19 +298,9 @@ GRADOPS_DEVICE void store_vectors(const Stretch& to, int half, const Lanes& lane
 
 GRADOPS_DEVICE void store_half(const Stretch& to, int half, const Lanes& lanes, CachePolicy policy,
                                const float (&x)[8]) {
-  if (to.in_vectors()) {
-    if (to.view.dtype == Dtype::kFloat32) return store_vectors<Dtype::kFloat32>(to, half, lanes, policy, x);
-    if (to.view.dtype == Dtype::kBFloat16) return store_vectors<Dtype::kBFloat16>(to, half, lanes, policy, x);
-    return store_vectors<Dtype::kFloat16>(to, half, lanes, policy, x);
-  }
-#pragma unroll 1
-  for (int quad = 0; quad < 2; ++quad) {
-    const int32_t element = lanes.element(2 * half + quad);
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      if (element + j < to.n) to.store_element(element + j, quad == 0 ? x[j] : x[4 + j]);
-    }
-  }
+  if (to.view.dtype == Dtype::kFloat32) return store_vectors<Dtype::kFloat32>(to, half, lanes, policy, x);
+  if (to.view.dtype == Dtype::kBFloat16) return store_vectors<Dtype::kBFloat16>(to, half, lanes, policy, x);
+  store_vectors<Dtype::kFloat16>(to, half, lanes, policy, x);
 }
 
 // What reading back would give.
