@@ -20,6 +20,7 @@ PLANTED = {
     "local_array_kernel": {"no_local_memory"},
     "double_kernel": {"no_doubles_in_element_code"},
     "double_sum_kernel": {"no_doubles_in_element_code"},
+    "double_call_kernel": {"no_doubles_in_element_code"},
     "scalar_kernel": {"vector_accesses"},
     "scalar_load_kernel": {"vector_accesses"},
     "scalar_store_kernel": {"vector_accesses"},

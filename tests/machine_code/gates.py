@@ -15,8 +15,17 @@ from .sass import Instruction, Kernel, parse
 from .toolchain import Resources
 
 ELEMENT_RULES = {
-    "math/grad_stats.h": ("clamp_grad", "add_element", "power_in_unit"),
-    "math/adam_step.h": ("adam_update",),
+    "csrc/math/grad_stats.h": ("clamp_grad", "add_element", "power_in_unit"),
+    "csrc/math/adam_step.h": ("adam_update",),
+}
+# What may be narrower than 128 bits in an element loop: tensors that are strided or misaligned, and the tables, which
+# are read once a piece of many elements.
+NARROW = {
+    "csrc/cuda/vec.cuh": (
+        *("load_struct", "store_struct"),
+        *("load_scalars", "load_strided", "load_at", "store_at", "place"),
+    ),
+    "csrc/cuda/multi_tensor.cuh": ("PieceAt", "load_dtype", "grad", "group", "of", "lanes"),
 }
 
 
@@ -38,28 +47,39 @@ def read_cubin(cubin: Path) -> dict[str, tuple[Kernel, Resources]]:
     return {kernel.name: (kernel, found[kernel.name]) for kernel in parse(toolchain.disassemble(cubin))}
 
 
+Lines = frozenset[tuple[str, int]]
+
+
 @cache
-def _element_lines() -> frozenset[tuple[str, int]]:
-    """(file, line) of every line of the element rules."""
-    lines = set()
-    for name, functions in ELEMENT_RULES.items():
-        inside = False
-        for number, text in enumerate((toolchain.ROOT / "csrc" / name).read_text().splitlines(), 1):
-            definition = re.match(r"GRADOPS_HD \w+ (\w+)\(", text)
-            inside = (definition[1] in functions) if definition else inside
-            if inside:
-                lines.add((name, number))
-            inside = inside and text != "}"
+def lines_of(name: str, functions: tuple[str, ...]) -> Lines:
+    """(file, line) of every line of these functions.
+
+    Raises:
+        LookupError: a function is not there any more, so that a gate would look for nothing.
+    """
+    lines, missing, end = set(), set(functions), None
+    for number, text in enumerate((toolchain.ROOT / name).read_text().splitlines(), 1):
+        found = re.match(r"( *)GRADOPS_(?:HD|DEVICE) [^(=]*?(\w+)\(", text)
+        if found and end is None and found[2] in functions:
+            missing.discard(found[2])
+            end = found[1] + "}"
+        if end is not None:
+            lines.add((name, number))
+            if text == end or (text.endswith(("}", "};")) and found):
+                end = None
+    if missing:
+        raise LookupError(f"{name} defines no {', '.join(sorted(missing))}: name its successor in {__name__}")
     return frozenset(lines)
 
 
-def stems_from_element_rule(instruction: Instruction) -> bool:
-    places = ((re.sub(r".*/(?=math/)", "", path), line) for path, line in instruction.origins)
-    return any(place in _element_lines() for place in places)
+def stems_from(instruction: Instruction, functions: dict[str, tuple[str, ...]]) -> bool:
+    """Whether an instruction was inlined from one of the functions, given by file."""
+    places = {("csrc/" + path.rpartition("/csrc/")[2], line) for path, line in instruction.origins}
+    return any(not places.isdisjoint(lines_of(name, names)) for name, names in functions.items())
 
 
 def _is_element_arithmetic(instruction: Instruction) -> bool:
-    return instruction.is_float_arithmetic and stems_from_element_rule(instruction)
+    return instruction.is_float_arithmetic and stems_from(instruction, ELEMENT_RULES)
 
 
 def regions(kernel: Kernel) -> Iterator[list[Instruction]]:
@@ -86,23 +106,27 @@ def no_local_memory(code: Compiled) -> Iterator[str]:
 
 
 def no_doubles_in_element_code(code: Compiled) -> Iterator[str]:
-    doubles = {i for i in code.kernel.instructions if i.is_double and stems_from_element_rule(i)}
+    doubles = {i for i in code.kernel.instructions if i.is_double and stems_from(i, ELEMENT_RULES)}
     for loop in list(regions(code.kernel))[:-1]:
         if any(map(_is_element_arithmetic, loop)):
-            doubles |= {i for i in loop if i.is_double}
+            doubles |= {i for i in code.kernel.with_subroutines(loop) if i.is_double}
     if doubles:
         yield f"float64 in element code: {_listed(doubles)}"
 
 
 def vector_accesses(code: Compiled) -> Iterator[str]:
-    """A loop with any 128-bit access is a main loop; the others are heads, tails and strided tensors."""
+    """There are element loops with 128-bit accesses, and in those nothing is narrower without a right to be."""
     loops = [[i for i in loop if i.is_load or i.is_store] for loop in element_loops(code.kernel)]
-    main = [accesses for accesses in loops if any(i.bits == 128 for i in accesses)]
+    main = [accesses for accesses in loops if any(i.bits == 128 and not _may_be_narrow(i) for i in accesses)]
     if loops and not main:
         yield "no element loop with 128-bit accesses"
     for accesses in main:
-        if narrow := [i for i in accesses if i.bits < 128]:
+        if narrow := [i for i in accesses if i.bits < 128 and not _may_be_narrow(i)]:
             yield f"narrow accesses in a loop of 128-bit ones: {_listed(narrow)}"
+
+
+def _may_be_narrow(instruction: Instruction) -> bool:
+    return stems_from(instruction, NARROW)
 
 
 def co_resident(code: Compiled) -> Iterator[str]:

@@ -88,6 +88,17 @@ KERNEL(double_sum_kernel)(Arrays a, int64_t vecs, Rules rules, double* sum) {
   sum[threadIdx.x] = total;
 }
 
+// In a subroutine of the loop.
+__noinline__ __device__ float halved(float x, double half) { return static_cast<float>(x * half); }
+
+KERNEL(double_call_kernel)(Arrays a, int64_t vecs, Rules rules, double half) {
+  FOR_EACH(i, vecs) {
+    Vec grad = load(a.grad, i);
+    for (int lane = 0; lane < 4; ++lane) grad.value[lane] = halved(grad.value[lane], half);
+    update(a, i, grad, rules);
+  }
+}
+
 KERNEL(scalar_kernel)(Arrays a, int64_t n, Rules rules) {
   FOR_EACH(i, n) {
     const AdamElement e = adam_update<WeightDecay::kDecoupled, false>({a.param[i], a.exp_avg[i], a.exp_avg_sq[i], 0.0f},

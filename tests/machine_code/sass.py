@@ -91,6 +91,20 @@ class Kernel:
         self.instructions = instructions
         self._labels = labels
 
+    def with_subroutines(self, instructions: list[Instruction]) -> list[Instruction]:
+        """The instructions and those of every subroutine that they call, directly or not."""
+        starts = sorted(start for label, start in self._labels.items() if not label.startswith(".L"))
+        found, pending, known = list(instructions), list(instructions), set()
+        while pending:
+            call = pending.pop()
+            targets = set(call.targets) - known if call.opcode.startswith("CALL") else set()
+            known |= targets
+            for start in (self._labels[name] for name in targets if not name.startswith(".L")):
+                end = next((later for later in starts if later > start), len(self.instructions))
+                found += self.instructions[start:end]
+                pending += self.instructions[start:end]
+        return found
+
     @cached_property
     def blocks(self) -> list[Block]:
         """Basic blocks in the order of their addresses; the first is where the kernel is entered."""
@@ -161,6 +175,7 @@ def _reaching(start: int, header: int, predecessors: dict[int, set[int]]) -> set
     return body
 
 
+# BSYNC is not among them: it stands before the label that its BSSY names. WARPSYNC's label follows it, too.
 def _branches(instruction: Instruction) -> bool:
     """Whether control may go to a label of this section. A call of a label is a jump; other calls return."""
     name = instruction.opcode
@@ -171,9 +186,9 @@ def _branches(instruction: Instruction) -> bool:
 
 def _falls_through(instruction: Instruction) -> bool:
     final = instruction.opcode.startswith(("BRA", "BRX", "JMP", "JMX", "EXIT", "RET", "KILL"))
-    # BRA has a second, uniform predicate among its operands.
-    conditional = instruction.guarded or re.match(r"!?U?P\d", instruction.operands) is not None
-    return not final or conditional
+    # BRA may have a second, uniform predicate among its operands; BRA.DIV is taken where a warp has parted.
+    predicate = re.match(r"!?U?P\d", instruction.operands) is not None
+    return not final or instruction.guarded or predicate or instruction.opcode.startswith("BRA.DIV")
 
 
 def _ends_block(instruction: Instruction) -> bool:
