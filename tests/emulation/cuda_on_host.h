@@ -38,8 +38,11 @@
 #define gridDim (::emu::here->grid_dim)
 constexpr int warpSize = 32;
 
-#define EMU_SHARED(Type, name) \
-  auto& name = ::emu::shared<std::type_identity_t<Type>>([] { static char site; return &site; }())
+#define EMU_SHARED(Type, name)                                \
+  auto& name = ::emu::shared<std::type_identity_t<Type>>([] { \
+    static char site;                                         \
+    return &site;                                             \
+  }())
 #define EMU_DYNAMIC_SHARED(Type, name) Type* name = static_cast<Type*>(::emu::dynamic_shared())
 
 namespace emu {
@@ -152,9 +155,9 @@ T __shfl_up_sync(unsigned mask, T value, unsigned lanes, int width = 32, EMU_WHE
   return emu::shuffle(mask, value, lane % width >= lanes ? lane - lanes : lane, where);
 }
 
-#define EMU_REDUCE(name, op)                                                                    \
-  inline unsigned __reduce_##name##_sync(unsigned mask, unsigned value, EMU_WHERE) {            \
-    return static_cast<unsigned>(emu::warp_operation(emu::WarpOp::op, mask, value, 0, where));  \
+#define EMU_REDUCE(name, op)                                                                   \
+  inline unsigned __reduce_##name##_sync(unsigned mask, unsigned value, EMU_WHERE) {           \
+    return static_cast<unsigned>(emu::warp_operation(emu::WarpOp::op, mask, value, 0, where)); \
   }
 EMU_REDUCE(add, kAdd)
 EMU_REDUCE(min, kMin)
@@ -164,16 +167,16 @@ EMU_REDUCE(or, kOr)
 EMU_REDUCE(xor, kXor)
 #undef EMU_REDUCE
 
-#define EMU_ATOMIC(name, rule)                                                   \
-  template <class T>                                                             \
-  T atomic##name(T* p, std::type_identity_t<T> v, EMU_WHERE) {                   \
-    return emu::read_modify_write(p, [=](T old) -> T { return rule; }, where);   \
+#define EMU_ATOMIC(name, rule)                                                 \
+  template <class T>                                                           \
+  T atomic##name(T* p, std::type_identity_t<T> v, EMU_WHERE) {                 \
+    return emu::read_modify_write(p, [=](T old) -> T { return rule; }, where); \
   }
 EMU_ATOMIC(Add, old + v)
 EMU_ATOMIC(Sub, old - v)
 EMU_ATOMIC(Min, v < old ? v : old)
 EMU_ATOMIC(Max, v > old ? v : old)
-EMU_ATOMIC(And, old & v)
+EMU_ATOMIC(And, old& v)
 EMU_ATOMIC(Or, old | v)
 EMU_ATOMIC(Xor, old ^ v)
 EMU_ATOMIC(Exch, v)
@@ -184,18 +187,22 @@ T atomicCAS(T* p, std::type_identity_t<T> compare, std::type_identity_t<T> v, EM
   return emu::read_modify_write(p, [=](T old) { return old == compare ? v : old; }, where);
 }
 
-#define EMU_LOAD(name) \
-  template <class T>   \
-  T name(const T* p, EMU_WHERE) { return emu::load(p, where); }
+#define EMU_LOAD(name)            \
+  template <class T>              \
+  T name(const T* p, EMU_WHERE) { \
+    return emu::load(p, where);   \
+  }
 EMU_LOAD(__ldg)
 EMU_LOAD(__ldca)
 EMU_LOAD(__ldcg)
 EMU_LOAD(__ldcs)
 EMU_LOAD(__ldlu)
 #undef EMU_LOAD
-#define EMU_STORE(name) \
-  template <class T>    \
-  void name(T* p, std::type_identity_t<T> value, EMU_WHERE) { emu::store(p, value, where); }
+#define EMU_STORE(name)                                       \
+  template <class T>                                          \
+  void name(T* p, std::type_identity_t<T> value, EMU_WHERE) { \
+    emu::store(p, value, where);                              \
+  }
 EMU_STORE(__stwb)
 EMU_STORE(__stcg)
 EMU_STORE(__stcs)

@@ -16,9 +16,10 @@ namespace emu {
 
 // What a launch did to the arrays of one name.
 struct Traffic {
-  uint64_t loads = 0, stores = 0;            // accesses, of whatever width
-  uint64_t load_bytes = 0, store_bytes = 0;  // without atomics and polls
-  uint64_t atomics = 0, polls = 0;           // polls depend on the schedule, all else does not
+  uint64_t loads = 0, stores = 0;                              // accesses, of whatever width
+  uint64_t load_bytes = 0, store_bytes = 0;                    // without atomics and polls
+  uint64_t distinct_load_bytes = 0, distinct_store_bytes = 0;  // of elements, however often they were accessed
+  uint64_t atomics = 0, polls = 0;                             // polls depend on the schedule, all else does not
 };
 
 struct Report {

@@ -6,26 +6,28 @@ import json
 import os
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).parent
 BUILD = HERE.parents[1] / "build" / "emulation"
-RUNTIME = sorted(HERE / f"{stem}.cpp" for stem in "fiber memory order report scheduler shared_memory warp".split())
-FLAGS = ["-std=c++20", "-O1", "-g", "-fPIC", "-fno-gnu-unique", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas"]
-# What is included must be named for a change of it to be seen; a kernel's own folder is, with all that lies in it.
+RUNTIME = sorted(HERE.glob("*.cpp"))
+FLAGS = ["-std=c++20", "-O1", "-fPIC", "-fno-gnu-unique", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas"]
 HEADERS = ("*.h", "*.cuh", "*.cu")
 
 
 @dataclass
 class Traffic:
-    """What a launch did to the arrays of one name; bytes leave out atomics and polls."""
+    """What a launch did to the arrays of one name; bytes leave out atomics and polls, distinct ones repetitions."""
 
     loads: int = 0
     stores: int = 0
     load_bytes: int = 0
     store_bytes: int = 0
+    distinct_load_bytes: int = 0
+    distinct_store_bytes: int = 0
     atomics: int = 0
     polls: int = 0
 
@@ -60,42 +62,54 @@ def cuda_include():
     return next((folder for folder in folders if (folder / "cuda_fp16.h").exists()), None)
 
 
-def _run(command):
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+def _make(target, command):
+    """Runs `command`, which makes a file, unless `target` is there: its name holds the hash of all it is made from."""
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(f".{os.getpid()}")
+    done = subprocess.run([str(word) for word in [*command, "-o", partial]], capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stderr}")
+    partial.rename(target)  # whole or not there: test processes build at the same time
+    return target
+
+
+def _hash(words, files):
+    content = hashlib.sha256(repr(words).encode())
+    for path in files:
+        content.update(path.read_bytes())
+    return content.hexdigest()[:16]
+
+
+def _object(source, flags, sanitize):
+    """Compiles one source. What it includes is taken to lie in its own folder and in those of the -I flags."""
+    checks = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all"] if sanitize else []
+    if source in RUNTIME:
+        # ThreadSanitizer is told of the runtime's barriers, and must not see how they are made.
+        checks = ["-DEMU_TSAN"] if sanitize == "thread" else checks
+        flags = [
+            *FLAGS,
+            *checks,
+            *(flag for flag in flags if flag.startswith("-DEMU_")),
+            "-O2",
+            f"-isystem{cuda_include()}",
+        ]
+    else:
+        flags = [*FLAGS, *checks, "-g", f"-I{HERE}", f"-isystem{cuda_include()}", "-DGRADOPS_EMULATE", *flags]
+    folders = {source.parent, *(Path(flag[2:]).resolve() for flag in flags if flag.startswith("-I"))}
+    headers = sorted(path for folder in folders for pattern in HEADERS for path in folder.rglob(pattern))
+    target = BUILD / f"{source.stem}-{_hash(flags, [source, *headers])}.o"
+    return _make(target, ["g++", *flags, "-x", "c++", "-c", source])
 
 
 def _build(sources, flags, sanitize, kind):
-    """The file that holds `sources` and the runtime, compiled unless all of it was compiled before."""
-    sources = [Path(source).resolve() for source in sources]
-    folders = {HERE, *(source.parent for source in sources)}
-    folders |= {Path(flag[2:]).resolve() for flag in flags if flag.startswith("-I")}
-    headers = sorted(path for folder in folders for pattern in HEADERS for path in folder.rglob(pattern))
-    flags = [*FLAGS, f"-I{HERE}", f"-isystem{cuda_include()}", "-DGRADOPS_EMULATE", *flags]
-    content = hashlib.sha256(repr((flags, sanitize, kind)).encode())
-    for path in [*sources, *RUNTIME, *headers]:
-        content.update(path.read_bytes())
-    folder = BUILD / content.hexdigest()[:16]
-    built = folder / f"{sources[0].stem}{'.so' if kind == 'shared' else ''}"
-    if built.exists():
-        return built
-    folder.mkdir(parents=True, exist_ok=True)
-    objects = []
-    for source in [*sources, *RUNTIME]:
-        own = source in RUNTIME
-        # ThreadSanitizer is told of the runtime's barriers, and must not see how they are made.
-        checks = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all"] if sanitize else []
-        checks = ["-DEMU_TSAN"] if own and sanitize == "thread" else checks
-        objects.append(folder / f"{source.stem}.{os.getpid()}.o")
-        _run(["g++", *flags, *checks, *(["-O2"] if own else []), "-x", "c++", "-c", source, "-o", objects[-1]])
-    partial = built.with_suffix(f".{os.getpid()}")
-    link = [f"-fsanitize={sanitize}"] if sanitize else []
-    _run(["g++", *(["-shared"] if kind == "shared" else []), *link, *objects, "-o", partial])
-    partial.rename(built)  # whole or not there: test processes build at the same time
-    for path in objects:
-        path.unlink()
-    return built
+    sources = [*(Path(source).resolve() for source in sources), *RUNTIME]
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(lambda source: _object(source, flags, sanitize), sources))
+    link = [*kind, *([f"-fsanitize={sanitize}"] if sanitize else [])]
+    target = BUILD / f"{sources[0].stem}-{_hash(link, objects)}{'.so' if kind else ''}"
+    return _make(target, ["g++", *link, *objects])
 
 
 def load(sources, flags=(), sanitize=None):
@@ -106,7 +120,7 @@ def load(sources, flags=(), sanitize=None):
         flags: for the compiler. Folders after -I are searched for changed headers.
         sanitize: as in -fsanitize=; the sanitizer's library must be preloaded then.
     """
-    lib = ctypes.CDLL(str(_build(sources, list(flags), sanitize, "shared")))
+    lib = ctypes.CDLL(str(_build(sources, list(flags), sanitize, ["-shared"])))
     lib.emu_watch.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int]
     lib.emu_set_seed.argtypes = [ctypes.c_uint64]
     lib.emu_take_reports.restype = ctypes.c_char_p
@@ -115,7 +129,7 @@ def load(sources, flags=(), sanitize=None):
 
 def program(sources, flags=(), sanitize=None):
     """As `load`, but the path of an executable."""
-    return _build(sources, list(flags), sanitize, "program")
+    return _build(sources, list(flags), sanitize, [])
 
 
 def parse(text):

@@ -22,7 +22,8 @@ struct Range {
   size_t bytes, element_bytes;
   bool writable;
   Traffic traffic;
-  std::vector<Cell> cells;  // of writable ranges, since nothing can race otherwise
+  std::vector<Cell> cells;                    // of writable ranges, since nothing can race otherwise
+  std::vector<unsigned char> loaded, stored;  // whether each element was
 
   bool holds(const char* p) const { return p >= begin && p < begin + bytes; }
   std::string element(const char* p) const { return name + "[" + std::to_string((p - begin) / element_bytes) + "]"; }
@@ -84,15 +85,20 @@ void check_order(Range& range, const char* p, size_t bytes, Access access, Where
   }
 }
 
-void count(Traffic& traffic, size_t bytes, Access access) {
+void count(Range& range, const char* p, size_t bytes, Access access) {
+  Traffic& traffic = range.traffic;
+  const size_t first = (p - range.begin) / range.element_bytes;
+  const size_t count = (p + bytes - 1 - range.begin) / range.element_bytes - first + 1;
   switch (access) {
     case Access::kLoad:
       traffic.loads++;
       traffic.load_bytes += bytes;
+      std::fill_n(range.loaded.begin() + first, count, 1);
       break;
     case Access::kStore:
       traffic.stores++;
       traffic.store_bytes += bytes;
+      std::fill_n(range.stored.begin() + first, count, 1);
       break;
     case Access::kAtomic:
       traffic.atomics++;
@@ -126,8 +132,11 @@ Range& checked(const char* p, size_t bytes, Access access, Where where) {
 
 void watch(const std::string& name, const void* begin, size_t bytes, size_t element_bytes, bool writable) {
   if (bytes == 0) return;
-  Range range{name, static_cast<const char*>(begin), bytes, element_bytes, writable, {}, {}};
-  if (writable) range.cells.resize((bytes + element_bytes - 1) / element_bytes);
+  Range range{name, static_cast<const char*>(begin), bytes, element_bytes, writable, {}, {}, {}, {}};
+  const size_t elements = (bytes + element_bytes - 1) / element_bytes;
+  if (writable) range.cells.resize(elements);
+  range.loaded.resize(elements);
+  range.stored.resize(elements);
   auto after = std::upper_bound(ranges.begin(), ranges.end(), range.begin,
                                 [](const char* p, const Range& r) { return p < r.begin; });
   ranges.insert(after, std::move(range));
@@ -144,6 +153,8 @@ void clear_traffic_and_races() {
   for (Range& range : ranges) {
     range.traffic = {};
     std::fill(range.cells.begin(), range.cells.end(), Cell{});
+    std::fill(range.loaded.begin(), range.loaded.end(), 0);
+    std::fill(range.stored.begin(), range.stored.end(), 0);
   }
 }
 
@@ -154,12 +165,15 @@ void collect_traffic(Report& report) {
     sum.stores += range.traffic.stores;
     sum.load_bytes += range.traffic.load_bytes;
     sum.store_bytes += range.traffic.store_bytes;
+    sum.distinct_load_bytes += range.element_bytes * std::count(range.loaded.begin(), range.loaded.end(), 1);
+    sum.distinct_store_bytes += range.element_bytes * std::count(range.stored.begin(), range.stored.end(), 1);
     sum.atomics += range.traffic.atomics;
     sum.polls += range.traffic.polls;
   }
 }
 
 void touch(const void* address, size_t bytes, Access access, Where where) {
+  const Disregarded disregarded;
   Launch& launch = *launch_now;
   const bool spins = access == Access::kPoll || access == Access::kAtomic;
   if (spins) {
@@ -172,7 +186,7 @@ void touch(const void* address, size_t bytes, Access access, Where where) {
   if (self->of->shared->holds(address)) return;
   const char* p = static_cast<const char*>(address);
   Range& range = checked(p, bytes, access, where);
-  count(range.traffic, bytes, access);
+  count(range, p, bytes, access);
   if (launch.order) {
     if (range.writable) check_order(range, p, bytes, access, where);
     if (access == Access::kPoll || access == Access::kAtomic) launch.order->observe(self->id, address);

@@ -1,9 +1,10 @@
 // Small kernels, each sound or with one fault planted in it, that show what the emulator catches.
-//   planted <case> <sound|faulty> <seed>     prints the launch's report; 3 if a result is wrong
+//   planted <case> <sound|faulty> <first seed> <seeds>     prints a report per launch; returns 3 if a result is wrong
+// Without arguments, it lists the cases.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <string>
-#include <vector>
 
 #include "cuda_on_host.h"
 #include "emulator.h"
@@ -82,6 +83,22 @@ __global__ void late_store_kernel(const Args __grid_constant__ args) {
   if (is_last && threadIdx.x < gridDim.x) emu::store(args.out + threadIdx.x, emu::load(args.partials + threadIdx.x));
 }
 
+// A block overwrites what another one may still have to read.
+template <bool kPlant>
+__global__ void overwrite_kernel(const Args __grid_constant__ args) {
+  const float x = emu::load(args.partials + kThreads - 1 - threadIdx.x);
+  if (!kPlant) cooperative_groups::this_grid().sync();
+  if (blockIdx.x == 0) emu::store(args.partials + threadIdx.x, x);
+}
+
+template <bool kPlant>
+__global__ void neighbour_kernel(const Args __grid_constant__ args) {
+  const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
+  emu::store(args.out + i, 1.f);
+  if (!kPlant) __syncwarp();
+  emu::store(args.partials + i, emu::load(args.out + (i ^ 1)));
+}
+
 template <bool kPlant>
 __global__ void static_bounds_kernel(const Args __grid_constant__ args) {
   EMU_SHARED(float[kThreads], row);
@@ -100,7 +117,7 @@ __global__ void dynamic_bounds_kernel(const Args __grid_constant__ args) {
 
 template <bool kPlant>
 __global__ void global_bounds_kernel(const Args __grid_constant__ args) {
-  emu::store(args.out + blockIdx.x * blockDim.x + threadIdx.x + kPlant * (kElements - kThreads * kBlocks + 1), 1.f);
+  emu::store(args.out + blockIdx.x * blockDim.x + threadIdx.x + kPlant * (kElements - kThreads * kBlocks + 7), 1.f);
 }
 
 template <bool kPlant>
@@ -152,7 +169,7 @@ __global__ void misaligned_kernel(const Args __grid_constant__ args) {
   emu::store(args.out + blockIdx.x * blockDim.x + threadIdx.x, emu::load(in + threadIdx.x).x);
 }
 
-// Copies all but, with the fault, the last three elements; with another, the first block's chunk is copied twice.
+// Copies all but, with the fault, the last three elements; with another, the first chunk in place of the second.
 template <bool kDrop, bool kTwice>
 __global__ void copy_kernel(const Args __grid_constant__ args) {
   constexpr int n = kElements - 1, vectors = n / 4;
@@ -175,7 +192,7 @@ __global__ void write_grad_kernel(const Args __grid_constant__ args) {
 }
 
 struct Case {
-  const char* name;
+  std::string name;
   void (*sound)(const Args&);
   void (*faulty)(const Args&);
   bool cooperative;
@@ -190,6 +207,8 @@ const Case kCases[] = {
     {"missing_acquire_fence", hand_barrier_kernel<Missing::kNothing>, hand_barrier_kernel<Missing::kAcquire>, true,
      kBlocks},
     {"store_after_fence", late_store_kernel<false>, late_store_kernel<true>, false, 1},
+    {"overwritten_too_soon", overwrite_kernel<false>, overwrite_kernel<true>, true, 0},
+    {"missing_syncwarp", neighbour_kernel<false>, neighbour_kernel<true>, false, 1},
     {"static_shared_out_of_bounds", static_bounds_kernel<false>, static_bounds_kernel<true>, false, 1},
     {"dynamic_shared_out_of_bounds", dynamic_bounds_kernel<false>, dynamic_bounds_kernel<true>, false, 1},
     {"global_out_of_bounds", global_bounds_kernel<false>, global_bounds_kernel<true>, false, 1},
@@ -206,35 +225,44 @@ const Case kCases[] = {
     {"gradient_written", write_grad_kernel<false>, write_grad_kernel<true>, false, 2},
 };
 
+// Apart from each other, so that what lies behind an array is no array.
+struct alignas(128) Arrays {
+  float in[kElements], gap[128], out[kElements], another_gap[128], partials[kElements];
+  unsigned ticket = 0;
+};
+
+// 0, or 3 if an element of `out` was written and is wrong.
 int run(const Case& c, bool plant, uint64_t seed) {
   constexpr float kUntouched = -1;
-  alignas(128) static float in[kElements], out[kElements], partials[kElements];
-  static unsigned ticket = 0;
+  static Arrays arrays;
+  auto& [in, gap, out, another_gap, partials, ticket] = arrays;
   std::fill_n(in, kElements, 1.f);
   std::fill_n(out, kElements, kUntouched);
+  ticket = 0;
   emu::watch("in", in, sizeof(in), sizeof(float), false);
   emu::watch("out", out, sizeof(out), sizeof(float), true);
   emu::watch("partials", partials, sizeof(partials), sizeof(float), true);
   emu::watch("ticket", &ticket, sizeof(ticket), sizeof(ticket), true);
-  const bool faulty_shape = plant && c.faulty == nullptr;
-  const emu::Report report =
-      emu::launch(plant && !faulty_shape ? c.faulty : c.sound, dim3(kBlocks), dim3(kThreads), kThreads * sizeof(float),
-                  c.cooperative && !faulty_shape, seed, Args{in, out, partials, &ticket});
+  const bool fault_is_in_kernel = plant && c.faulty != nullptr;
+  const bool cooperative = c.cooperative && (fault_is_in_kernel || !plant);
+  const emu::Report report = emu::launch(fault_is_in_kernel ? c.faulty : c.sound, dim3(kBlocks), dim3(kThreads),
+                                         kThreads * sizeof(float), cooperative, seed, Args{in, out, partials, &ticket});
+  emu::unwatch_all();
   std::puts(report.json().c_str());
-  for (float x : out) {
-    if (report.ok() && x != kUntouched && x != c.expected) return 3;
-  }
-  return 0;
+  const bool right = std::all_of(out, out + kElements, [&](float x) { return x == kUntouched || x == c.expected; });
+  return report.ok() && !right ? 3 : 0;
 }
 
 }  // namespace
 
 int main(int count, char** words) {
-  if (count == 4) {
-    for (const Case& c : kCases) {
-      if (c.name == std::string(words[1])) return run(c, words[2] == std::string("faulty"), std::atoi(words[3]));
-    }
+  if (count == 5) {
+    const auto* found = std::find_if(std::begin(kCases), std::end(kCases), [&](auto& c) { return words[1] == c.name; });
+    const bool plant = words[2] == std::string("faulty");
+    const int first = std::atoi(words[3]), seeds = std::atoi(words[4]);
+    int result = 0;
+    for (int seed = first; seed < first + seeds; seed++) result = std::max(result, run(*found, plant, seed));
+    return result;
   }
-  for (const Case& c : kCases) std::puts(c.name);
-  return 2;
+  for (const Case& c : kCases) std::puts(c.name.c_str());
 }

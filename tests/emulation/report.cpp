@@ -45,7 +45,9 @@ std::string Report::json() const {
     const Traffic& t = entry.second;
     out << quoted(entry.first) << ": {\"loads\": " << t.loads << ", \"stores\": " << t.stores
         << ", \"load_bytes\": " << t.load_bytes << ", \"store_bytes\": " << t.store_bytes
-        << ", \"atomics\": " << t.atomics << ", \"polls\": " << t.polls << "}";
+        << ", \"distinct_load_bytes\": " << t.distinct_load_bytes
+        << ", \"distinct_store_bytes\": " << t.distinct_store_bytes << ", \"atomics\": " << t.atomics
+        << ", \"polls\": " << t.polls << "}";
   });
   out << "}}";
   return out.str();

@@ -122,13 +122,36 @@ void tsan_atomic(const void* address, Access access);
 
 // What ThreadSanitizer is told of the order of things; without it, nothing.
 #if defined(EMU_TSAN)
-extern "C" void __tsan_acquire(void*);
-extern "C" void __tsan_release(void*);
+extern "C" {
+void __tsan_acquire(void*);
+void __tsan_release(void*);
+void AnnotateIgnoreReadsBegin(const char*, int);
+void AnnotateIgnoreReadsEnd(const char*, int);
+void AnnotateIgnoreWritesBegin(const char*, int);
+void AnnotateIgnoreWritesEnd(const char*, int);
+}
 constexpr bool kThreadSanitizer = true;
 #else
 inline void __tsan_acquire(void*) {}
 inline void __tsan_release(void*) {}
+inline void AnnotateIgnoreReadsBegin(const char*, int) {}
+inline void AnnotateIgnoreReadsEnd(const char*, int) {}
+inline void AnnotateIgnoreWritesBegin(const char*, int) {}
+inline void AnnotateIgnoreWritesEnd(const char*, int) {}
 constexpr bool kThreadSanitizer = false;
 #endif
+
+// While it lives, ThreadSanitizer disregards what allocation and copying do: whatever enters the runtime has one.
+class Disregarded {
+ public:
+  Disregarded() {
+    AnnotateIgnoreReadsBegin(__FILE__, __LINE__);
+    AnnotateIgnoreWritesBegin(__FILE__, __LINE__);
+  }
+  ~Disregarded() {
+    AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
+    AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
+  }
+};
 
 }  // namespace emu

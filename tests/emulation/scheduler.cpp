@@ -1,4 +1,4 @@
-// Runs the CUDA threads of a launch in a seeded order, and the barriers at which they meet.
+// Runs the CUDA threads of a launch, one at a time, in a seeded order.
 #include <algorithm>
 #include <cstring>
 
@@ -14,10 +14,8 @@ namespace {
 
 constexpr unsigned kIdleRounds = 2000;  // of polls, all of which see what they saw before, until it is a deadlock
 
-void thread_entry() {
-  Fiber::entered();
-  (*launch_now->kernel)();
-  Thread& thread = *self;
+void end_thread(Thread& thread) {
+  const Disregarded disregarded;
   Block& block = *thread.of;
   Launch& launch = *launch_now;
   if (block.waiting != 0) fault(thread.name() + " left while others of its block wait at " + name(block.barrier));
@@ -29,6 +27,12 @@ void thread_entry() {
   launch.left++;
   block.left++;
   __tsan_release(&launch.end_token);
+}
+
+void thread_entry() {
+  Fiber::entered();
+  (*launch_now->kernel)();
+  end_thread(*self);
   wait(State::kLeft, {});
   std::abort();
 }
@@ -83,8 +87,12 @@ void run_one(Launch& launch, Thread& thread) {
 
 void report_deadlock(Launch& launch) {
   std::map<std::string, unsigned> waiting;
-  constexpr const char* kDoing[] = {"ready", "wait at the block barrier at ", "wait in the warp operation at ",
-                                    "wait at the grid barrier at ", "poll at ", "left"};
+  constexpr const char* kDoing[] = {"ready",
+                                    "wait at the block barrier at ",
+                                    "wait in the warp operation at ",
+                                    "wait at the grid barrier at ",
+                                    "poll at ",
+                                    "left"};
   for (Block& block : launch.blocks) {
     for (Thread& thread : block.threads) {
       if (!thread.fiber || thread.state == State::kLeft) continue;
@@ -138,6 +146,13 @@ void run_all(Launch& launch) {
   }
 }
 
+// ThreadSanitizer complains of a fiber that ends while it is in the runtime.
+void abandon_fibers(Launch& launch) {
+  for (Block& block : launch.blocks) {
+    for (Thread& thread : block.threads) thread.fiber.release();
+  }
+}
+
 std::string impossible(const Shape& shape) {
   // 32,764 bytes of parameters since CUDA 12.1 on sm_70; 227 KB of shared memory on sm_90.
   const uint64_t threads = uint64_t{shape.block.x} * shape.block.y * shape.block.z;
@@ -153,9 +168,7 @@ std::string impossible(const Shape& shape) {
 
 }  // namespace
 
-std::string Thread::name() const {
-  return "block " + std::to_string(of->index) + " thread " + std::to_string(rank);
-}
+std::string Thread::name() const { return "block " + std::to_string(of->index) + " thread " + std::to_string(rank); }
 
 std::string name(const Where& where) {
   const char* slash = std::strrchr(where.file_name(), '/');
@@ -183,68 +196,14 @@ void wake(Thread& thread) {
 }
 
 void pause(Where where) {
+  const Disregarded disregarded;
   // Mostly it comes back when nothing else can run, or a block that ranks high would starve those it waits for.
   const bool soon = launch_now->seed != 0 && launch_now->draw(4) == 0;
   wait(soon ? State::kReady : State::kPolling, where);
 }
 
-int block_barrier(Vote vote, int value, Where where) {
-  Launch& launch = *launch_now;
-  Block& block = *self->of;
-  launch.progress++;
-  if (block.left != 0) fault("barrier at " + name(where) + " after threads of its block have left");
-  if (block.waiting == 0) {
-    block.barrier = where;
-    block.votes = 0;
-  } else if (name(block.barrier) != name(where)) {
-    fault("divergent barrier: at " + name(where) + " while others wait at " + name(block.barrier));
-  }
-  block.votes += value != 0;
-  void* token = &block.token[block.barriers % 2];
-  __tsan_release(token);
-  if (++block.waiting < block.threads.size()) {
-    wait(State::kAtBlockBarrier, where);
-  } else {
-    const int all = block.threads.size();
-    block.vote_result = vote == Vote::kCount ? block.votes : vote == Vote::kAnd ? block.votes == all : block.votes > 0;
-    block.waiting = 0;
-    block.barriers++;
-    launch.report.barriers++;
-    if (launch.order) launch.order->block_barrier(block.index);
-    for (Thread& thread : block.threads) {
-      if (&thread != self) wake(thread);
-    }
-    wait(State::kReady, where);
-  }
-  __tsan_acquire(token);
-  return block.vote_result;
-}
-
-void grid_barrier(Where where) {
-  Launch& launch = *launch_now;
-  launch.progress++;
-  if (!launch.shape.cooperative) fault("grid barrier at " + name(where) + " in a launch that is not cooperative");
-  if (launch.left != 0) fault("grid barrier at " + name(where) + " after threads of the grid have left");
-  if (launch.at_grid_barrier == 0) launch.grid_barrier = where;
-  void* token = &launch.token[launch.report.grid_barriers % 2];
-  __tsan_release(token);
-  if (++launch.at_grid_barrier < launch.block_threads() * launch.blocks.size()) {
-    wait(State::kAtGridBarrier, where);
-  } else {
-    launch.at_grid_barrier = 0;
-    launch.report.grid_barriers++;
-    if (launch.order) launch.order->grid_barrier();
-    for (Block& block : launch.blocks) {
-      for (Thread& thread : block.threads) {
-        if (&thread != self) wake(thread);
-      }
-    }
-    wait(State::kReady, where);
-  }
-  __tsan_acquire(token);
-}
-
 Report run(const Shape& shape, uint64_t seed, const std::function<void()>& kernel) {
+  const Disregarded disregarded;
   Launch launch;
   const std::string reason = impossible(shape);
   if (!reason.empty()) {
@@ -262,6 +221,7 @@ Report run(const Shape& shape, uint64_t seed, const std::function<void()>& kerne
   clear_traffic_and_races();
   run_all(launch);
   __tsan_acquire(&launch.end_token);
+  if (kThreadSanitizer && launch.failed) abandon_fibers(launch);
   collect_traffic(launch.report);
   keep(launch.report);
   launch_now = nullptr;

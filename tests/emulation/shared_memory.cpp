@@ -67,6 +67,7 @@ bool SharedMemory::gaps_intact() const {
 }
 
 void* static_shared(const void* site, size_t bytes, size_t alignment) {
+  const Disregarded disregarded;
   return self->of->shared->variable(site, bytes, alignment);
 }
 

@@ -4,7 +4,7 @@
 namespace emu {
 namespace {
 
-constexpr const char* kNames[] = {"__syncwarp", "shuffle", "vote",      "reduction", "reduction",
+constexpr const char* kNames[] = {"__syncwarp", "shuffle",   "vote",      "reduction", "reduction",
                                   "reduction",  "reduction", "reduction", "reduction"};
 
 Thread* first_lane(Thread& thread) { return &thread - thread.lane(); }
@@ -72,6 +72,7 @@ bool is_last(Thread& thread, WarpOp op, unsigned mask, Where where) {
 unsigned lane() { return self->lane(); }
 
 uint64_t warp_operation(WarpOp op, unsigned mask, uint64_t value, unsigned source, Where where) {
+  const Disregarded disregarded;
   Thread& thread = *self;
   Thread* lanes = first_lane(thread);
   Launch& launch = *launch_now;
@@ -117,6 +118,7 @@ void check_warp_needs_not(const Thread& thread) {
 }
 
 void fence() {
+  const Disregarded disregarded;
   Thread& thread = *self;
   launch_now->report.fences++;
   if (launch_now->order) launch_now->order->fence(thread.id);
