@@ -6,6 +6,9 @@
 
 #include "cuda/launch.h"
 #include "cuda/vec.cuh"
+#ifdef GRADOPS_EMULATE
+#include "emulator.h"
+#endif
 
 namespace gradops::cuda {
 

@@ -111,7 +111,7 @@ GRADOPS_DEVICE void for_each_row(const WorkTable& table, const GradStats* sums, 
       for (int32_t i = 0; !many && i < chunks; ++i) total.merge(load_struct(sums + first + i), p);
     }
     if (__syncthreads_or(many)) {
-      for (int32_t owner = 0; owner < kThreads && base + stride * owner < table.row_count; ++owner) {
+      for (unsigned owner = 0; owner < kThreads && base + stride * owner < table.row_count; ++owner) {
         const TensorRow* big = table.rows + base + stride * owner;
         const int32_t first = load(&big->first_chunk);
         const int32_t chunks = load(&big->chunks);
