@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from beside import Beside
+from beside import Beside, assert_bitwise, assert_same_bits, params_of, snapshot
 from cases import ParamCase, draw_grad, group_options, param_cases, sequences, settings_of_the_step
 from hypothesis import given
 from hypothesis import strategies as st
-from one_pass import EmulatedPlan, library
+from one_pass import PIECE, REGISTER_SLOTS, WARPS, EmulatedPlan, library
 
 import gradops
 
@@ -45,3 +45,151 @@ def test_any_sequence_of_steps_equals_the_oracle(cls, lib, data, form, seed):
     both = Beside(optimizer, **settings)
     for events in data.draw(sequences(len(cases), max_steps=3)):
         both.step([draw_grad(case, event, both.oracle.scale) for case, event in zip(cases, events, strict=True)])
+
+
+def step_all(lib, cases, form, settings, options, events=("grad",) * 2, seed=3):
+    """Everything a sequence of steps leaves: parameters, state, stats, and the reports of the last step."""
+    torch.manual_seed(seed)
+    optimizer = gradops.AdamW([case.param() for case in cases], **options, **settings)
+    plan = EmulatedPlan(lib, optimizer, **form)
+    for event in events:
+        for param, case in zip(params_of(optimizer), cases, strict=True):
+            param.grad = draw_grad(case, event)
+        optimizer.step()
+    return snapshot(optimizer), [buffer.clone() for buffer in optimizer._buffers.all()], plan
+
+
+HOSTILE = [
+    ParamCase((0,)),
+    ParamCase((1,)),
+    ParamCase((PIECE * 17 + 5,)),
+    ParamCase((PIECE,), layout="misaligned"),
+    ParamCase((PIECE * 3,), torch.bfloat16, grad_dtype=torch.bfloat16),
+    ParamCase((PIECE + 12,), grad_dtype=torch.float16),
+    ParamCase((PIECE * 5 + 8,), grad_layout="misaligned"),
+    ParamCase((37, 29), layout="transposed"),
+    ParamCase((PIECE * 40,)),
+]
+FORMS = [
+    {"blocks": blocks, "one_launch": one_launch, "shared_slots": slots, "seed": seed}
+    for blocks, one_launch, slots, seed in [
+        (1, False, 0, 0), (1, True, 0, 5), (2, True, 1, 6), (3, True, 3, 7), (5, False, 0, 8), (7, True, 0, 9)
+    ]
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("event", ["grad", float("nan")])
+def test_same_bits_for_every_grid_launch_form_and_schedule(lib, event):
+    settings = {"max_norm": 1.0, "max_relative_step": 0.05, "clip_value": 2.0}
+    options = {"amsgrad": True, "weight_decay": 0.1}
+    expected, expected_stats, _ = step_all(lib, HOSTILE, FORMS[0], settings, options, ("grad", event, "grad"))
+    for form in FORMS[1:]:
+        left, stats, _ = step_all(lib, HOSTILE, form, settings, options, ("grad", event, "grad"))
+        assert_bitwise(left, expected)
+        for mine, theirs in zip(stats, expected_stats, strict=True):
+            assert_same_bits(mine, theirs)
+
+
+@pytest.mark.parametrize("norm_type", [2.0, 1.0, 3.0, float("inf")])
+@pytest.mark.parametrize("layout", ["contiguous", "misaligned", "strided"])
+def test_norms_hang_on_values_and_not_on_where_they_lie(lib, layout, norm_type):
+    values = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        case = ParamCase((PIECE * 2 + 24,), dtype, grad_layout=layout, grad_dtype=torch.float32)
+        torch.manual_seed(5)
+        optimizer = gradops.Adam([case.param()], max_norm=1.0, norm_type=norm_type)
+        EmulatedPlan(lib, optimizer)
+        torch.manual_seed(6)
+        params_of(optimizer)[0].grad = case.grad()
+        optimizer.step()
+        plain = ParamCase((PIECE * 2 + 24,))
+        torch.manual_seed(6)
+        other = gradops.Adam([plain.param()], max_norm=1.0, norm_type=norm_type)
+        EmulatedPlan(lib, other)
+        torch.manual_seed(6)
+        params_of(other)[0].grad = plain.grad()
+        other.step()
+        values[dtype] = optimizer.stats.grad_norm.clone()
+        assert_same_bits(values[dtype], other.stats.grad_norm)
+
+
+def table_bytes(lib, plan, blocks, phases=2):
+    """What the tables and partial sums cost beside the tensors, all of it on the chip's L2 for any model of size."""
+    pieces, chunks = lib.plan_pieces(plan.native), lib.plan_chunks(plan.native)
+    return {
+        "pieces": phases * 32 * 8 * pieces + 8 * chunks,
+        "piece_stats": 16 * pieces,
+        "grad_sums": 32 * chunks * (blocks + 1),
+    }
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize(("dtype", "parked"), [(torch.float32, 28), (torch.bfloat16, 22), (torch.float16, 22)])
+def test_bytes_are_those_of_one_read_of_what_is_parked(lib, dtype, parked, amsgrad):
+    numel = PIECE * 64
+    case = ParamCase((numel,), dtype, grad_dtype=dtype)
+    width = dtype.itemsize
+    for blocks, slots, reread_pieces in [(2, 0, 0), (1, 0, 0), (3, 1, 0)]:
+        form = {"blocks": blocks, "shared_slots": slots, "seed": 11}
+        _, _, plan = step_all(lib, [case], form, {"max_norm": 1.0}, {"amsgrad": amsgrad})
+        assert len(plan.reports) == 1
+        assert element_bytes(plan.reports[0]) == numel * (parked + 8 * amsgrad) + reread_pieces * PIECE * width
+
+
+def element_bytes(report):
+    names = ["param", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"]
+    traffic = [report.traffic[name] for name in names if name in report.traffic]
+    return sum(t.load_bytes + t.store_bytes for t in traffic)
+
+
+@pytest.mark.parametrize(("one_launch", "slots"), [(True, 0), (True, 2), (False, 0)])
+@pytest.mark.parametrize("tail", [0, 4, 5])
+def test_bytes_of_what_is_not_parked_grow_by_one_read(lib, one_launch, slots, tail):
+    numel = PIECE * 100 + tail
+    form = {"blocks": 1, "one_launch": one_launch, "shared_slots": slots, "seed": 4}
+    _, _, plan = step_all(lib, [ParamCase((numel,))], form, {"max_norm": 1.0}, {})
+    assert len(plan.reports) == (1 if one_launch else 2)
+    parked = WARPS * (REGISTER_SLOTS + slots) * PIECE if one_launch else 0
+    assert sum(element_bytes(report) for report in plan.reports) == 28 * numel + 4 * (numel - parked)
+    for report in plan.reports:
+        assert report.traffic["grad"].store_bytes == 0
+
+
+PLACES = {"first": 0, "parked in registers": 700, "parked in shared memory": PIECE * WARPS * REGISTER_SLOTS + 9}
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("place", [*PLACES, "read again", "last, in an odd tail"])
+def test_nonfinite_anywhere_leaves_every_bit(lib, place, value):
+    numel = PIECE * WARPS * (REGISTER_SLOTS + 3) + 3
+    at = PLACES.get(place, numel - 1 if place.startswith("last") else numel - PIECE * WARPS)
+    cases = [ParamCase((5,)), ParamCase((numel,)), ParamCase((PIECE,))]
+    optimizer = gradops.AdamW([case.param() for case in cases], max_norm=1.0)
+    plan = EmulatedPlan(lib, optimizer, blocks=1, shared_slots=1)
+    both = Beside(optimizer, max_norm=1.0)
+    both.step([case.grad() for case in cases])
+    before = snapshot(optimizer)
+    grads = [case.grad() for case in cases]
+    grads[1][at] = value
+    both.step(grads)
+    assert_bitwise(snapshot(optimizer), before)
+    assert optimizer.stats.nonfinite.tolist() == [0, 1, 0]
+    assert plan.reports[0].traffic["param"].store_bytes == 0
+
+
+@pytest.mark.parametrize("norm_type", [1.0, 2.0, 3.0, 0.5])
+@pytest.mark.parametrize("magnitude", [1e-30, 1e-20, 1e20, 1e30])
+def test_huge_and_tiny_gradients_have_the_right_norm(lib, norm_type, magnitude):
+    case = ParamCase((PIECE * 3 + 1,), magnitude=magnitude)
+    optimizer = gradops.Adam([case.param()], max_norm=1.0, norm_type=norm_type)
+    EmulatedPlan(lib, optimizer)
+    Beside(optimizer, max_norm=1.0, norm_type=norm_type).step([case.grad()])
+
+
+def test_many_tiny_tensors(lib):
+    cases = [ParamCase((1 + i % 70,)) for i in range(600)]
+    optimizer = gradops.AdamW([case.param() for case in cases], max_norm=1.0)
+    EmulatedPlan(lib, optimizer, blocks=3)
+    both = Beside(optimizer, max_norm=1.0)
+    both.step([case.grad() for case in cases])
+    both.step([None if i % 3 == 0 else case.grad() for i, case in enumerate(cases)])
