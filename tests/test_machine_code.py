@@ -4,9 +4,12 @@ Each gate is first shown kernels with a planted fault (machine_code/planted.cu) 
 """
 
 import functools
+import shutil
 
 import pytest
 from machine_code import gates, toolchain
+
+import gradops
 
 pytestmark = pytest.mark.skipif(bool(toolchain.missing()), reason=f"not found: {', '.join(toolchain.missing())}")
 
@@ -28,9 +31,14 @@ PLANTED = {
 }
 
 
+SOURCES = sorted((toolchain.ROOT / "csrc" / "cuda").glob("*.cu"))
+COMPILED = [(source, arch) for source in SOURCES for arch in toolchain.ARCHS]
+BUILT_HERE = [f"{source.stem}-sm_{arch}" for source, arch in COMPILED]
+
+
 @functools.cache
 def planted(arch):
-    return gates.read_cubin(toolchain.compile_cubin(toolchain.HERE / "planted.cu", arch))
+    return gates.read_cubin(toolchain.compile_cubin(toolchain.HERE / "planted.cu", arch), arch)
 
 
 @pytest.mark.parametrize("arch", toolchain.ARCHS)
@@ -57,3 +65,92 @@ def test_a_block_may_take_all_shared_memory_but_the_drivers(arch, kib):
     assert fits(kib * 1024)["blocks"] == 1
     assert fits(kib * 1024 + 1)["blocks"] == 0
     assert fits(0)["blocks"] == 1
+
+
+def launched(name, kernel, resources, arch):
+    """A kernel of csrc/cuda as it is launched: the one-launch step parks all it can, the others nothing."""
+    form = toolchain.launch_form(arch)
+    shared = form["shared_bytes" if "one_pass_step_kernel" in name else "state_bytes"]
+    return gates.Compiled(kernel, resources, arch, form["threads"], shared)
+
+
+def complaints(cubin, arch):
+    """What the gates say of a cubin's kernels, one line each."""
+    wanted = (*gates.GATES, gates.every_dtype_in_vectors)
+    codes = {name: launched(name, *found, arch) for name, found in gates.read_cubin(cubin, arch).items()}
+    return [
+        f"{name}: {gate}: {sentence}"
+        for name, code in codes.items()
+        for gate, sentences in gates.complaints(code, wanted).items()
+        for sentence in sentences
+    ]
+
+
+@pytest.mark.parametrize(("source", "arch"), COMPILED, ids=BUILT_HERE)
+def test_kernels_pass_every_gate(source, arch):
+    found = complaints(toolchain.compile_cubin(source, arch), arch)
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(("source", "arch"), COMPILED, ids=BUILT_HERE)
+def test_a_step_reads_and_writes_its_elements_in_a_loop_that_the_gates_see(source, arch):
+    """A gate that finds no element loop has nothing to say."""
+    for name, (kernel, _) in gates.read_cubin(toolchain.compile_cubin(source, arch), arch).items():
+        loops = gates.element_loops(kernel)
+        assert loops, name
+        updates = "one_pass_step_kernel" in name or "second_launch" in name
+        assert any(i.is_store and i.bits == 128 for loop in loops for i in loop) or not updates, name
+
+
+# In the kernels themselves: where, what is replaced by what, and the gate that must see it.
+FAULTS = {
+    "half_the_registers": ("cuda/one_pass_step.cu", "(kThreads, 1)", "(kThreads, 3)", "no_local_memory"),
+    "float64_denominator": (
+        "math/adam_step.h",
+        "sqrtf(second_moment)",
+        "sqrt(1.0 * second_moment)",
+        "no_doubles_in_element_code",
+    ),
+    "no_tensor_is_aligned": (
+        "cuda/vec.cuh",
+        "const bool aligned =",
+        "const bool aligned = false &&",
+        "vector_accesses",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_the_kernels_is_caught(fault, tmp_path):
+    name, old, new, gate = FAULTS[fault]
+    csrc = shutil.copytree(toolchain.ROOT / "csrc", tmp_path / "csrc")
+    text = (csrc / name).read_text()
+    assert old in text
+    (csrc / name).write_text(text.replace(old, new))
+    cubin = toolchain.compile_cubin(csrc / "cuda" / "one_pass_step.cu", "90", csrc)
+    assert f"{gate}: " in "\n".join(complaints(cubin, "90"))
+
+
+def extension_cubins(folder):
+    """The machine code in the extension that is imported here, by architecture."""
+    cubins = toolchain.extract_cubins(gradops._C.__file__, folder)
+    return [(cubin, toolchain.arch_of(cubin)) for cubin in cubins]
+
+
+def test_extension_holds_machine_code_that_passes_every_gate(tmp_path):
+    """It has no line numbers to tell element code by, so its instructions must be those that were read above."""
+    if not gradops._C.build_info()["cuda"]:
+        pytest.skip("this extension was built without CUDA")
+    read = {}
+    for source, arch in COMPILED:
+        for name, (kernel, _) in gates.read_cubin(toolchain.compile_cubin(source, arch), arch).items():
+            read[name, arch] = kernel.text
+    held = {
+        (name, arch): kernel.text
+        for cubin, arch in extension_cubins(tmp_path)
+        if arch in toolchain.ARCHS
+        for name, (kernel, _) in gates.read_cubin(cubin, arch).items()
+    }
+    assert held
+    assert [key for key, text in held.items() if read[key] != text] == []

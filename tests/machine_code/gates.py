@@ -5,7 +5,7 @@ code in which float64 is right and narrow accesses are harmless, since it runs o
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,32 +18,34 @@ ELEMENT_RULES = {
     "csrc/math/grad_stats.h": ("clamp_grad", "add_element", "power_in_unit"),
     "csrc/math/adam_step.h": ("adam_update",),
 }
-# What may be narrower than 128 bits in an element loop: tensors that are strided or misaligned, and the tables, which
-# are read once a piece of many elements.
+# What may be narrower than 128 bits in an element loop: the ways of strided and misaligned tensors, and the tables,
+# which are read once for many elements by files that leave the elements to vec.cuh.
 NARROW = {
     "csrc/cuda/vec.cuh": (
         *("load_struct", "store_struct"),
         *("load_scalars", "load_strided", "load_at", "store_at", "place"),
-    ),
-    "csrc/cuda/multi_tensor.cuh": ("PieceAt", "load_dtype", "grad", "group", "of", "lanes"),
+    )
 }
+TABLE_READERS = ("csrc/cuda/multi_tensor.cuh", "csrc/cuda/grad_stats.cu")
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """A kernel as one architecture runs it, and how it is launched: threads and dynamic shared memory of a block."""
+    """A kernel as one architecture runs it, and how it is launched: threads and dynamic shared memory of a block, and
+    how many blocks a multiprocessor must hold at once."""
 
     kernel: Kernel
     resources: Resources
     arch: str
     threads: int
     dynamic_shared: int
+    blocks: int = 1
 
 
 @cache
-def read_cubin(cubin: Path) -> dict[str, tuple[Kernel, Resources]]:
+def read_cubin(cubin: Path, arch: str) -> dict[str, tuple[Kernel, Resources]]:
     """The kernels of a cubin, by mangled name."""
-    found = toolchain.resources(cubin)
+    found = toolchain.resources(cubin, arch)
     return {kernel.name: (kernel, found[kernel.name]) for kernel in parse(toolchain.disassemble(cubin))}
 
 
@@ -72,9 +74,18 @@ def lines_of(name: str, functions: tuple[str, ...]) -> Lines:
     return frozenset(lines)
 
 
+def _relative(path: str) -> str:
+    return "csrc/" + path.rpartition("/csrc/")[2]
+
+
+def _places(instruction: Instruction) -> Lines:
+    """Its origins, as `lines_of` writes them."""
+    return frozenset((_relative(path), line) for path, line in instruction.origins)
+
+
 def stems_from(instruction: Instruction, functions: dict[str, tuple[str, ...]]) -> bool:
     """Whether an instruction was inlined from one of the functions, given by file."""
-    places = {("csrc/" + path.rpartition("/csrc/")[2], line) for path, line in instruction.origins}
+    places = _places(instruction)
     return any(not places.isdisjoint(lines_of(name, names)) for name, names in functions.items())
 
 
@@ -126,26 +137,47 @@ def vector_accesses(code: Compiled) -> Iterator[str]:
 
 
 def _may_be_narrow(instruction: Instruction) -> bool:
-    return stems_from(instruction, NARROW)
+    plain = lines_of("csrc/cuda/vec.cuh", ("load", "store"))
+    places = ((_relative(path), line) for path, line in instruction.origins)
+    caller, _ = next((place for place in places if place not in plain), ("", 0))
+    return caller in TABLE_READERS or stems_from(instruction, NARROW)
 
 
 def co_resident(code: Compiled) -> Iterator[str]:
-    """A block fits on a multiprocessor. A cooperative grid is as many blocks as do, times the multiprocessors."""
+    """A cooperative grid is no larger than all multiprocessors hold at once, else its barrier would never open."""
     shared = code.resources.shared
     found = toolchain.occupancy(code.arch, code.resources.registers, shared, code.threads, code.dynamic_shared)
-    if found["blocks"] < 1:
+    if found["blocks"] < code.blocks:
         yield (
-            f"no block of {code.threads} threads with {code.resources.registers} registers and {shared} + "
-            f"{code.dynamic_shared} bytes of shared memory fits: {found}"
+            f"less than {code.blocks} blocks of {code.threads} threads with {code.resources.registers} registers and "
+            f"{shared} + {code.dynamic_shared} bytes of shared memory fit: {found}"
         )
+
+
+def every_dtype_in_vectors(code: Compiled) -> Iterator[str]:
+    """Each dtype has its own line in vec.cuh, from which 128-bit loads and, where elements are stored, stores stem."""
+    accesses = [i for loop in element_loops(code.kernel) for i in loop if i.bits == 128 and not _may_be_narrow(i)]
+    for dtype in ("kFloat32", "kBFloat16", "kFloat16"):
+        lines = _lines_with("csrc/cuda/vec.cuh", f"<Dtype::{dtype}")
+        own = [i for i in accesses if not _places(i).isdisjoint(lines)]
+        if accesses and not any(i.is_load for i in own):
+            yield f"no 128-bit loads of {dtype}"
+        if any(i.is_store for i in accesses) and not any(i.is_store for i in own):
+            yield f"no 128-bit stores of {dtype}"
+
+
+@cache
+def _lines_with(name: str, text: str) -> Lines:
+    lines = (toolchain.ROOT / name).read_text().splitlines()
+    return frozenset((name, number) for number, line in enumerate(lines, 1) if text in line)
 
 
 GATES = (no_local_memory, no_doubles_in_element_code, vector_accesses, co_resident)
 
 
-def complaints(code: Compiled) -> dict[str, list[str]]:
+def complaints(code: Compiled, gates: Iterable[Callable[[Compiled], Iterator[str]]] = GATES) -> dict[str, list[str]]:
     """What each gate that does not pass says, by its name."""
-    found = {gate.__name__: list(gate(code)) for gate in GATES}
+    found = {gate.__name__: list(gate(code)) for gate in gates}
     return {name: sentences for name, sentences in found.items() if sentences}
 
 

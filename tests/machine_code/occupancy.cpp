@@ -60,9 +60,9 @@ int main(int argc, char** argv) {
     const cudaOccError error =
         cudaOccMaxActiveBlocksPerMultiprocessor(&result, &properties, &function, &state, atoi(argv[4]), atol(argv[5]));
     if (error != CUDA_OCC_SUCCESS) return fprintf(stderr, "cuda_occupancy.h: error %d\n", error), 1;
-    printf("{\"blocks\": %d, \"by_registers\": %d, \"by_shared\": %d, \"by_threads\": %d}\n",
+    printf("{\"blocks\": %d, \"by_registers\": %d, \"by_shared\": %d, \"by_threads\": %d, \"shared_limit\": %zu}\n",
            result.activeBlocksPerMultiprocessor, result.blockLimitRegs, result.blockLimitSharedMem,
-           result.blockLimitWarps);
+           result.blockLimitWarps, properties.sharedMemPerBlockOptin);
     return 0;
   }
   return fprintf(stderr, "no limits are known for sm_%s\n", argv[1]), 2;

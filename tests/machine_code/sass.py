@@ -91,6 +91,11 @@ class Kernel:
         self.instructions = instructions
         self._labels = labels
 
+    @property
+    def text(self) -> list[str]:
+        """The instructions, without where they stem from."""
+        return [f"{i.guarded} {i.opcode} {i.operands}" for i in self.instructions]
+
     def with_subroutines(self, instructions: list[Instruction]) -> list[Instruction]:
         """The instructions and those of every subroutine that they call, directly or not."""
         starts = sorted(start for label, start in self._labels.items() if not label.startswith(".L"))

@@ -9,7 +9,6 @@ import runpy
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / "build" / "machine_code"
 HERE = Path(__file__).resolve().parent
 ARCHS = ("80", "90", "100", "120")
+
+# Bytes of shared memory that a driver keeps of each block, from sm_80 on; the compiler counts them from sm_90 on.
+RESERVED = 1024
 
 
 def find_nvcc() -> str | None:
@@ -65,9 +67,9 @@ def _compiler() -> str:
     return run(find_nvcc(), "--version")
 
 
-def _key(source: Path) -> str:
+def _key(source: Path, include: Path = ROOT / "csrc") -> str:
     """Changes with everything that the compiler may read."""
-    headers = [path for pattern in ("*.h", "*.cuh") for path in (ROOT / "csrc").rglob(pattern)]
+    headers = [path for pattern in ("*.h", "*.cuh") for path in include.rglob(pattern)]
     texts = [path.read_bytes() for path in [source, *sorted(headers)]]
     return _digest(_compiler(), nvcc_flags(), *texts)
 
@@ -82,10 +84,10 @@ def _kept(path: Path, *command: object) -> Path:
     return path
 
 
-def compile_cubin(source: Path, arch: str) -> Path:
+def compile_cubin(source: Path, arch: str, include: Path = ROOT / "csrc") -> Path:
     """The cubin of one source for one architecture, "90" for sm_90."""
-    path = CACHE / f"{source.stem}-sm_{arch}-{_key(source)}.cubin"
-    flags = [*nvcc_flags(), f"-I{ROOT / 'csrc'}", f"-arch=sm_{arch}", "-cubin"]
+    path = CACHE / f"{source.stem}-sm_{arch}-{_key(source, include)}.cubin"
+    flags = [*nvcc_flags(), f"-I{include}", f"-arch=sm_{arch}", "-cubin"]
     return _kept(path, find_nvcc(), *flags, source)
 
 
@@ -97,7 +99,7 @@ def disassemble(cubin: Path) -> str:
 @dataclass(frozen=True)
 class Resources:
     """What a kernel needs to start: registers of a thread; bytes of stack and local memory of a thread; static shared
-    memory of a block, without what a driver reserves for itself."""
+    memory of a block, without what the driver keeps for itself."""
 
     registers: int
     stack: int
@@ -105,13 +107,13 @@ class Resources:
     shared: int
 
 
-def resources(cubin: Path) -> dict[str, Resources]:
+def resources(cubin: Path, arch: str) -> dict[str, Resources]:
     """Of each kernel of a cubin, by mangled name."""
     text = run(find_binary("cuobjdump"), "-res-usage", cubin)
-    found = {}
+    reserved, found = RESERVED if int(arch) >= 90 else 0, {}
     for name, line in re.findall(r"Function (\S+):\s*\n\s*(.*)", text):
         use = {key: int(value) for key, value in re.findall(r"(\w+):(\d+)", line)}
-        found[name] = Resources(use["REG"], use["STACK"], use["LOCAL"], use["SHARED"])
+        found[name] = Resources(use["REG"], use["STACK"], use["LOCAL"], max(0, use["SHARED"] - reserved))
     return found
 
 
@@ -128,12 +130,20 @@ def arch_of(cubin: Path) -> str:
     return re.search(r"\.target\s+sm_(\d+)", disassemble(cubin))[1]
 
 
+def _program(source: Path) -> Path:
+    """A C++ program of this folder; its headers are the toolkit's and the kernels'."""
+    flags = ["-std=c++20", "-cudart=none", f"-I{ROOT / 'csrc'}"]
+    return _kept(CACHE / f"{source.stem}-{_key(source)}", find_nvcc(), *flags, source)
+
+
+@functools.cache
+def launch_form(arch: str) -> dict[str, int]:
+    """Threads, and bytes of shared memory, of a block of the one-launch step where it parks all it can."""
+    limit = occupancy(arch, registers=32, shared=0, threads=32, dynamic_shared=0)["shared_limit"]
+    return json.loads(run(_program(HERE / "launch_form.cpp"), limit))
+
+
 def occupancy(arch: str, registers: int, shared: int, threads: int, dynamic_shared: int) -> dict[str, int]:
     """Blocks that fit on one multiprocessor at once, and what limits them; see occupancy.cpp."""
-    source = HERE / "occupancy.cpp"
-    program = _kept(CACHE / f"occupancy-{_key(source)}", find_nvcc(), "-std=c++20", "-cudart=none", source)
+    program = _program(HERE / "occupancy.cpp")
     return json.loads(run(program, arch, registers, shared, threads, dynamic_shared))
-
-
-def demangle(names: Iterable[str]) -> list[str]:
-    return run("c++filt", *names).splitlines()
