@@ -77,14 +77,13 @@ struct UpdatedTensors {
 };
 
 template <WeightDecay kDecay, bool kAmsgrad>
-GRADOPS_DEVICE void update_vectors(const UpdatedTensors& of, int half, const Lanes& lanes, CachePolicy policy,
-                                   const float (&grad)[8], const StepDecision& decision, const AdamRule& rule,
-                                   float (&param)[8]) {
+GRADOPS_DEVICE void update_vectors(const UpdatedTensors& of, int half, const Lanes& lanes, const float (&grad)[8],
+                                   const StepDecision& decision, const AdamRule& rule, float (&param)[8]) {
   float exp_avg[8], exp_avg_sq[8], max_exp_avg_sq[8] = {};
-  load_half(of.param, half, lanes, policy, param);
-  load_half(of.exp_avg, half, lanes, policy, exp_avg);
-  load_half(of.exp_avg_sq, half, lanes, policy, exp_avg_sq);
-  if constexpr (kAmsgrad) load_half(of.max_exp_avg_sq, half, lanes, policy, max_exp_avg_sq);
+  load_half(of.param, half, lanes, param);
+  load_half(of.exp_avg, half, lanes, exp_avg);
+  load_half(of.exp_avg_sq, half, lanes, exp_avg_sq);
+  if constexpr (kAmsgrad) load_half(of.max_exp_avg_sq, half, lanes, max_exp_avg_sq);
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     const AdamElement before{param[i], exp_avg[i], exp_avg_sq[i], max_exp_avg_sq[i]};
@@ -94,10 +93,10 @@ GRADOPS_DEVICE void update_vectors(const UpdatedTensors& of, int half, const Lan
     exp_avg_sq[i] = after.exp_avg_sq;
     max_exp_avg_sq[i] = after.max_exp_avg_sq;
   }
-  store_half(of.param, half, lanes, policy, param);
-  store_half(of.exp_avg, half, lanes, policy, exp_avg);
-  store_half(of.exp_avg_sq, half, lanes, policy, exp_avg_sq);
-  if constexpr (kAmsgrad) store_half(of.max_exp_avg_sq, half, lanes, policy, max_exp_avg_sq);
+  store_half(of.param, half, lanes, param);
+  store_half(of.exp_avg, half, lanes, exp_avg);
+  store_half(of.exp_avg_sq, half, lanes, exp_avg_sq);
+  if constexpr (kAmsgrad) store_half(of.max_exp_avg_sq, half, lanes, max_exp_avg_sq);
 }
 
 GRADOPS_DEVICE AdamElement update_element(const AdamElement& e, float grad, const StepDecision& decision,
@@ -138,18 +137,17 @@ GRADOPS_DEVICE void update_elements(const UpdatedTensors& of, int half, const La
 }
 
 // One half of a piece. Leaves in `param` what was stored.
-GRADOPS_DEVICE void update_half(const PieceAt& piece, int half, const Lanes& lanes, CachePolicy policy,
-                                const float (&grad)[8], const StepDecision& decision, const RowRule& rule,
-                                float (&param)[8]) {
+GRADOPS_DEVICE void update_half(const PieceAt& piece, int half, const Lanes& lanes, const float (&grad)[8],
+                                const StepDecision& decision, const RowRule& rule, float (&param)[8]) {
   const UpdatedTensors of(piece);
   constexpr WeightDecay kL2 = WeightDecay::kL2, kDecoupled = WeightDecay::kDecoupled;
   if (!of.in_vectors()) return update_elements(of, half, lanes, grad, decision, rule, param);
   if (rule.decay == kDecoupled) {
-    if (rule.amsgrad) return update_vectors<kDecoupled, true>(of, half, lanes, policy, grad, decision, rule.adam, param);
-    return update_vectors<kDecoupled, false>(of, half, lanes, policy, grad, decision, rule.adam, param);
+    if (rule.amsgrad) return update_vectors<kDecoupled, true>(of, half, lanes, grad, decision, rule.adam, param);
+    return update_vectors<kDecoupled, false>(of, half, lanes, grad, decision, rule.adam, param);
   }
-  if (rule.amsgrad) return update_vectors<kL2, true>(of, half, lanes, policy, grad, decision, rule.adam, param);
-  update_vectors<kL2, false>(of, half, lanes, policy, grad, decision, rule.adam, param);
+  if (rule.amsgrad) return update_vectors<kL2, true>(of, half, lanes, grad, decision, rule.adam, param);
+  update_vectors<kL2, false>(of, half, lanes, grad, decision, rule.adam, param);
 }
 
 // The statistics of a piece of parameters, from what the update kept of it or, rarely, by reading it back.
@@ -157,16 +155,15 @@ GRADOPS_DEVICE ChunkStats param_piece_stats(const PieceAt& piece, const Lanes& l
   const ChunkStats stats = sums_of_warp(sums, lanes);
   if (is_plain(stats, NormType::kL2)) return stats;
   float param[16];
-  load_piece<2>(piece.of(&TensorRow::param), 0, lanes, CachePolicy::used_once(), param);
+  load_piece<2>(piece.of(&TensorRow::param), 0, lanes, UsedOnce(), param);
   return piece_stats(param, piece.n, lanes, GradRule{}, Norm{NormType::kL2, 2.0f});
 }
 
-// The block's pieces, backwards: gradients that were read last are the likeliest to be in the L2 cache still, and parked
-// ones can wait.
+// The block's pieces, backwards: gradients that were read last are the likeliest to be in the L2 cache still, and
+// parked ones can wait.
 template <class Parked>
 GRADOPS_DEVICE void adam_step(const Call& call, const BlockShare& share, const StepDecision& decision,
                               bool gather_squares, const Parked& parking) {
-  const CachePolicy policy = CachePolicy::used_once();
 #pragma unroll 1
   for (int32_t slot = share.slots() - 1; slot >= 0; --slot) {
     const PieceAt piece(call.step.table, share.piece(slot));
@@ -181,9 +178,9 @@ GRADOPS_DEVICE void adam_step(const Call& call, const BlockShare& share, const S
       if (parking.holds(slot)) {
         parking.take(slot, half, grad);
       } else {
-        load_piece<1>(piece.grad(data), half, lanes, policy, grad);
+        load_piece<1>(piece.grad(data), half, lanes, UsedOnce(), grad);
       }
-      update_half(piece, half, lanes, policy, grad, decision, rule, param);
+      update_half(piece, half, lanes, grad, decision, rule, param);
       if (gather_squares) sums.add<NormType::kL2>(param, 2 * half, piece.n, lanes, GradRule{});
     }
     if (!gather_squares) continue;

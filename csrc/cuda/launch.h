@@ -45,8 +45,8 @@ int resident_blocks(int64_t shared_bytes);
 DeviceLimits device_limits(int device);
 LaunchForm choose_form(const DeviceLimits& limits, int32_t chunk_count);
 
-// Whether the pointers and rules of a step travel as kernel parameters. Else StepArgs::grads and ::groups must be device
-// arrays.
+// Whether the pointers and rules of a step travel as kernel parameters. Else StepArgs::grads and ::groups must be
+// device arrays.
 bool travels_inline(const LaunchForm& form, size_t rows, size_t groups);
 
 // A whole step. `grads` has one entry a row, null where there is none; an empty gradient has any address but null.

@@ -4,8 +4,8 @@
 // Bytes of device memory for an element, with P and G the bytes of a stored parameter and gradient:
 //     2 P + G + 16        parked: 28 for float32, 22 for 16-bit parameters and gradients
 //     2 P + 2 G + 16      read twice: 32 and 24; what is still in the L2 cache costs nothing the second time
-// and 8 more with amsgrad. The tables add 56 bytes a piece: its place (8) is read in both phases, its statistics (16) are
-// written and read, half as much again goes for its share of a chunk's.
+// and 8 more with amsgrad. The tables add 56 bytes a piece: its place (8) is read in both phases, its statistics (16)
+// are written and read, half as much again goes for its share of a chunk's.
 #include "cuda/adam_step.cuh"
 #include "cuda/launch.cuh"
 
@@ -62,7 +62,8 @@ void launch_step(const LaunchForm& form, const StepArgs& step, std::span<const v
     launch("one_pass_step", one_pass_step_kernel<Args>, form.blocks, form.shared_bytes, true, stream, args);
     return;
   }
-  launch("one_pass_step (first launch)", first_launch_kernel<Args>, form.blocks, form.shared_bytes, false, stream, args);
+  launch("one_pass_step (first launch)", first_launch_kernel<Args>, form.blocks, form.shared_bytes, false, stream,
+         args);
   launch("one_pass_step (second launch)", second_launch_kernel<Args>, form.blocks, form.shared_bytes, false, stream,
          args);
 }

@@ -20,8 +20,8 @@ GRADOPS_DEVICE float warp_sum(float x) {
   return x;
 }
 
-// A thread holds two virtual lanes: neighbours, where it holds octets, which are added first; else lanes 32 apart, which
-// are added last.
+// A thread holds two virtual lanes: neighbours, where it holds octets, which are added first; else lanes 32 apart,
+// which are added last.
 GRADOPS_DEVICE float piece_sum(float even, float odd, bool octets) {
   if (octets) return warp_sum(even + odd);
   even = warp_sum(even);

@@ -118,12 +118,12 @@ struct StepArgs {
   Workspace work;
   StatsBuffers stats;
   StepRules rules;
-  const float* loss_scale = nullptr;     // what the loss was multiplied by; null for 1
-  const float* found_inf = nullptr;      // not 0 if somebody saw an inf or NaN before; may be null
-  bool grads_scaled = false;             // whether the gradients still are
-  const void* const* grads = nullptr;    // one a row, null where there is none; null: they come as kernel parameters
-  const GroupRule* groups = nullptr;     // likewise, one a param group
-  int32_t shared_slots = 0;              // how many pieces a warp parks in shared memory
+  const float* loss_scale = nullptr;   // what the loss was multiplied by; null for 1
+  const float* found_inf = nullptr;    // not 0 if somebody saw an inf or NaN before; may be null
+  bool grads_scaled = false;           // whether the gradients still are
+  const void* const* grads = nullptr;  // one a row, null where there is none; null: they come as kernel parameters
+  const GroupRule* groups = nullptr;   // likewise, one a param group
+  int32_t shared_slots = 0;            // how many pieces a warp parks in shared memory
 };
 
 // What travels as kernel parameters, so that a steady step copies nothing. An empty gradient needs an address, too: any

@@ -18,7 +18,8 @@
 
 namespace gradops::cuda {
 
-// What the L2 cache is told of a line: what is used once leaves first, so that what is read again can stay.
+// What the L2 cache is told of a line: what is used once leaves first, so that what is read again can stay. As an
+// operand where that is known while the kernel runs, as part of the instruction where it is known before.
 struct CachePolicy {
   uint64_t bits;
 
@@ -38,6 +39,7 @@ struct CachePolicy {
     return policy;
   }
 };
+struct UsedOnce {};
 
 template <class T>
 GRADOPS_DEVICE T load(const T* p) {
@@ -59,13 +61,12 @@ GRADOPS_DEVICE void store(T* p, const T& value) {
 #endif
 }
 
-// Volatile, which keeps the loads of a loop's body together: several are then under way at a time.
 GRADOPS_DEVICE uint4 load_vec(const void* p, CachePolicy policy) {
 #if __CUDA_ARCH__ >= 800
   uint4 v;
-  asm volatile("ld.global.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(p), "l"(policy.bits));
+  asm("ld.global.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
+      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+      : "l"(p), "l"(policy.bits));
   return v;
 #else
   static_cast<void>(policy);
@@ -73,15 +74,20 @@ GRADOPS_DEVICE uint4 load_vec(const void* p, CachePolicy policy) {
 #endif
 }
 
-GRADOPS_DEVICE void store_vec(void* p, uint4 v, CachePolicy policy) {
-#if __CUDA_ARCH__ >= 800
-  asm volatile("st.global.L2::cache_hint.v4.u32 [%0], {%1, %2, %3, %4}, %5;" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z),
-               "r"(v.w), "l"(policy.bits)
-               : "memory");
-#else
-  static_cast<void>(policy);
-  store(static_cast<uint4*>(p), v);
+GRADOPS_DEVICE uint4 load_vec(const void* p, UsedOnce) {
+  const uint4* vec = static_cast<const uint4*>(p);
+#ifndef GRADOPS_EMULATE
+  __builtin_assume(__isGlobal(vec));
 #endif
+  return __ldcs(vec);
+}
+
+GRADOPS_DEVICE void store_vec(void* p, uint4 v) {
+  uint4* vec = static_cast<uint4*>(p);
+#ifndef GRADOPS_EMULATE
+  __builtin_assume(__isGlobal(vec));
+#endif
+  __stcs(vec, v);
 }
 
 // A struct, in the widest words that its size allows; `p` is aligned to them.
@@ -147,9 +153,7 @@ struct Stretch {
   int32_t n;
 
   GRADOPS_DEVICE int width() const { return view.dtype == Dtype::kFloat32 ? 4 : 2; }
-  GRADOPS_DEVICE char* at(int32_t element) const {
-    return static_cast<char*>(view.data) + (begin + element) * width();
-  }
+  GRADOPS_DEVICE char* at(int32_t element) const { return static_cast<char*>(view.data) + (begin + element) * width(); }
   GRADOPS_DEVICE bool in_vectors() const {
     const bool aligned = reinterpret_cast<uintptr_t>(view.data) % 16 == 0;
     return view.layout == nullptr && aligned && n % (16 / width()) == 0;
@@ -212,8 +216,8 @@ GRADOPS_DEVICE uint4 pack(const float* x) {
 }
 
 // All loads are issued before the first value is converted.
-template <Dtype kDtype, int kHalves>
-GRADOPS_DEVICE void load_vectors(const Stretch& from, int half, const Lanes& lanes, CachePolicy policy, float* x) {
+template <Dtype kDtype, int kHalves, class Policy>
+GRADOPS_DEVICE void load_vectors(const Stretch& from, int half, const Lanes& lanes, Policy policy, float* x) {
   constexpr int kQuadsAtOnce = kDtype == Dtype::kFloat32 ? 1 : 2;
   constexpr int kCount = 2 * kHalves / kQuadsAtOnce;
   uint4 raw[kCount];
@@ -256,8 +260,8 @@ GRADOPS_DEVICE void load_strided(const Stretch& from, int half, const Lanes& lan
   }
 }
 
-template <Dtype kDtype, int kHalves>
-GRADOPS_DEVICE void load_contiguous(const Stretch& from, int half, const Lanes& lanes, CachePolicy policy, float* x) {
+template <Dtype kDtype, int kHalves, class Policy>
+GRADOPS_DEVICE void load_contiguous(const Stretch& from, int half, const Lanes& lanes, Policy policy, float* x) {
   if (from.in_vectors()) {
     load_vectors<kDtype, kHalves>(from, half, lanes, policy, x);
   } else {
@@ -266,8 +270,8 @@ GRADOPS_DEVICE void load_contiguous(const Stretch& from, int half, const Lanes& 
 }
 
 // The thread's values of `kHalves` halves of a piece, from `half` on; 0 where the piece has ended.
-template <int kHalves>
-GRADOPS_DEVICE void load_piece(const Stretch& from, int half, const Lanes& lanes, CachePolicy policy,
+template <int kHalves, class Policy>
+GRADOPS_DEVICE void load_piece(const Stretch& from, int half, const Lanes& lanes, Policy policy,
                                float (&x)[8 * kHalves]) {
   if (from.view.layout != nullptr) return load_strided<kHalves>(from, half, lanes, x);
   if (from.view.dtype == Dtype::kFloat32) {
@@ -280,27 +284,26 @@ GRADOPS_DEVICE void load_piece(const Stretch& from, int half, const Lanes& lanes
 }
 
 // The same of a tensor that is `in_vectors`.
-GRADOPS_DEVICE void load_half(const Stretch& from, int half, const Lanes& lanes, CachePolicy policy, float (&x)[8]) {
-  if (from.view.dtype == Dtype::kFloat32) return load_vectors<Dtype::kFloat32, 1>(from, half, lanes, policy, x);
-  if (from.view.dtype == Dtype::kBFloat16) return load_vectors<Dtype::kBFloat16, 1>(from, half, lanes, policy, x);
-  load_vectors<Dtype::kFloat16, 1>(from, half, lanes, policy, x);
+GRADOPS_DEVICE void load_half(const Stretch& from, int half, const Lanes& lanes, float (&x)[8]) {
+  if (from.view.dtype == Dtype::kFloat32) return load_vectors<Dtype::kFloat32, 1>(from, half, lanes, UsedOnce(), x);
+  if (from.view.dtype == Dtype::kBFloat16) return load_vectors<Dtype::kBFloat16, 1>(from, half, lanes, UsedOnce(), x);
+  load_vectors<Dtype::kFloat16, 1>(from, half, lanes, UsedOnce(), x);
 }
 
 template <Dtype kDtype>
-GRADOPS_DEVICE void store_vectors(const Stretch& to, int half, const Lanes& lanes, CachePolicy policy, const float* x) {
+GRADOPS_DEVICE void store_vectors(const Stretch& to, int half, const Lanes& lanes, const float* x) {
   constexpr int kQuadsAtOnce = kDtype == Dtype::kFloat32 ? 1 : 2;
 #pragma unroll
   for (int i = 0; i < 2 / kQuadsAtOnce; ++i) {
     const int32_t element = lanes.element(2 * half + i * kQuadsAtOnce);
-    if (element < to.n) store_vec(to.at(element), pack<kDtype>(x + i * 4 * kQuadsAtOnce), policy);
+    if (element < to.n) store_vec(to.at(element), pack<kDtype>(x + i * 4 * kQuadsAtOnce));
   }
 }
 
-GRADOPS_DEVICE void store_half(const Stretch& to, int half, const Lanes& lanes, CachePolicy policy,
-                               const float (&x)[8]) {
-  if (to.view.dtype == Dtype::kFloat32) return store_vectors<Dtype::kFloat32>(to, half, lanes, policy, x);
-  if (to.view.dtype == Dtype::kBFloat16) return store_vectors<Dtype::kBFloat16>(to, half, lanes, policy, x);
-  store_vectors<Dtype::kFloat16>(to, half, lanes, policy, x);
+GRADOPS_DEVICE void store_half(const Stretch& to, int half, const Lanes& lanes, const float (&x)[8]) {
+  if (to.view.dtype == Dtype::kFloat32) return store_vectors<Dtype::kFloat32>(to, half, lanes, x);
+  if (to.view.dtype == Dtype::kBFloat16) return store_vectors<Dtype::kBFloat16>(to, half, lanes, x);
+  store_vectors<Dtype::kFloat16>(to, half, lanes, x);
 }
 
 // What reading back would give.

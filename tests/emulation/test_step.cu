@@ -140,7 +140,11 @@ struct Plan {
 
   StepArgs args() const {
     StepArgs args;
-    args.table = {rows.data(),         pieces.data(), chunk_pieces.data(), block_chunks.data(), static_cast<int32_t>(rows_host.size()),
+    args.table = {rows.data(),
+                  pieces.data(),
+                  chunk_pieces.data(),
+                  block_chunks.data(),
+                  static_cast<int32_t>(rows_host.size()),
                   table_host.chunk_count()};
     args.work = {piece_stats.data(), grad_sums.data(), param_sums.data(), row_rules.data(), inputs.data()};
     return args;
