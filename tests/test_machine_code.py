@@ -7,7 +7,7 @@ import functools
 import shutil
 
 import pytest
-from machine_code import gates, toolchain
+from machine_code import gates, sass, toolchain
 
 import gradops
 
@@ -18,6 +18,7 @@ ON_CHIP = 64 * 1024
 
 PLANTED = {
     "good_kernel": set(),
+    "chunked_kernel": set(),
     "parking_kernel": set(),
     "spilling_kernel": {"no_local_memory"},
     "local_array_kernel": {"no_local_memory"},
@@ -51,6 +52,50 @@ def test_every_planted_kernel_is_examined(arch):
 def test_a_planted_fault_is_caught_by_its_gate_and_by_no_other(name, arch):
     code = gates.Compiled(*planted(arch)[name], arch, THREADS, ON_CHIP)
     assert gates.complaints(code).keys() == PLANTED[name]
+
+
+LISTING = """
+	.section	.text.kernel,"ax",@progbits
+	//## File "/x/csrc/math/inner.h", line 7 inlined at "/x/csrc/cuda/outer.cu", line 9
+	//## File "/x/csrc/cuda/outer.cu", line 9
+        /*0000*/                   S2R R0, SR_TID.X ;
+.L_x_0:
+        /*0010*/                   BRX R2 -0x20                    (*"BRANCH_TARGETS .L_x_1,.L_x_2"*);
+.L_x_1:
+        /*0020*/              @!P0 BRA `(.L_x_1) ;
+        /*0030*/                   BRA.DIV UR4, `(.L_x_2) ;
+        /*0040*/                   BRA `(.L_x_0) ;
+.L_x_2:
+        /*0050*/                   CALL.REL.NOINC `($first) ;
+        /*0060*/               @P1 EXIT ;
+        /*0070*/                   BRA P2, `(.L_x_0) ;
+        /*0080*/                   EXIT ;
+.L_x_3:
+        /*0090*/                   BRA `(.L_x_3) ;
+$first:
+        /*00a0*/                   CALL.REL.NOINC `($second) ;
+        /*00b0*/                   RET.REL.NODEC R2 `(kernel) ;
+$second:
+        /*00c0*/                   DADD R2, R2, R4 ;
+        /*00d0*/                   RET.REL.NODEC R2 `(kernel) ;
+"""
+
+
+def test_loops_branches_and_subroutines_of_a_listing():
+    """Two nested loops, entered by a jump table; the last one cannot be reached."""
+    (kernel,) = sass.parse(LISTING)
+    first = [
+        [hex(kernel.blocks[index].instructions[0].address) for index in sorted(loop.body)] for loop in kernel.loops
+    ]
+    assert first == [["0x20"], ["0x10", "0x20", "0x30", "0x40", "0x50", "0x70"]]
+    assert kernel.instructions[0].origins == (("/x/csrc/math/inner.h", 7), ("/x/csrc/cuda/outer.cu", 9))
+    called = kernel.with_subroutines([i for i in kernel.instructions if i.address == 0x50])
+    assert [i.opcode for i in called] == ["CALL.REL.NOINC", "CALL.REL.NOINC", "RET.REL.NODEC", "DADD", "RET.REL.NODEC"]
+
+
+def test_a_gate_does_not_look_for_a_function_that_is_gone():
+    with pytest.raises(LookupError, match="no_such_rule"):
+        gates.lines_of("csrc/math/adam_step.h", ("adam_update", "no_such_rule"))
 
 
 @pytest.mark.parametrize("arch", toolchain.ARCHS)
@@ -105,17 +150,11 @@ def test_a_step_reads_and_writes_its_elements_in_a_loop_that_the_gates_see(sourc
 # In the kernels themselves: where, what is replaced by what, and the gate that must see it.
 FAULTS = {
     "half_the_registers": ("cuda/one_pass_step.cu", "(kThreads, 1)", "(kThreads, 3)", "no_local_memory"),
-    "float64_denominator": (
-        "math/adam_step.h",
-        "sqrtf(second_moment)",
-        "sqrt(1.0 * second_moment)",
-        "no_doubles_in_element_code",
-    ),
-    "no_tensor_is_aligned": (
-        "cuda/vec.cuh",
-        "const bool aligned =",
-        "const bool aligned = false &&",
-        "vector_accesses",
+    "float64_denominator": ("math/adam_step.h", "sqrtf(second_moment)", "sqrt(1.0 * second_moment)", "element_code"),
+    "no_tensor_is_aligned": ("cuda/vec.cuh", "bool aligned =", "bool aligned = false &&", "vector_accesses"),
+    "float16_is_scalar": (
+        *("cuda/vec.cuh", "load_contiguous<Dtype::kFloat16, kHalves>(from, half, lanes, policy, x)"),
+        *("load_scalars<Dtype::kFloat16, kHalves>(from, half, lanes, x)", "every_dtype_in_vectors"),
     ),
 }
 
@@ -128,8 +167,8 @@ def test_a_fault_in_the_kernels_is_caught(fault, tmp_path):
     text = (csrc / name).read_text()
     assert old in text
     (csrc / name).write_text(text.replace(old, new))
-    cubin = toolchain.compile_cubin(csrc / "cuda" / "one_pass_step.cu", "90", csrc)
-    assert f"{gate}: " in "\n".join(complaints(cubin, "90"))
+    cubin = toolchain.compile_cubin(csrc / "cuda" / "one_pass_step.cu", "100", csrc)
+    assert f"{gate}: " in "\n".join(complaints(cubin, "100"))
 
 
 def extension_cubins(folder):

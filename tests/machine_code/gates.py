@@ -155,21 +155,23 @@ def co_resident(code: Compiled) -> Iterator[str]:
 
 
 def every_dtype_in_vectors(code: Compiled) -> Iterator[str]:
-    """Each dtype has its own line in vec.cuh, from which 128-bit loads and, where elements are stored, stores stem."""
-    accesses = [i for loop in element_loops(code.kernel) for i in loop if i.bits == 128 and not _may_be_narrow(i)]
-    for dtype in ("kFloat32", "kBFloat16", "kFloat16"):
-        lines = _lines_with("csrc/cuda/vec.cuh", f"<Dtype::{dtype}")
-        own = [i for i in accesses if not _places(i).isdisjoint(lines)]
-        if accesses and not any(i.is_load for i in own):
-            yield f"no 128-bit loads of {dtype}"
-        if any(i.is_store for i in accesses) and not any(i.is_store for i in own):
-            yield f"no 128-bit stores of {dtype}"
+    """In vec.cuh each dtype has its own line that calls the loads or stores; 128-bit ones stem from it."""
+    accesses = [i for loop in element_loops(code.kernel) for i in loop if i.is_load or i.is_store]
+    seen = set()
+    for number, dtype in _dtype_lines():
+        own = [i for i in accesses if ("csrc/cuda/vec.cuh", number) in _places(i)]
+        seen |= {dtype} if own else set()
+        if own and not any(i.bits == 128 for i in own):
+            yield f"no 128-bit accesses of {dtype} from vec.cuh:{number}"
+    if missing := {dtype for _, dtype in _dtype_lines()} - seen:
+        yield f"no accesses of {', '.join(sorted(missing))}"
 
 
 @cache
-def _lines_with(name: str, text: str) -> Lines:
-    lines = (toolchain.ROOT / name).read_text().splitlines()
-    return frozenset((name, number) for number, line in enumerate(lines, 1) if text in line)
+def _dtype_lines() -> list[tuple[int, str]]:
+    lines = (toolchain.ROOT / "csrc/cuda/vec.cuh").read_text().splitlines()
+    calls = ((number, re.search(r"\b(?:load|store)_\w+<Dtype::(\w+)", line)) for number, line in enumerate(lines, 1))
+    return [(number, call[1]) for number, call in calls if call]
 
 
 GATES = (no_local_memory, no_doubles_in_element_code, vector_accesses, co_resident)

@@ -75,6 +75,20 @@ KERNEL(good_kernel)(Arrays a, int64_t vecs, StepDecision decision, AdamHyper hyp
   FOR_EACH(i, vecs) update(a, i, load(a.grad, i), rules);
 }
 
+// So are float64 and narrow loads once a chunk, outside the elements' loop.
+KERNEL(chunked_kernel)(Arrays a, const int* chunks, int64_t count, Rules rules, double* sum) {
+  double total = 0.0;
+  for (int64_t chunk = blockIdx.x; chunk < count; chunk += gridDim.x) {
+    float last = 0.0f;
+    const int64_t end = chunks[chunk + 1];
+    for (int64_t i = chunks[chunk] + threadIdx.x; i < end; i += kThreads) {
+      last = update(a, i, load(a.grad, i), rules);
+    }
+    total += last;
+  }
+  sum[threadIdx.x] = total;
+}
+
 KERNEL(parking_kernel)(Arrays a, Rules rules) { park_and_update<16>(a, rules, 0); }
 
 KERNEL(double_kernel)(Arrays a, int64_t vecs, Rules rules, double factor) {

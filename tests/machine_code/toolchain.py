@@ -1,5 +1,6 @@
 """Finds and runs the compiler and the disassembler; results are kept under build/machine_code by content."""
 
+import fcntl
 import functools
 import hashlib
 import json
@@ -75,12 +76,14 @@ def _key(source: Path, include: Path = ROOT / "csrc") -> str:
 
 
 def _kept(path: Path, *command: object) -> Path:
-    """Makes a file unless it is there; a run that is killed leaves no half of it."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        half = path.with_suffix(f".{os.getpid()}")
-        run(*command, "-o", half)
-        half.rename(path)
+    """Makes a file unless it is there, one process at a time; a run that is killed leaves no half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            half = path.with_suffix(".half")
+            run(*command, "-o", half)
+            half.rename(path)
     return path
 
 
