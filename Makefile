@@ -46,6 +46,7 @@ test-sanitized: $(STAMPS)/test $(STAMPS)/build
 	$(VENV)/bin/pytest -p no:cacheprovider -n 0 $(SANITIZED_TESTS)
 
 bench: $(STAMPS)/test $(STAMPS)/build
+	mkdir -p benchmarks/results
 	$(PY) -m pytest benchmarks/bench_step.py --benchmark-enable --benchmark-json=benchmarks/results/step.json $(ARGS)
 	$(PY) -m benchmarks.tables
 

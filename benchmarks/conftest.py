@@ -20,7 +20,7 @@ def pytest_benchmark_update_machine_info(machine_info):
         cpu=cpu,
         cores=len(os.sched_getaffinity(0)),
         threads=threads,
-        backend=env.backends()["CPU native"],
+        backend=env.backends()["CPU native"].removeprefix("usable, "),
         torch=torch.__version__,
         python=sys.version.split()[0],
     )

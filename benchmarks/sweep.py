@@ -63,6 +63,7 @@ CELLS = (
     (PLAIN, 1.0),
     (NORMALISED, 0.03),
     (NORMALISED, 0.003),
+    (NORMALISED, 0.1),
 )
 
 
@@ -167,8 +168,12 @@ def _cell(results: list[dict[str, object]], rule: str, network: str, lr: float) 
     if not chosen:
         return ""
     losses = [math.inf if r["loss"] is None else r["loss"] for r in chosen]
-    each = " ".join(f"{loss:.3f}".removeprefix("0") for loss in losses)
-    return f"**{statistics.mean(losses):.3f}** (n={len(losses)})<br>{each}"
+    each = " ".join(_short(loss).removeprefix("0") for loss in losses)
+    return f"**{_short(statistics.mean(losses))}** (n={len(losses)})<br>{each}"
+
+
+def _short(loss: float) -> str:
+    return f"{loss:.3f}" if loss < 100 else f"{loss:.0e}"
 
 
 def write_table(results: list[dict[str, object]], page: pathlib.Path) -> None:

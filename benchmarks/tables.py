@@ -60,7 +60,7 @@ def machine(results: Results) -> str:
     what = results.machine
     return (
         f"Taken on {results.when} at commit {results.commit} with `make bench` on {what['cpu']}: {what['cores']} cores,"
-        f" {what['threads']} threads, torch {what['torch']}, Python {what['python']}, backend {what['backend']}. "
+        f" {what['threads']} threads, torch {what['torch']}, Python {what['python']}, {what['backend']}. "
         "Times are medians of rounds in which every recipe runs once, in random order; ratios are medians over the "
         "rounds of two times of the same round; the spread is the interquartile range over the median. "
         "No GPU timings have been taken."

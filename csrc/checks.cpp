@@ -47,7 +47,7 @@ std::optional<cpu::Dtype> kernel_dtype(at::ScalarType type) {
   }
 }
 
-void check_tensor(const at::Tensor& tensor, const char* role, const std::string& name) {
+void check_tensor(const at::Tensor& tensor, at::Device device, const char* role, const std::string& name) {
   // Keys of tensors whose memory is not, or not simply, the values that they stand for.
   constexpr c10::DispatchKeySet kNotPlain({c10::DispatchKey::Python, c10::DispatchKey::Negative,
                                            c10::DispatchKey::Conjugate, c10::DispatchKey::ZeroTensor});
@@ -55,8 +55,8 @@ void check_tensor(const at::Tensor& tensor, const char* role, const std::string&
               "; only dense (strided) tensors are supported");
   TORCH_CHECK(!tensor.key_set().has_any(kNotPlain), "gradops: ", role, " of '", name,
               "' is a tensor subclass or a lazy view; only plain tensors are supported");
-  TORCH_CHECK(tensor.device().is_cpu(), "gradops: ", role, " of '", name, "' is on ", tensor.device(),
-              "; this build runs on cpu only");
+  TORCH_CHECK(tensor.device() == device, "gradops: ", role, " of '", name, "' is on ", tensor.device(), "; expected ",
+              device);
   TORCH_CHECK(kernel_dtype(tensor.scalar_type()).has_value(), "gradops: ", role, " of '", name, "' is ",
               tensor.scalar_type(), "; expected Float, BFloat16 or Half");
   TORCH_CHECK(tensor.numel() == 0 || tensor.storage().data() != nullptr, "gradops: ", role, " of '", name,
@@ -64,7 +64,7 @@ void check_tensor(const at::Tensor& tensor, const char* role, const std::string&
 }
 
 void check_like(const at::Tensor& tensor, const at::Tensor& param, const char* role, const std::string& name) {
-  check_tensor(tensor, role, name);
+  check_tensor(tensor, param.device(), role, name);
   TORCH_CHECK(tensor.sizes() == param.sizes(), "gradops: ", role, " of '", name, "' has shape ", tensor.sizes(),
               ", its parameter ", param.sizes());
 }

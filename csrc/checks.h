@@ -22,7 +22,7 @@ std::optional<cpu::Dtype> kernel_dtype(at::ScalarType type);
 
 // Raises RuntimeError, saying that `role` of parameter `name` cannot be used and why: not strided, a tensor subclass,
 // not on the CPU, not float32, bfloat16 or float16.
-void check_tensor(const at::Tensor& tensor, const char* role, const std::string& name);
+void check_tensor(const at::Tensor& tensor, at::Device device, const char* role, const std::string& name);
 
 // The same, and `tensor` has the shape of `param`.
 void check_like(const at::Tensor& tensor, const at::Tensor& param, const char* role, const std::string& name);

@@ -71,8 +71,15 @@ PYBIND11_MODULE(_C, m) {
           py::arg("abs_max"), py::arg("nonfinite"), py::arg("capped"))
       .def("bind_state", &StepPlan::bind_state, py::arg("state"))
       .def("params_without_state", &StepPlan::params_without_state)
-      .def("step", &StepPlan::step, py::arg("param_groups"), py::arg("state"), py::arg("settings"),
-           py::arg("loss_scale").none(true), py::arg("grads_scaled"), py::arg("found_inf").none(true))
+      .def(
+          "step",
+          [](StepPlan& self, const py::list& param_groups, const py::dict& state, const StepSettings& settings,
+             std::optional<at::Tensor> loss_scale, bool grads_scaled, std::optional<at::Tensor> found_inf) {
+            return self.step(param_groups, state, settings,
+                             {std::move(loss_scale), grads_scaled, std::move(found_inf)});
+          },
+          py::arg("param_groups"), py::arg("state"), py::arg("settings"), py::arg("loss_scale").none(true),
+          py::arg("grads_scaled"), py::arg("found_inf").none(true))
       .def("refresh", &StepPlan::refresh);
 }
 

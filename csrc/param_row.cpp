@@ -43,11 +43,12 @@ void LinkedTensor::link(const at::Tensor& tensor, const at::Tensor& param, const
   layout_ = layout_in(order, tensor);
 }
 
-ParamRow::ParamRow(py::handle param, std::string name, int64_t group)
+ParamRow::ParamRow(py::handle param, std::string name, int64_t group, at::Device device)
     : object_(py::reinterpret_borrow<py::object>(param)),
       param_(THPVariable_Unpack(param.ptr())),
       name_(std::move(name)),
-      group_(group) {
+      group_(group),
+      device_(device) {
   link_param();
 }
 
@@ -57,7 +58,7 @@ bool ParamRow::param_moved() const {
 }
 
 void ParamRow::link_param() {
-  check_tensor(param_, "parameter", name_);
+  check_tensor(param_, device_, "parameter", name_);
   check_writable(param_, "parameter", name_);
   const bool new_shape = sizes_ != param_.sizes() || strides_ != param_.strides() || order_.empty();
   data_ = address_of(param_);
@@ -84,13 +85,13 @@ bool ParamRow::follow(cpu::TensorRow& views) {
   if (param_moved()) link_param();
   const at::Tensor& grad = this->grad();
   if (!grad.defined()) return false;
-  void* const grad_data = address_of(grad);
-  const bool known = grad_data != nullptr && grad.key_set() == grad_keys_ && grad.scalar_type() == grad_type_ &&
-                     same(grad.sizes(), sizes_) && same(grad.strides(), grad_strides_);
+  // The keys first: of a sparse tensor not even the address may be asked.
+  const bool known = grad.key_set() == grad_keys_ && grad.scalar_type() == grad_type_ && same(grad.sizes(), sizes_) &&
+                     same(grad.strides(), grad_strides_) && address_of(grad) != nullptr;
   if (!known) link_grad(grad);
   views.numel = param_.numel();
   views.param = {data_, layout_.get(), *kernel_dtype(dtype_)};
-  views.grad = {grad_data, grad_layout_.get(), *kernel_dtype(grad_type_)};
+  views.grad = {address_of(grad), grad_layout_.get(), *kernel_dtype(grad_type_)};
   return true;
 }
 
@@ -129,9 +130,9 @@ void ParamRow::bind_state(py::handle state) {
     if (tensor.defined()) state_[i].link(tensor, param_, order_, kKeys[i], name_);
   }
   step_tensor_ = state_entry(dict, "step", name_);
-  TORCH_CHECK(step_tensor_.device().is_cpu() && step_tensor_.scalar_type() == at::kFloat && step_tensor_.numel() == 1,
-              "gradops: step of '", name_, "' must be one Float on cpu, got ", step_tensor_.toString(), " of shape ",
-              step_tensor_.sizes());
+  TORCH_CHECK(step_tensor_.device() == device_ && step_tensor_.scalar_type() == at::kFloat && step_tensor_.numel() == 1,
+              "gradops: step of '", name_, "' must be one Float on ", device_, ", got ", step_tensor_.toString(),
+              " of shape ", step_tensor_.sizes());
   step_ = step_tensor_.data_ptr<float>();
 }
 

@@ -44,11 +44,13 @@ class LinkedTensor {
 class ParamRow {
  public:
   // Raises RuntimeError for a parameter that cannot be stepped.
-  ParamRow(py::handle param, std::string name, int64_t group);
+  ParamRow(py::handle param, std::string name, int64_t group, at::Device device);
 
   const std::string& name() const { return name_; }
   int64_t group() const { return group_; }
-  bool is(PyObject* param, int64_t group) const { return param == object_.ptr() && group == group_; }
+  bool is(PyObject* param, int64_t group, at::Device device) const {
+    return param == object_.ptr() && group == group_ && device == device_;
+  }
   PyObject* object() const { return object_.ptr(); }
   void rename(const std::string& name) { name_ = name; }
 
@@ -99,6 +101,7 @@ class ParamRow {
   at::Tensor param_;
   std::string name_;
   int64_t group_;
+  at::Device device_;
 
   void* data_ = nullptr;
   at::ScalarType dtype_ = at::kFloat;

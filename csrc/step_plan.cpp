@@ -12,9 +12,6 @@
 namespace gradops {
 namespace {
 
-// Work below this many elements is over before another thread could use the interpreter.
-constexpr int64_t kReleaseGil = 1 << 20;
-
 // From so many parameters on their objects do not fit into the nearest caches, and walking them takes longer than
 // waking a thread.
 constexpr int64_t kManyRows = 1000;
@@ -35,13 +32,18 @@ double to_double(PyObject* value) {
   return number;
 }
 
+// Whether a rate is a tensor that must be read on the device, since reading it here would wait for the device.
+bool is_on_gpu(PyObject* rate, at::Device device) {
+  return !device.is_cpu() && THPVariable_Check(rate) && THPVariable_Unpack(rate).device() == device;
+}
+
 double entry(PyObject* group, PyObject* key) { return to_double(group_entry(group, key)); }
 
 bool flag(PyObject* group, PyObject* key) { return PyObject_IsTrue(group_entry(group, key)) == 1; }
 
 #define GRADOPS_INTERNED(NAME) static PyObject* const NAME = PyUnicode_InternFromString(#NAME)
 
-AdamHyper read_hyper(PyObject* group) {
+GroupHyper read_group(PyObject* group, at::Device device) {
   GRADOPS_INTERNED(lr);
   GRADOPS_INTERNED(betas);
   GRADOPS_INTERNED(eps);
@@ -49,8 +51,13 @@ AdamHyper read_hyper(PyObject* group) {
   GRADOPS_INTERNED(amsgrad);
   GRADOPS_INTERNED(maximize);
   GRADOPS_INTERNED(decoupled_weight_decay);
-  AdamHyper hyper;
-  hyper.lr = entry(group, lr);
+  GroupHyper result;
+  AdamHyper& hyper = result.hyper;
+  if (PyObject* rate = group_entry(group, lr); is_on_gpu(rate, device)) {
+    result.lr = THPVariable_Unpack(rate);
+  } else {
+    hyper.lr = to_double(rate);
+  }
   const auto pair = py::reinterpret_borrow<py::sequence>(group_entry(group, betas));
   TORCH_CHECK(py::len(pair) == 2, "gradops: betas must be two numbers, got ", py::len(pair));
   hyper.beta1 = to_double(py::object(pair[0]).ptr());
@@ -60,7 +67,14 @@ AdamHyper read_hyper(PyObject* group) {
   hyper.amsgrad = flag(group, amsgrad);
   hyper.maximize = flag(group, maximize);
   hyper.decay_kind = flag(group, decoupled_weight_decay) ? WeightDecay::kDecoupled : WeightDecay::kL2;
-  return hyper;
+  return result;
+}
+
+at::Device device_of(PyObject* param, const std::string& name) {
+  const at::Device device = THPVariable_Unpack(param).device();
+  TORCH_CHECK(has_backend(device), "gradops: parameter of '", name, "' is on ", device, "; this build runs on ",
+              backend_devices());
+  return device;
 }
 
 PyObject* group_params(PyObject* group) {
@@ -80,27 +94,29 @@ void StepPlan::bind_params(const py::list& param_groups, const std::vector<std::
     for (const py::handle param : list) params.emplace_back(param.ptr(), group_sizes.size());
     group_sizes.push_back(py::len(list));
   }
+  const at::Device device = params.empty() ? at::kCPU : device_of(params.front().first, names.front());
   std::vector<ParamRow> fresh;  // made before anything known is taken apart, since making one may raise
   for (size_t i = 0; i < params.size(); ++i) {
     const auto [param, group] = params[i];
     const auto found = known.find(param);
-    if (found == known.end() || !found->second->is(param, group)) fresh.emplace_back(param, names[i], group);
+    if (found == known.end() || !found->second->is(param, group, device)) {
+      fresh.emplace_back(param, names[i], group, device);
+    }
   }
   std::vector<ParamRow> rows;
   rows.reserve(params.size());
   for (size_t i = 0, next = 0; i < params.size(); ++i) {
     const auto [param, group] = params[i];
     const auto found = known.find(param);
-    const bool keep = found != known.end() && found->second->is(param, group);
+    const bool keep = found != known.end() && found->second->is(param, group, device);
     rows.push_back(std::move(keep ? *found->second : fresh[next++]));
     rows.back().rename(names[i]);
   }
   rows_ = std::move(rows);
   views_.assign(rows_.size(), {});
-  updates_.assign(rows_.size(), {});
-  row_stats_.assign(rows_.size(), {});
-  capped_.assign(rows_.size(), 0);
-  numels_.clear();
+  if (backend_ == nullptr || device != device_) backend_ = make_backend(device);
+  backend_->forget_rows();
+  device_ = device;
   group_sizes_ = std::move(group_sizes);
   buffers_ = std::move(buffers);
 }
@@ -191,154 +207,21 @@ void StepPlan::refresh() {
   for (ParamRow& row : rows_) row.forget_squares();
 }
 
-StepPlan::Outcome StepPlan::measure(const StepSettings& settings, float inv_scale, bool found_inf) {
-  const GradRule rule{inv_scale, static_cast<float>(settings.clip_value)};
-  const cpu::Norm norm{norm_type_of(settings.norm_type), settings.norm_type};
-  cpu::chunk_stats(table_, views_, &cpu::TensorRow::grad, rule, norm, grad_chunks_);
-  std::fill(row_stats_.begin(), row_stats_.end(), GradStats());
-  Outcome outcome;
-  table_.for_each_row([&](int64_t row, size_t first, size_t last) {
-    GradStats& stats = row_stats_[row];
-    for (size_t i = first; i < last; ++i) stats.merge(grad_chunks_[i], norm.p);
-    outcome.all.merge(stats, norm.p);
-  });
-  outcome.grad_norm = outcome.all.norm(norm.p, rule.clip_value);
-  outcome.decision = decide(outcome.all, outcome.grad_norm, settings.max_norm, rule, found_inf);
-  return outcome;
-}
-
-void StepPlan::measure_params() {
-  cpu::ChunkTable unknown;
-  for (const int64_t row : taking_part_) {
-    if (rows_[row].squares_known()) continue;
-    unknown.add_row(row, views_[row].numel);
-    rows_[row].set_squares({});
-  }
-  std::vector<ChunkStats> chunks(unknown.chunks().size());
-  cpu::chunk_stats(unknown, views_, &cpu::TensorRow::param, GradRule{}, cpu::Norm{}, chunks);
-  unknown.for_each_row([&](int64_t row, size_t first, size_t last) {
-    PowerSum squares;
-    for (size_t i = first; i < last; ++i) squares.merge(chunks[i].power_sum, chunks[i].unit, 2.0);
-    rows_[row].set_squares(squares);
-  });
-}
-
-void StepPlan::plan_updates(const std::vector<AdamHyper>& hypers, const RelativeStepRule& relative_step) {
-  int64_t last_group = -1;
-  double last_lr = 0.0;
-  double last_step = 0.0;
-  const cpu::RowUpdate* last = nullptr;
-  for (const int64_t i : taking_part_) {
-    const ParamRow& row = rows_[i];
-    const AdamHyper& hyper = hypers[row.group()];
-    const double step = static_cast<double>(*row.step()) + 1.0;
-    double lr = hyper.lr;
-    if (!std::isinf(relative_step.cap)) {
-      const double rms = row.squares().norm(2.0) / std::sqrt(std::max<double>(1.0, views_[i].numel));
-      lr = capped_lr(hyper.lr, rms, step, relative_step);
-    }
-    capped_[i] = lr < hyper.lr;
-    // Neighbours mostly share group, step and lr; two powers cost more than a tensor of 64 elements.
-    if (last != nullptr && row.group() == last_group && lr == last_lr && step == last_step) {
-      updates_[i] = *last;
-    } else {
-      updates_[i] = {adam_rule(hyper, lr, step), hyper.decay_kind};
-    }
-    last = &updates_[i];
-    last_group = row.group();
-    last_lr = lr;
-    last_step = step;
-  }
-}
-
-void StepPlan::update(const StepDecision& decision, bool gather_squares) {
-  param_chunks_.resize(gather_squares ? table_.chunks().size() : 0);
-  cpu::adam_step(table_, views_, updates_, decision, param_chunks_);
-  for (const int64_t i : taking_part_) {
-    *rows_[i].step() += 1.0f;
-    rows_[i].bump_version();
-  }
-  if (!gather_squares) return;
-  table_.for_each_row([&](int64_t row, size_t first, size_t last) {
-    PowerSum squares;
-    for (size_t i = first; i < last; ++i) squares.merge(param_chunks_[i].power_sum, param_chunks_[i].unit, 2.0);
-    rows_[row].set_squares(squares);
-  });
-}
-
-void StepPlan::write_stats(const StepSettings& settings, const Outcome& outcome, float loss_scale) {
-  float* scalars = buffers_.scalars.data_ptr<float>();
-  int64_t* counters = buffers_.counters.data_ptr<int64_t>();
-  const StepDecision& decision = outcome.decision;
-  scalars[kGradNorm] = static_cast<float>(outcome.grad_norm);
-  scalars[kClipCoef] = decision.clip_coef;
-  scalars[kFoundInf] = decision.skip ? 1.0f : 0.0f;
-  scalars[kLossScaleUsed] = loss_scale;
-  counters[decision.skip ? kStepsSkipped : kStepsTaken] += 1;
-  if (settings.loss_scale_rule.has_value()) {
-    const LossScaleState next =
-        next_loss_scale({scalars[kLossScale], counters[kGrowthTracker]}, *settings.loss_scale_rule, decision.skip);
-    scalars[kLossScale] = next.scale;
-    counters[kGrowthTracker] = next.growth_tracker;
-  }
-  float* norms = buffers_.norms.data_ptr<float>();
-  float* abs_max = buffers_.abs_max.data_ptr<float>();
-  int64_t* nonfinite = buffers_.nonfinite.data_ptr<int64_t>();
-  bool* capped = buffers_.capped.data_ptr<bool>();
-  const float clip_value = static_cast<float>(settings.clip_value);
-  for (size_t i = 0; i < rows_.size(); ++i) {
-    norms[i] = static_cast<float>(row_stats_[i].norm(settings.norm_type, clip_value));
-    abs_max[i] = row_stats_[i].abs_max();
-    nonfinite[i] = row_stats_[i].nonfinite;
-    capped[i] = !decision.skip && capped_[i];
-  }
-}
-
 bool StepPlan::step(const py::list& param_groups, const py::dict& state, const StepSettings& settings,
-                    const std::optional<at::Tensor>& loss_scale, bool grads_scaled,
-                    const std::optional<at::Tensor>& found_inf) {
+                    const GradScaling& scaling) {
   if (!same_params(param_groups) || !same_state(state)) return false;
   if (follow_params() != Followed::kReady) return false;
   if (taking_part_.empty()) return true;
 
-  std::vector<AdamHyper> hypers;
-  for (const py::handle group : param_groups) hypers.push_back(read_hyper(group.ptr()));
-  std::vector<int64_t> numels(rows_.size(), -1);
-  std::fill(capped_.begin(), capped_.end(), 0);
+  std::vector<GroupHyper> groups;
+  for (const py::handle group : param_groups) groups.push_back(read_group(group.ptr(), device_));
   for (const int64_t i : taking_part_) {
-    const bool amsgrad = hypers[rows_[i].group()].amsgrad;
+    const bool amsgrad = groups[rows_[i].group()].hyper.amsgrad;
     TORCH_CHECK(!amsgrad || rows_[i].has_max_exp_avg_sq(), "gradops: amsgrad is on, but the state of '",
                 rows_[i].name(), "' has no max_exp_avg_sq");
     rows_[i].set_state_views(views_[i], amsgrad);
-    numels[i] = views_[i].numel;
   }
-  if (numels != numels_) {
-    table_.clear();
-    for (const int64_t i : taking_part_) table_.add_row(i, numels[i]);
-    grad_chunks_.resize(table_.chunks().size());
-    numels_ = std::move(numels);
-  }
-  const float scale = loss_scale.has_value() ? loss_scale->item<float>() : 1.0f;
-  const float inv_scale = grads_scaled ? inv_loss_scale(scale) : 1.0f;
-  const bool already_found_inf = found_inf.has_value() && found_inf->item<double>() != 0.0;
-  const bool caps = !std::isinf(settings.relative_step.cap);
-
-  std::optional<py::gil_scoped_release> release;
-  if (table_.elements() > kReleaseGil) {
-    for (const int64_t i : taking_part_) rows_[i].hold_grad(true);
-    release.emplace();
-  }
-  const Outcome outcome = measure(settings, inv_scale, already_found_inf);
-  if (!outcome.decision.skip) {
-    if (caps) measure_params();
-    plan_updates(hypers, settings.relative_step);
-    update(outcome.decision, caps);
-  }
-  write_stats(settings, outcome, scale);
-  if (release.has_value()) {
-    release.reset();
-    for (const int64_t i : taking_part_) rows_[i].hold_grad(false);
-  }
+  backend_->step({rows_, views_, taking_part_, groups, settings, scaling, buffers_});
   return true;
 }
 

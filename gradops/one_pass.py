@@ -1,11 +1,13 @@
 """The optimizer's Python side: everything between `loss.backward()` and the next forward as one call."""
 
+import functools
 from collections.abc import Callable, Iterable
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.optim import optimizer as torch_optimizer
 
 from gradops import _C
 from gradops.loss_scale import DynamicLossScale
@@ -68,6 +70,28 @@ def _bind(plan: _C.StepPlan, param_groups: list[dict[str, Any]], buffers: StepBu
     if names != buffers.stats.names:
         buffers.resize(names)
     plan.bind_params(param_groups, names, *buffers.all())
+
+
+StepT = TypeVar("StepT", bound=Callable[..., Any])
+
+
+def _hooked(step: StepT) -> StepT:
+    """What torch does to the step of every optimizer, its label for profilers and the step hooks, where it is needed.
+
+    torch opens the label's range whether or not anybody looks, which takes longer than a small network's step.
+    """
+    watched = torch.optim.Optimizer.profile_hook_step(step)
+    hooks_of_all = (torch_optimizer._global_optimizer_pre_hooks, torch_optimizer._global_optimizer_post_hooks)
+
+    @functools.wraps(step)
+    def hooked(self: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
+        hooks = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks or any(hooks_of_all)
+        if hooks or torch.autograd._profiler_enabled():
+            return watched(self, *args, **kwargs)
+        return step(self, *args, **kwargs)
+
+    hooked.hooked = True  # type: ignore[attr-defined]  # torch's sign that there is nothing left to do
+    return hooked  # type: ignore[return-value]
 
 
 class OnePass(torch.optim.Optimizer):
@@ -133,6 +157,7 @@ class OnePass(torch.optim.Optimizer):
         """What the last step measured, in live buffers; `stats.clone()` keeps a copy."""
         return self._buffers.stats
 
+    @_hooked
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Unscales, checks, measures, clips and updates in one pass, and moves the loss scale.
 

@@ -7,8 +7,12 @@ namespace {
 // Element i belongs to lane i % kLanes, in a full row of lanes as in the tail.
 template <NormType kNorm>
 GRADOPS_HD ChunkStats first_look(const float* __restrict grad, int64_t n, const GradRule rule) {
-  alignas(64) float power_sum[kLanes] = {};
-  alignas(64) int32_t abs_max_bits[kLanes] = {};
+  alignas(64) float power_sum[kLanes];
+  alignas(64) int32_t abs_max_bits[kLanes];
+  for (int lane = 0; lane < kLanes; ++lane) {
+    power_sum[lane] = 0.0f;
+    abs_max_bits[lane] = 0;
+  }
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
     for (int lane = 0; lane < kLanes; ++lane) {
@@ -18,6 +22,7 @@ GRADOPS_HD ChunkStats first_look(const float* __restrict grad, int64_t n, const 
   for (int lane = 0; i + lane < n; ++lane) {
     add_element<kNorm>(grad[i + lane], rule, power_sum[lane], abs_max_bits[lane]);
   }
+#pragma GCC unroll 5  // in registers then, which a tensor of 64 elements notices
   for (int width = kLanes / 2; width > 0; width /= 2) {
     for (int lane = 0; lane < width; ++lane) {
       power_sum[lane] += power_sum[lane + width];

@@ -18,7 +18,7 @@ from gradops.demo.recipes import GradopsRecipe, Recipe, TorchRecipe
 from gradops.demo.training import PRECISIONS, Run, Task, train
 
 MAX_NORM = 0.3
-CAP = gradops.RelativeStepCap(0.1, warmup_steps=50)
+CAP = gradops.RelativeStepCap(0.1, warmup_steps=100)
 RUNS = ("AdamW", "AdamW + clip", "gradops")
 TRAIN_CANVASES = 6000
 HELD_OUT_CANVASES = 1000

@@ -1,0 +1,158 @@
+#include "cpu_step.h"
+
+#include <algorithm>
+
+namespace gradops {
+namespace {
+
+// Work below this many elements is over before another thread could use the interpreter.
+constexpr int64_t kReleaseGil = 1 << 20;
+
+}  // namespace
+
+void CpuStep::cut_into_chunks(const StepCall& call) {
+  std::vector<int64_t> numels(call.rows.size(), -1);
+  for (const int64_t i : call.taking_part) numels[i] = call.views[i].numel;
+  if (numels == numels_) return;
+  table_.clear();
+  for (const int64_t i : call.taking_part) table_.add_row(i, numels[i]);
+  grad_chunks_.resize(table_.chunks().size());
+  row_stats_.resize(numels.size());
+  updates_.resize(numels.size());
+  numels_ = std::move(numels);
+}
+
+CpuStep::Outcome CpuStep::measure(const StepCall& call, float inv_scale, bool found_inf) {
+  const StepSettings& settings = call.settings;
+  const GradRule rule{inv_scale, static_cast<float>(settings.clip_value)};
+  const cpu::Norm norm{norm_type_of(settings.norm_type), settings.norm_type};
+  cpu::chunk_stats(table_, call.views, &cpu::TensorRow::grad, rule, norm, grad_chunks_);
+  std::fill(row_stats_.begin(), row_stats_.end(), GradStats());
+  Outcome outcome;
+  table_.for_each_row([&](int64_t row, size_t first, size_t last) {
+    GradStats& stats = row_stats_[row];
+    for (size_t i = first; i < last; ++i) stats.merge(grad_chunks_[i], norm.p);
+    outcome.all.merge(stats, norm.p);
+  });
+  outcome.grad_norm = outcome.all.norm(norm.p, rule.clip_value);
+  outcome.decision = decide(outcome.all, outcome.grad_norm, settings.max_norm, rule, found_inf);
+  return outcome;
+}
+
+void CpuStep::measure_params(const StepCall& call) {
+  cpu::ChunkTable unknown;
+  for (const int64_t row : call.taking_part) {
+    if (call.rows[row].squares_known()) continue;
+    unknown.add_row(row, call.views[row].numel);
+    call.rows[row].set_squares({});
+  }
+  std::vector<ChunkStats> chunks(unknown.chunks().size());
+  cpu::chunk_stats(unknown, call.views, &cpu::TensorRow::param, GradRule{}, cpu::Norm{}, chunks);
+  unknown.for_each_row([&](int64_t row, size_t first, size_t last) {
+    PowerSum squares;
+    for (size_t i = first; i < last; ++i) squares.merge(chunks[i].power_sum, chunks[i].unit, 2.0);
+    call.rows[row].set_squares(squares);
+  });
+}
+
+void CpuStep::plan_updates(const StepCall& call) {
+  int64_t last_group = -1;
+  double last_lr = 0.0;
+  double last_step = 0.0;
+  const cpu::RowUpdate* last = nullptr;
+  for (const int64_t i : call.taking_part) {
+    const ParamRow& row = call.rows[i];
+    const AdamHyper& hyper = call.groups[row.group()].hyper;
+    const double step = static_cast<double>(*row.step()) + 1.0;
+    double lr = hyper.lr;
+    if (call.settings.caps()) {
+      const double rms = row.squares().norm(2.0) / std::sqrt(std::max<double>(1.0, call.views[i].numel));
+      lr = capped_lr(hyper.lr, rms, step, call.settings.relative_step);
+    }
+    capped_[i] = lr < hyper.lr;
+    // Neighbours mostly share group, step and lr; two powers cost more than a tensor of 64 elements.
+    if (last != nullptr && row.group() == last_group && lr == last_lr && step == last_step) {
+      updates_[i] = *last;
+    } else {
+      updates_[i] = {adam_rule(hyper, lr, step), hyper.decay_kind};
+    }
+    last = &updates_[i];
+    last_group = row.group();
+    last_lr = lr;
+    last_step = step;
+  }
+}
+
+void CpuStep::update(const StepCall& call, const StepDecision& decision) {
+  const bool gather_squares = call.settings.caps();
+  param_chunks_.resize(gather_squares ? table_.chunks().size() : 0);
+  cpu::adam_step(table_, call.views, updates_, decision, param_chunks_);
+  for (const int64_t i : call.taking_part) {
+    *call.rows[i].step() += 1.0f;
+    call.rows[i].bump_version();
+  }
+  if (!gather_squares) return;
+  table_.for_each_row([&](int64_t row, size_t first, size_t last) {
+    PowerSum squares;
+    for (size_t i = first; i < last; ++i) squares.merge(param_chunks_[i].power_sum, param_chunks_[i].unit, 2.0);
+    call.rows[row].set_squares(squares);
+  });
+}
+
+void CpuStep::write_stats(const StepCall& call, const Outcome& outcome, float loss_scale) {
+  using Buffers = StepBuffers;
+  const StepSettings& settings = call.settings;
+  const StepDecision& decision = outcome.decision;
+  float* scalars = call.buffers.scalars.data_ptr<float>();
+  int64_t* counters = call.buffers.counters.data_ptr<int64_t>();
+  scalars[Buffers::kGradNorm] = static_cast<float>(outcome.grad_norm);
+  scalars[Buffers::kClipCoef] = decision.clip_coef;
+  scalars[Buffers::kFoundInf] = decision.skip ? 1.0f : 0.0f;
+  scalars[Buffers::kLossScaleUsed] = loss_scale;
+  counters[decision.skip ? Buffers::kStepsSkipped : Buffers::kStepsTaken] += 1;
+  if (settings.loss_scale_rule.has_value()) {
+    const LossScaleState next = next_loss_scale({scalars[Buffers::kLossScale], counters[Buffers::kGrowthTracker]},
+                                                *settings.loss_scale_rule, decision.skip);
+    scalars[Buffers::kLossScale] = next.scale;
+    counters[Buffers::kGrowthTracker] = next.growth_tracker;
+  }
+  float* norms = call.buffers.norms.data_ptr<float>();
+  float* abs_max = call.buffers.abs_max.data_ptr<float>();
+  int64_t* nonfinite = call.buffers.nonfinite.data_ptr<int64_t>();
+  bool* capped = call.buffers.capped.data_ptr<bool>();
+  const float clip_value = static_cast<float>(settings.clip_value);
+  for (size_t i = 0; i < call.rows.size(); ++i) {
+    norms[i] = static_cast<float>(row_stats_[i].norm(settings.norm_type, clip_value));
+    abs_max[i] = row_stats_[i].abs_max();
+    nonfinite[i] = row_stats_[i].nonfinite;
+    capped[i] = !decision.skip && capped_[i];
+  }
+}
+
+void CpuStep::step(const StepCall& call) {
+  cut_into_chunks(call);
+  capped_.assign(call.rows.size(), 0);
+  const GradScaling& scaling = call.scaling;
+  const float scale = scaling.loss_scale.has_value() ? scaling.loss_scale->item<float>() : 1.0f;
+  const float inv_scale = scaling.grads_scaled ? inv_loss_scale(scale) : 1.0f;
+  const bool found_inf = scaling.found_inf.has_value() && scaling.found_inf->item<double>() != 0.0;
+
+  std::optional<py::gil_scoped_release> release;
+  if (table_.elements() > kReleaseGil) {
+    for (const int64_t i : call.taking_part) call.rows[i].hold_grad(true);
+    release.emplace();
+  }
+  const Outcome outcome = measure(call, inv_scale, found_inf);
+  if (!outcome.decision.skip) {
+    if (call.settings.caps()) measure_params(call);
+    plan_updates(call);
+    update(call, outcome.decision);
+  }
+  write_stats(call, outcome, scale);
+  if (release.has_value()) {
+    release.reset();
+    for (const int64_t i : call.taking_part) call.rows[i].hold_grad(false);
+  }
+}
+
+}  // namespace gradops

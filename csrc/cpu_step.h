@@ -1,0 +1,38 @@
+// A step on the CPU: measure, decide, update, tell.
+#pragma once
+
+#include <vector>
+
+#include "step_backend.h"
+
+namespace gradops {
+
+class CpuStep : public StepBackend {
+ public:
+  void forget_rows() override { numels_.clear(); }
+  void step(const StepCall& call) override;
+
+ private:
+  struct Outcome {
+    GradStats all;
+    double grad_norm = 0.0;
+    StepDecision decision;
+  };
+
+  void cut_into_chunks(const StepCall& call);
+  Outcome measure(const StepCall& call, float inv_scale, bool found_inf);
+  void measure_params(const StepCall& call);
+  void plan_updates(const StepCall& call);
+  void update(const StepCall& call, const StepDecision& decision);
+  void write_stats(const StepCall& call, const Outcome& outcome, float loss_scale);
+
+  std::vector<int64_t> numels_;  // of the rows that take part, else -1, as the table was built for
+  cpu::ChunkTable table_;
+  std::vector<ChunkStats> grad_chunks_;
+  std::vector<ChunkStats> param_chunks_;
+  std::vector<GradStats> row_stats_;
+  std::vector<cpu::RowUpdate> updates_;
+  std::vector<uint8_t> capped_;
+};
+
+}  // namespace gradops

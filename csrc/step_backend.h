@@ -1,0 +1,77 @@
+// What one step of a StepPlan is told, and who carries it out on the device that the parameters are on.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <span>
+
+#include "math/loss_scale.h"
+#include "math/relative_step.h"
+#include "param_row.h"
+
+namespace gradops {
+
+// What the optimizer's attributes say about one step; checked by gradops/settings.py.
+struct StepSettings {
+  double max_norm = INFINITY;
+  double norm_type = 2.0;
+  double clip_value = INFINITY;
+  RelativeStepRule relative_step;
+  std::optional<LossScaleRule> loss_scale_rule;
+
+  bool caps() const { return !std::isinf(relative_step.cap); }
+};
+
+// The live buffers behind `optimizer.stats`.
+struct StepBuffers {
+  enum Scalar { kGradNorm, kClipCoef, kFoundInf, kLossScaleUsed, kLossScale, kScalarCount };
+  enum Counter { kStepsTaken, kStepsSkipped, kGrowthTracker, kCounterCount };
+
+  at::Tensor scalars;   // float32: see Scalar
+  at::Tensor counters;  // int64: see Counter
+  at::Tensor norms;     // float32, like abs_max; one row a parameter, as in those that follow
+  at::Tensor abs_max;
+  at::Tensor nonfinite;  // int64
+  at::Tensor capped;     // bool
+};
+
+// A param group's hyper-parameters.
+struct GroupHyper {
+  AdamHyper hyper;
+  at::Tensor lr;  // defined where the rate is a tensor on the parameters' device, which alone reads it
+};
+
+// What multiplied the loss, and what others have done to the gradients since.
+struct GradScaling {
+  std::optional<at::Tensor> loss_scale;  // one element; none for 1
+  bool grads_scaled = true;              // whether the gradients still carry it
+  std::optional<at::Tensor> found_inf;   // one element, not 0 if somebody saw an inf or NaN in them before
+};
+
+struct StepCall {
+  std::span<ParamRow> rows;
+  std::span<const cpu::TensorRow> views;  // one a row; those of rows without a gradient may be stale
+  std::span<const int64_t> taking_part;   // rows with a gradient, in order; at least one
+  std::span<const GroupHyper> groups;
+  const StepSettings& settings;
+  const GradScaling& scaling;
+  const StepBuffers& buffers;
+};
+
+class StepBackend {
+ public:
+  virtual ~StepBackend() = default;
+
+  // The rows are others than at the last step.
+  virtual void forget_rows() = 0;
+
+  // One step; everything has been checked.
+  virtual void step(const StepCall& call) = 0;
+};
+
+// Whether this build has a backend for the device, and for which devices it has one ("cpu and cuda").
+bool has_backend(at::Device device);
+const char* backend_devices();
+std::unique_ptr<StepBackend> make_backend(at::Device device);
+
+}  // namespace gradops
