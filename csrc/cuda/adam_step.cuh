@@ -162,8 +162,8 @@ GRADOPS_DEVICE ChunkStats param_piece_stats(const PieceAt& piece, const Lanes& l
 // The block's pieces, backwards: gradients that were read last are the likeliest to be in the L2 cache still, and
 // parked ones can wait.
 template <class Parked>
-GRADOPS_DEVICE void adam_step(const Call& call, const BlockShare& share, const StepDecision& decision,
-                              bool gather_squares, const Parked& parking) {
+GRADOPS_DEVICE void adam_step(const Call& call, const BlockShare& share, const SharedState& shared,
+                              const Parked& parking) {
 #pragma unroll 1
   for (int32_t slot = share.slots() - 1; slot >= 0; --slot) {
     const PieceAt piece(call.step.table, share.piece(slot));
@@ -180,10 +180,10 @@ GRADOPS_DEVICE void adam_step(const Call& call, const BlockShare& share, const S
       } else {
         load_piece<1>(piece.grad(data), half, lanes, UsedOnce(), grad);
       }
-      update_half(piece, half, lanes, grad, decision, rule, param);
-      if (gather_squares) sums.add<NormType::kL2>(param, 2 * half, piece.n, lanes, GradRule{});
+      update_half(piece, half, lanes, grad, shared.decision, rule, param);
+      if (shared.gather_squares) sums.add<NormType::kL2>(param, 2 * half, piece.n, lanes, GradRule{});
     }
-    if (!gather_squares) continue;
+    if (!shared.gather_squares) continue;
     const ChunkStats stats = param_piece_stats(piece, lanes, sums);
     if (threadIdx.x % 32 == 0) store_struct(call.step.work.piece_stats + share.piece(slot), stats);
   }
@@ -194,10 +194,9 @@ template <class Parked>
 GRADOPS_DEVICE void settle(const Call& call, const BlockShare& share, SharedState& shared, const Parked& parking) {
   const StepArgs& step = call.step;
   decide_by_block(call, shared);
-  const StepDecision decision = shared.decision;
   write_rows(call, shared);
-  if (decision.skip) return;
-  adam_step(call, share, decision, shared.gather_squares, parking);
+  if (shared.decision.skip) return;
+  adam_step(call, share, shared, parking);
   if (!shared.gather_squares) return;
   merge_pieces(step.table, share, step.work.piece_stats, step.work.param_sums, 2.0,
                [&](int32_t row) { return call.grad(row) == nullptr; });

@@ -15,7 +15,7 @@ struct Parking {
   float4* shared;  // [slot][warp][quad][lane], so that neighbours lie in neighbouring banks
   int32_t shared_slots;
 
-  GRADOPS_DEVICE bool holds(int32_t slot) const { return slot < kRegisterSlots + shared_slots; }
+  GRADOPS_DEVICE bool holds(int32_t slot) const { return slot - kRegisterSlots < shared_slots; }
 
   GRADOPS_DEVICE float4* place(int32_t slot, int quad) const {
     const int32_t row = (slot - kRegisterSlots) * kWarps + threadIdx.x / 32;

@@ -1,5 +1,5 @@
 // The whole step in one cooperative launch: one block on each multiprocessor, gradients parked on the chip between the
-// two phases, one grid barrier. Where that cannot be, the same phases in two launches.
+// two phases, one grid barrier.
 //
 // Bytes of device memory for an element, with P and G the bytes of a stored parameter and gradient:
 //     2 P + G + 16        parked: 28 for float32, 22 for 16-bit parameters and gradients
@@ -11,8 +11,6 @@
 
 namespace gradops::cuda {
 
-// A thread has 255 registers: 128 of them park eight pieces, the rest is what an update needs.
-constexpr int kRegisterSlots = 8;
 static_assert(sizeof(SharedState) <= kSharedStateBytes);
 
 GRADOPS_DEVICE float4* parking_place(SharedState& shared) {
@@ -31,64 +29,52 @@ __global__ void __launch_bounds__(kThreads, 1) one_pass_step_kernel(const Args _
   settle(call, share, shared, parking);
 }
 
-template <class Args>
-__global__ void __launch_bounds__(kThreads, 2) first_launch_kernel(const Args __grid_constant__ args) {
-  GRADOPS_DYNAMIC_SHARED(float4, memory);
-  SharedState& shared = *reinterpret_cast<SharedState*>(memory);
-  const Call call(args);
-  Parking<0> parking{.shared = nullptr, .shared_slots = 0};
-  measure(call, BlockShare(args.step.table), shared.scratch, parking);
-}
-
-template <class Args>
-__global__ void __launch_bounds__(kThreads, 2) second_launch_kernel(const Args __grid_constant__ args) {
-  GRADOPS_DYNAMIC_SHARED(float4, memory);
-  SharedState& shared = *reinterpret_cast<SharedState*>(memory);
-  const Call call(args);
-  settle(call, BlockShare(args.step.table), shared, Parking<0>{.shared = nullptr, .shared_slots = 0});
-}
-
 namespace {
-
-template <class Args>
-void launch_step(const LaunchForm& form, const StepArgs& step, std::span<const void* const> grads,
-                 std::span<const GroupRule> groups, Stream stream) {
-  Args args;
-  args.step = step;
-  args.step.shared_slots = form.shared_slots;
-  if (step.grads == nullptr) std::copy(grads.begin(), grads.end(), args.grads);
-  if (step.groups == nullptr) std::copy(groups.begin(), groups.end(), args.groups);
-  if (form.one_launch) {
-    launch("one_pass_step", one_pass_step_kernel<Args>, form.blocks, form.shared_bytes, true, stream, args);
-    return;
-  }
-  launch("one_pass_step (first launch)", first_launch_kernel<Args>, form.blocks, form.shared_bytes, false, stream,
-         args);
-  launch("one_pass_step (second launch)", second_launch_kernel<Args>, form.blocks, form.shared_bytes, false, stream,
-         args);
-}
 
 template <class Args>
 bool fits(size_t rows, size_t groups) {
   return rows <= Args::kMaxGrads && groups <= Args::kMaxGroups;
 }
 
-}  // namespace
-
-bool travels_inline(const LaunchForm& form, size_t rows, size_t groups) {
-  return fits<SmallArgs>(rows, groups) || (form.large_params && fits<LargeArgs>(rows, groups));
+template <class Args>
+void launch_one(const LaunchForm& form, const StepCall& call, Stream stream) {
+  launch("one_pass_step", one_pass_step_kernel<Args>, form.blocks, form.shared_bytes, true, stream,
+         call.packed<Args>(form.shared_slots));
 }
 
-void one_pass_step(const LaunchForm& form, StepArgs args, std::span<const void* const> grads,
-                   std::span<const GroupRule> groups, Stream stream) {
-  const size_t inline_rows = args.grads == nullptr ? grads.size() : 0;
-  const size_t inline_groups = args.groups == nullptr ? groups.size() : 0;
-  if (!travels_inline(form, inline_rows, inline_groups)) {
-    throw std::invalid_argument("gradops: " + std::to_string(inline_rows) + " gradients and " +
-                                std::to_string(inline_groups) + " param groups do not fit into kernel parameters");
+}  // namespace
+
+#ifndef GRADOPS_EMULATE
+int make_one_pass_ready(int64_t shared_limit) {
+  int resident = 2;
+  for (const void* kernel : {reinterpret_cast<const void*>(one_pass_step_kernel<SmallArgs>),
+                             reinterpret_cast<const void*>(one_pass_step_kernel<LargeArgs>)}) {
+    const int bytes = static_cast<int>(shared_bytes(shared_slots(shared_limit)));
+    int blocks = 0;
+    const bool fits_at_all =
+        shared_limit >= kSharedStateBytes &&
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) == cudaSuccess &&
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, bytes) == cudaSuccess;
+    resident = std::min(resident, fits_at_all ? blocks : 0);
   }
-  if (fits<SmallArgs>(inline_rows, inline_groups)) return launch_step<SmallArgs>(form, args, grads, groups, stream);
-  launch_step<LargeArgs>(form, args, grads, groups, stream);
+  cudaGetLastError();  // what was refused is answered by 0, and must not be found by others
+  return resident;
+}
+#endif
+
+bool travels_inline(const LaunchForm& form, size_t rows, size_t groups) {
+  return fits<SmallArgs>(rows, groups) || (form.one_launch && form.large_params && fits<LargeArgs>(rows, groups));
+}
+
+void one_pass_step(const LaunchForm& form, const StepCall& call, Stream stream) {
+  if (!travels_inline(form, call.inline_rows(), call.inline_groups())) {
+    throw std::invalid_argument("gradops: " + std::to_string(call.inline_rows()) + " gradients and " +
+                                std::to_string(call.inline_groups()) + " param groups do not fit into the parameters " +
+                                "of a kernel; give them as device arrays");
+  }
+  if (!form.one_launch) return two_launch_step(form, call, stream);
+  if (fits<SmallArgs>(call.inline_rows(), call.inline_groups())) return launch_one<SmallArgs>(form, call, stream);
+  launch_one<LargeArgs>(form, call, stream);
 }
 
 }  // namespace gradops::cuda

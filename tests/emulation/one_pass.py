@@ -51,8 +51,8 @@ Step = _struct(
 
 
 def library(**kwargs):
-    sources = [HERE / "test_step.cu", CSRC / "cuda" / "one_pass_step.cu", CSRC / "cuda" / "grad_stats.cu"]
-    lib = emulator.load(sources, flags=[f"-I{CSRC}"], **kwargs)
+    kernels = [CSRC / "cuda" / f"{stem}.cu" for stem in ("one_pass_step", "two_launch_step", "grad_stats")]
+    lib = emulator.load([HERE / "test_step.cu", *kernels], flags=[f"-I{CSRC}"], **kwargs)
     lib.plan_new.argtypes = [Address, Int, Int, Int, Int]
     lib.plan_new.restype = Address
     lib.plan_delete.argtypes = lib.plan_pieces.argtypes = lib.plan_chunks.argtypes = [Address]

@@ -209,7 +209,7 @@ void plan_step(const Plan* plan, const StepSpec* spec, const void* const* grads,
     args.groups = device_rules.data();
     args.grads = device_grads.data();
   }
-  one_pass_step(plan->form, args, {grads, plan->rows_host.size()}, rules, nullptr);
+  one_pass_step(plan->form, {args, {grads, plan->rows_host.size()}, rules}, nullptr);
 }
 
 void plan_param_stats(const Plan* plan, const uint8_t* marked) {
