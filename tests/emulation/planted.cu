@@ -83,12 +83,37 @@ __global__ void late_store_kernel(const Args __grid_constant__ args) {
   if (is_last && threadIdx.x < gridDim.x) emu::store(args.out + threadIdx.x, emu::load(args.partials + threadIdx.x));
 }
 
-// A block overwrites what another one may still have to read.
+__device__ void wait_for(const unsigned* flag, unsigned value) {
+  while (emu::load_volatile(flag) != value) __nanosleep(20);
+}
+
+// Block 1 sees what block 0 stored, overwrites its flag and sets one of its own; block 2 reads both. With the fault
+// block 1 hands on the flags alone.
+template <bool kPlant>
+__global__ void relay_kernel(const Args __grid_constant__ args) {
+  if (threadIdx.x != 0) return;
+  if (blockIdx.x == 0) {
+    emu::store(args.partials, 1.f);
+    emu::store_release(args.ticket, 1u);
+  } else if (blockIdx.x == 1) {
+    wait_for(args.ticket, 1);
+    if (!kPlant) __threadfence();
+    emu::store_volatile(args.ticket, 2u);
+    emu::store_volatile(args.ticket + 1, 1u);
+  } else if (blockIdx.x == 2) {
+    wait_for(args.ticket + 1, 1);
+    emu::load_acquire(args.ticket);
+    emu::store(args.out, emu::load(args.partials));
+  }
+}
+
+// The last block overwrites what the others may still have to read.
 template <bool kPlant>
 __global__ void overwrite_kernel(const Args __grid_constant__ args) {
-  const float x = emu::load(args.partials + kThreads - 1 - threadIdx.x);
+  const bool overwrites = blockIdx.x == gridDim.x - 1;
+  if (!overwrites) emu::load(args.partials + threadIdx.x);
   if (!kPlant) cooperative_groups::this_grid().sync();
-  if (blockIdx.x == 0) emu::store(args.partials + threadIdx.x, x);
+  if (overwrites) emu::store(args.partials + threadIdx.x, 1.f);
 }
 
 template <bool kPlant>
@@ -207,6 +232,7 @@ const Case kCases[] = {
     {"missing_acquire_fence", hand_barrier_kernel<Missing::kNothing>, hand_barrier_kernel<Missing::kAcquire>, true,
      kBlocks},
     {"store_after_fence", late_store_kernel<false>, late_store_kernel<true>, false, 1},
+    {"missing_fence_in_relay", relay_kernel<false>, relay_kernel<true>, true, 1},
     {"overwritten_too_soon", overwrite_kernel<false>, overwrite_kernel<true>, true, 0},
     {"missing_syncwarp", neighbour_kernel<false>, neighbour_kernel<true>, false, 1},
     {"static_shared_out_of_bounds", static_bounds_kernel<false>, static_bounds_kernel<true>, false, 1},
@@ -228,7 +254,7 @@ const Case kCases[] = {
 // Apart from each other, so that what lies behind an array is no array.
 struct alignas(128) Arrays {
   float in[kElements], gap[128], out[kElements], another_gap[128], partials[kElements];
-  unsigned ticket = 0;
+  unsigned ticket[2];
 };
 
 // 0, or 3 if an element of `out` was written and is wrong.
@@ -238,15 +264,15 @@ int run(const Case& c, bool plant, uint64_t seed) {
   auto& [in, gap, out, another_gap, partials, ticket] = arrays;
   std::fill_n(in, kElements, 1.f);
   std::fill_n(out, kElements, kUntouched);
-  ticket = 0;
+  std::fill_n(ticket, 2, 0);
   emu::watch("in", in, sizeof(in), sizeof(float), false);
   emu::watch("out", out, sizeof(out), sizeof(float), true);
   emu::watch("partials", partials, sizeof(partials), sizeof(float), true);
-  emu::watch("ticket", &ticket, sizeof(ticket), sizeof(ticket), true);
+  emu::watch("ticket", ticket, sizeof(ticket), sizeof(unsigned), true);
   const bool fault_is_in_kernel = plant && c.faulty != nullptr;
   const bool cooperative = c.cooperative && (fault_is_in_kernel || !plant);
   const emu::Report report = emu::launch(fault_is_in_kernel ? c.faulty : c.sound, dim3(kBlocks), dim3(kThreads),
-                                         kThreads * sizeof(float), cooperative, seed, Args{in, out, partials, &ticket});
+                                         kThreads * sizeof(float), cooperative, seed, Args{in, out, partials, ticket});
   emu::unwatch_all();
   std::puts(report.json().c_str());
   const bool right = std::all_of(out, out + kElements, [&](float x) { return x == kUntouched || x == c.expected; });
