@@ -67,6 +67,9 @@ class StepBackend {
 
   // One step; everything has been checked.
   virtual void step(const StepCall& call) = 0;
+
+  // What ran the last step, for people.
+  virtual std::string description() const = 0;
 };
 
 // Whether this build has a backend for the device, and for which devices it has one ("cpu and cuda").

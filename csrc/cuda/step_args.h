@@ -30,6 +30,8 @@ struct View {
   void* data = nullptr;
   const int64_t* layout = nullptr;
   Dtype dtype = Dtype::kFloat32;
+
+  bool operator==(const View&) const = default;
 };
 
 struct TensorRow {
@@ -43,11 +45,15 @@ struct TensorRow {
   int32_t group = 0;
   int32_t first_chunk = 0;  // of the row's chunks, one run in the table
   int32_t chunks = 0;
+
+  bool operator==(const TensorRow&) const = default;
 };
 
 struct alignas(8) Piece {
   int32_t row;
   int32_t index;  // within the row: elements [index * kPiece, ...)
+
+  bool operator==(const Piece&) const = default;
 };
 
 // Device arrays, written when the plan is linked. They hold every row, with a gradient or not: what has been gathered
@@ -65,6 +71,8 @@ struct GroupRule {
   AdamHyper hyper;
   const void* lr = nullptr;  // a device scalar that replaces hyper.lr, or null
   bool lr_is_double = false;
+
+  bool operator==(const GroupRule&) const = default;
 };
 
 // How a row is updated in this step.
@@ -92,7 +100,8 @@ struct Workspace {
   StepInputs* inputs;
 };
 
-// The live buffers behind `optimizer.stats`, in the order of StepPlan::Scalar and StepPlan::Counter.
+// The live buffers behind `optimizer.stats`, in the order of StepPlan::Scalar and StepPlan::Counter. Where gradients
+// are measured and nothing is updated, `counters` and `capped` are null.
 struct StatsBuffers {
   float* scalars;
   int64_t* counters;
@@ -119,6 +128,7 @@ struct StepArgs {
   StatsBuffers stats;
   StepRules rules;
   const float* loss_scale = nullptr;   // what the loss was multiplied by; null for 1
+  const float* clip_coef = nullptr;    // what an update without statistics multiplies by; null for 1
   const float* found_inf = nullptr;    // not 0 if somebody saw an inf or NaN before; may be null
   bool grads_scaled = false;           // whether the gradients still are
   const void* const* grads = nullptr;  // one a row, null where there is none; null: they come as kernel parameters
