@@ -19,6 +19,7 @@ GRADOPS_DEVICE void write_scalars(const StepArgs& step, const StepInputs& inputs
   store(stats.scalars + kClipCoef, decision.clip_coef);
   store(stats.scalars + kFoundInf, decision.skip ? 1.0f : 0.0f);
   store(stats.scalars + kLossScaleUsed, inputs.loss_scale);
+  if (stats.counters == nullptr) return;
   int64_t* counter = stats.counters + (decision.skip ? kStepsSkipped : kStepsTaken);
   store(counter, load(counter) + 1);
   if (!step.rules.moves_loss_scale) return;
@@ -52,6 +53,7 @@ GRADOPS_DEVICE void write_rows(const Call& call, SharedState& shared) {
     store(step.stats.norms + row, static_cast<float>(stats.norm(p, step.rules.clip_value)));
     store(step.stats.abs_max + row, stats.abs_max());
     store(step.stats.nonfinite + row, stats.nonfinite);
+    if (step.stats.capped == nullptr) return;
     const bool moves = !skip && call.grad(row) != nullptr;
     store(step.stats.capped + row, moves && load(&step.work.row_rules[row].capped) != 0);
     if (!moves) return;

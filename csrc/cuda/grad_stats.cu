@@ -1,5 +1,5 @@
-// Statistics alone: sums of squares of parameters that are not known from the update that wrote them.
-#include "cuda/grad_stats.cuh"
+// Statistics without an update: of gradients, which may then be scaled in place, and of parameters.
+#include "cuda/adam_step.cuh"
 #include "cuda/launch.cuh"
 
 namespace gradops::cuda {
@@ -19,6 +19,52 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (threadIdx.x % 32 == 0) store_struct(work.piece_stats + share.piece(slot), stats);
   }
   merge_pieces(table, share, work.piece_stats, work.param_sums, 2.0, skips);
+}
+
+__global__ void __launch_bounds__(kThreads, 2) grad_stats_kernel(const SmallArgs __grid_constant__ args) {
+  GRADOPS_DYNAMIC_SHARED(float4, memory);
+  SharedState& shared = *reinterpret_cast<SharedState*>(memory);
+  Parking<0> nothing{.shared = nullptr, .shared_slots = 0};
+  measure(Call(args), BlockShare(args.step.table), shared.scratch, nothing);
+}
+
+// The block's pieces, backwards: what was read last is the likeliest to be in the L2 cache still.
+GRADOPS_DEVICE void scale_pieces(const Call& call, float factor) {
+  const BlockShare share(call.step.table);
+#pragma unroll 1
+  for (int32_t slot = share.slots() - 1; slot >= 0; --slot) {
+    const PieceAt piece(call.step.table, share.piece(slot));
+    const void* data = call.grad(piece.row_index);
+    if (data == nullptr) continue;
+    const Lanes lanes = piece.lanes();
+    const Stretch grad = piece.grad(data);
+#pragma unroll 1
+    for (int half = 0; half < 2; ++half) {
+      float x[8];
+      load_piece<1>(grad, half, lanes, UsedOnce(), x);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) x[i] *= factor;
+      store_piece(grad, half, lanes, x);
+    }
+  }
+}
+
+__global__ void __launch_bounds__(kThreads, 2)
+    scale_grads_kernel(const SmallArgs __grid_constant__ args, const ScaleBy scale_by) {
+  GRADOPS_DYNAMIC_SHARED(float4, memory);
+  SharedState& shared = *reinterpret_cast<SharedState*>(memory);
+  const Call call(args);
+  decide_by_block(call, shared);
+  write_rows(call, shared);
+  const float inv_scale = shared.decision.inv_scale, clip_coef = shared.decision.clip_coef;
+  const float factor = scale_by == ScaleBy::kInvScale ? inv_scale : scale_by == ScaleBy::kClipCoef ? clip_coef : 1.0f;
+  if (factor != 1.0f) scale_pieces(call, factor);
+}
+
+void grad_stats(const LaunchForm& form, const StepCall& call, ScaleBy scale_by, Stream stream) {
+  const SmallArgs args = call.packed<SmallArgs>(0);
+  launch("grad_stats", grad_stats_kernel, form.blocks, kSharedStateBytes, false, stream, args);
+  launch("scale_grads", scale_grads_kernel, form.blocks, kSharedStateBytes, false, stream, args, scale_by);
 }
 
 void param_stats(const LaunchForm& form, const StepArgs& args, const uint8_t* marked, Stream stream) {

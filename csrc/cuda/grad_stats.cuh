@@ -89,25 +89,41 @@ GRADOPS_DEVICE void plan_rows(const Call& call, GradStats (&scratch)[kWarps]) {
   });
 }
 
-// Statistics of the block's pieces, one warp a piece.
+// A piece of the gradients, on its way into registers. `n` is 0 where the row has no gradient.
+struct GradPiece {
+  int32_t n = 0;
+  bool octets = false;
+  float values[16];
+
+  GRADOPS_DEVICE void read(const Call& call, int32_t index, CachePolicy policy) {
+    const PieceAt piece(call.step.table, index);
+    const void* data = call.grad(piece.row_index);
+    n = data != nullptr ? piece.n : 0;
+    if (n == 0) return;
+    const Lanes lanes = piece.lanes();
+    octets = lanes.octets();
+    load_piece<2>(piece.grad(data), 0, lanes, policy, values);
+  }
+};
+
+// Statistics of the block's pieces, one warp a piece. The next one is read before this one is looked at: a warp alone
+// would leave the memory idle while it adds up.
 template <class Parked>
 GRADOPS_DEVICE void grad_stats(const Call& call, const BlockShare& share, const GradRule& rule, const Norm& norm,
                                Parked& parking) {
-  const WorkTable& table = call.step.table;
   const CachePolicy used_once = CachePolicy::used_once();
   const CachePolicy read_again = CachePolicy::read_again();
   const int32_t slots = share.slots();
+  GradPiece next;
+  if (slots > 0) next.read(call, share.piece(0), parking.holds(0) ? used_once : read_again);
 #pragma unroll 1
   for (int32_t slot = 0; slot < slots; ++slot) {
-    const PieceAt piece(table, share.piece(slot));
-    const void* data = call.grad(piece.row_index);
+    const GradPiece piece = next;
+    if (slot + 1 < slots) next.read(call, share.piece(slot + 1), parking.holds(slot + 1) ? used_once : read_again);
     ChunkStats stats;
-    if (data != nullptr) {
-      const Lanes lanes = piece.lanes();
-      float grad[16];
-      load_piece<2>(piece.grad(data), 0, lanes, parking.holds(slot) ? used_once : read_again, grad);
-      parking.put(slot, grad);
-      stats = piece_stats(grad, piece.n, lanes, rule, norm);
+    if (piece.n > 0) {
+      parking.put(slot, piece.values);
+      stats = piece_stats(piece.values, piece.n, Lanes(piece.octets), rule, norm);
     }
     if (threadIdx.x % 32 == 0) store_struct(call.step.work.piece_stats + share.piece(slot), stats);
   }
@@ -117,13 +133,12 @@ GRADOPS_DEVICE Norm norm_of(const StepRules& rules) {
   return {norm_type_of(rules.norm_type), static_cast<float>(rules.norm_type)};
 }
 
-// The whole phase.
+// The whole phase but for the rows' rules, which only an update needs.
 template <class Parked>
 GRADOPS_DEVICE void measure(const Call& call, const BlockShare& share, GradStats (&scratch)[kWarps], Parked& parking) {
   const StepArgs& step = call.step;
   const StepInputs inputs = read_inputs(step);
   if (blockIdx.x == 0 && threadIdx.x == 0) store_struct(step.work.inputs, inputs);
-  plan_rows(call, scratch);
   grad_stats(call, share, GradRule{inputs.inv_scale, step.rules.clip_value}, norm_of(step.rules), parking);
   merge_pieces(step.table, share, step.work.piece_stats, step.work.grad_sums, step.rules.norm_type,
                [](int32_t) { return false; });

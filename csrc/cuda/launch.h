@@ -99,6 +99,21 @@ struct StepCall {
 void one_pass_step(const LaunchForm& form, const StepCall& call, Stream stream);
 void two_launch_step(const LaunchForm& form, const StepCall& call, Stream stream);
 
+// The pieces of a step for those who build their own: torch.ops.gradops. They park nothing, run over a table that was
+// cut for `form.blocks`, and take gradients beyond what SmallArgs holds as a device array.
+//
+// Statistics of the gradients into args.stats, and the gradients multiplied in place by what was decided: by the
+// inverse of the loss scale whatever was found, or by clip_coef unless an element is not finite.
+enum class ScaleBy : int32_t { kNothing, kInvScale, kClipCoef };
+void grad_stats(const LaunchForm& form, const StepCall& call, ScaleBy scale_by, Stream stream);
+
+// An update by what args.loss_scale, args.clip_coef and args.found_inf say; nothing is measured.
+void adam_step(const LaunchForm& form, const StepCall& call, Stream stream);
+
+// Moves a loss scale by what `found_inf` says.
+void update_loss_scale(float* scale, int64_t* growth_tracker, const float* found_inf, const LossScaleRule& rule,
+                       Stream stream);
+
 // Sums of squares of the stored parameters, for rows whose byte in `marked` (a device array; null: for all) is not 0.
 void param_stats(const LaunchForm& form, const StepArgs& args, const uint8_t* marked, Stream stream);
 

@@ -9,6 +9,7 @@ __global__ void __launch_bounds__(kThreads, 2) measure_kernel(const SmallArgs __
   GRADOPS_DYNAMIC_SHARED(float4, memory);
   SharedState& shared = *reinterpret_cast<SharedState*>(memory);
   Parking<0> nothing{.shared = nullptr, .shared_slots = 0};
+  plan_rows(Call(args), shared.scratch);
   measure(Call(args), BlockShare(args.step.table), shared.scratch, nothing);
 }
 

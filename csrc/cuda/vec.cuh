@@ -306,6 +306,19 @@ GRADOPS_DEVICE void store_half(const Stretch& to, int half, const Lanes& lanes, 
   store_vectors<Dtype::kFloat16>(to, half, lanes, x);
 }
 
+// The same wherever the tensor lies.
+GRADOPS_DEVICE void store_piece(const Stretch& to, int half, const Lanes& lanes, const float (&x)[8]) {
+  if (to.in_vectors()) return store_half(to, half, lanes, x);
+#pragma unroll 1
+  for (int i = 0; i < 8; ++i) {
+    const int32_t element = lanes.element(2 * half + i / 4) + i % 4;
+    float value = 0.0f;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) value = i == j ? x[j] : value;
+    if (element < to.n) to.store_at(to.place(element), value);
+  }
+}
+
 // What reading back would give.
 GRADOPS_DEVICE float as_stored(float x, Dtype dtype) {
   if (dtype == Dtype::kFloat32) return x;
