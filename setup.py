@@ -37,6 +37,8 @@ CXX_FLAGS = [
     "-Wextra",
 ]
 NVCC_FLAGS = ["-O3", "-std=c++20", "-fmad=false", "--expt-relaxed-constexpr"]
+# A100, H100 and H200, B200, RTX 50; with code that later GPUs' drivers compile.
+DEFAULT_ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
 SANITIZERS = {"address", "undefined", "thread"}
 
 
@@ -81,11 +83,21 @@ def wants_cuda(override):
     return override != "0" and not missing
 
 
+def choose_architectures(environ):
+    """Sets TORCH_CUDA_ARCH_LIST where the user has not: the present GPU's, or else DEFAULT_ARCHITECTURES."""
+    if not environ.get("TORCH_CUDA_ARCH_LIST") and not torch.cuda.is_available():
+        environ["TORCH_CUDA_ARCH_LIST"] = DEFAULT_ARCHITECTURES
+
+
 def extension(environ):
     """The one extension, `gradops._C`, as `environ` asks for it."""
     cuda = wants_cuda(environ.get("GRADOPS_CUDA", ""))
     sanitize = sanitize_flags(environ.get("GRADOPS_SANITIZE", ""))
-    files = sources("csrc/*.cpp", "csrc/cpu/*.cpp") + (sources("csrc/cuda/*.cu") if cuda else [])
+    if cuda:
+        choose_architectures(environ)
+    host_of_cuda = set(sources("csrc/cuda_*.cpp"))
+    files = [path for path in sources("csrc/*.cpp", "csrc/cpu/*.cpp") if cuda or path not in host_of_cuda]
+    files += sources("csrc/cuda/*.cu") if cuda else []
     ext = (CUDAExtension if cuda else CppExtension)(
         "gradops._C",
         files,

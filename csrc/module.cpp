@@ -80,6 +80,7 @@ PYBIND11_MODULE(_C, m) {
           },
           py::arg("param_groups"), py::arg("state"), py::arg("settings"), py::arg("loss_scale").none(true),
           py::arg("grads_scaled"), py::arg("found_inf").none(true))
+      .def("description", &StepPlan::description)
       .def("refresh", &StepPlan::refresh);
 }
 

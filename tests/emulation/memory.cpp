@@ -31,6 +31,7 @@ struct Range {
 
 std::vector<Range> ranges;  // sorted by address
 Range* last_found = nullptr;
+bool trusted = false;
 std::set<std::string> races_noted;
 
 Range* find(const char* p) {
@@ -143,6 +144,10 @@ void watch(const std::string& name, const void* begin, size_t bytes, size_t elem
   last_found = nullptr;
 }
 
+void trust_addresses() { trusted = true; }
+
+bool trusts_addresses() { return trusted; }
+
 void unwatch_all() {
   ranges.clear();
   last_found = nullptr;
@@ -183,7 +188,7 @@ void touch(const void* address, size_t bytes, Access access, Where where) {
     if (launch.preempt != 0 && launch.draw(launch.preempt) == 0) wait(State::kReady, where);
   }
   // Shared memory is watched by the sanitizers.
-  if (self->of->shared->holds(address)) return;
+  if (trusted || self->of->shared->holds(address)) return;
   const char* p = static_cast<const char*>(address);
   Range& range = checked(p, bytes, access, where);
   count(range, p, bytes, access);

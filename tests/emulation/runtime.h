@@ -116,6 +116,7 @@ void wake(Thread& thread);
 void clear_traffic_and_races();
 void collect_traffic(Report& report);
 void keep(const Report& report);
+bool trusts_addresses();
 // At the end of a thread: no lane may still count on it.
 void check_warp_needs_not(const Thread& thread);
 void tsan_atomic(const void* address, Access access);

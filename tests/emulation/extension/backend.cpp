@@ -1,0 +1,40 @@
+// In place of csrc/step_backend.cpp, csrc/cuda_device.cpp and csrc/cuda/launch.cu: parameters on the CPU are stepped by
+// the CUDA backend, whose kernels the emulator runs on a GPU of three multiprocessors.
+#include <cstdlib>
+
+#include "cuda_device.h"
+#include "cuda_step.h"
+#include "emulator.h"
+
+namespace gradops {
+
+namespace cuda {
+
+// GRADOPS_EMULATED_FORM=two_launches makes it a GPU without cooperative launches.
+DeviceLimits device_limits(int) {
+  const char* form = std::getenv("GRADOPS_EMULATED_FORM");
+  DeviceLimits limits;
+  limits.multiprocessors = 3;
+  limits.shared_bytes = shared_bytes(2);
+  limits.resident_blocks = 1;
+  limits.cooperative = form == nullptr || std::string(form) != "two_launches";
+  limits.large_params = true;
+  return limits;
+}
+
+}  // namespace cuda
+
+cuda::Stream current_stream(c10::Device) { return nullptr; }
+
+bool capturing(c10::Device) { return false; }
+
+bool has_backend(at::Device device) { return device.is_cpu(); }
+
+const char* backend_devices() { return "cpu only"; }
+
+std::unique_ptr<StepBackend> make_backend(at::Device device) {
+  emu::trust_addresses();
+  return std::make_unique<CudaStep>(device);
+}
+
+}  // namespace gradops
