@@ -1,7 +1,8 @@
 """What machine code must be like. Each gate returns its complaints as sentences; none means that it passes.
 
-Element code is found by where it stems from: the rules of csrc/math that are applied to every element. Around it stands
-code in which float64 is right and narrow accesses are harmless, since it runs once a chunk, a parameter or a step.
+Element code is found by where it stems from: the rules that are applied to every element, most of them in csrc/math.
+Around it stands code in which float64 is right and narrow accesses are harmless, since it runs once a chunk, a parameter
+or a step.
 """
 
 import re
@@ -17,6 +18,7 @@ from .toolchain import Resources
 ELEMENT_RULES = {
     "csrc/math/grad_stats.h": ("clamp_grad", "add_element", "power_in_unit"),
     "csrc/math/adam_step.h": ("adam_update",),
+    "csrc/cuda/grad_stats.cu": ("scale_pieces",),
 }
 # What may be narrower than 128 bits in an element loop: the ways of strided and misaligned tensors, and the tables,
 # which are read once for many elements by files that leave the elements to vec.cuh.
