@@ -51,7 +51,7 @@ Step = _struct(
 
 
 def library(**kwargs):
-    kernels = [CSRC / "cuda" / f"{stem}.cu" for stem in ("one_pass_step", "two_launch_step", "grad_stats")]
+    kernels = [CSRC / "cuda" / f"{stem}.cu" for stem in ("one_pass_step", "two_launch_step", "grad_stats", "adam_step")]
     lib = emulator.load([HERE / "test_step.cu", *kernels], flags=[f"-I{CSRC}"], **kwargs)
     lib.plan_new.argtypes = [Address, Int, Int, Int, Int]
     lib.plan_new.restype = Address

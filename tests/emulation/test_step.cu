@@ -218,3 +218,31 @@ void plan_param_stats(const Plan* plan, const uint8_t* marked) {
 }
 
 }  // extern "C"
+
+extern "C" {
+
+// The pieces of a step, each over the rows of a plan: 0 measures the gradients and scales them in place by `scale_by`,
+// 1 updates by what the scalars say.
+void plan_piece(const Plan* plan, const StepSpec* spec, const float* clip_coef, const void* const* grads,
+                const GroupSpec* group, int64_t which, int64_t scale_by) {
+  plan->watch();
+  const GroupRule rule = group_of(*group);
+  StepArgs args = plan->args();
+  args.rules = rules_of(*spec);
+  args.stats = spec->stats;
+  args.loss_scale = spec->loss_scale;
+  args.found_inf = spec->found_inf;
+  args.clip_coef = clip_coef;
+  args.grads_scaled = true;
+  const StepCall call{args, {grads, plan->rows_host.size()}, {&rule, 1}};
+  if (which == 0) return grad_stats(plan->form, call, static_cast<ScaleBy>(scale_by), nullptr);
+  adam_step(plan->form, call, nullptr);
+}
+
+void move_loss_scale(float* scale, int64_t* growth_tracker, const float* found_inf, int64_t growth_interval) {
+  LossScaleRule rule;
+  rule.growth_interval = growth_interval;
+  update_loss_scale(scale, growth_tracker, found_inf, rule, nullptr);
+}
+
+}  // extern "C"
