@@ -16,6 +16,7 @@ BUILD = HERE.parents[1] / "build" / "emulation"
 RUNTIME = sorted(HERE.glob("*.cpp"))
 FLAGS = ["-std=c++20", "-O1", "-fPIC", "-fno-gnu-unique", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas"]
 HEADERS = ("*.h", "*.cuh", "*.cu")
+SANITIZERS = {"libasan": "address,undefined", "libtsan": "thread"}
 
 
 @dataclass
@@ -68,9 +69,12 @@ def _make(target, command):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(f".{os.getpid()}")
-    done = subprocess.run([str(word) for word in [*command, "-o", partial]], capture_output=True, text=True)
+    command = [str(word) for word in [*command, "-o", partial]]
+    # The compiler itself is not to run under a sanitizer.
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stderr}")
+        raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
     partial.rename(target)  # whole or not there: test processes build at the same time
     return target
 
@@ -112,15 +116,20 @@ def _build(sources, flags, sanitize, kind):
     return _make(target, ["g++", *link, *objects])
 
 
-def load(sources, flags=(), sanitize=None):
-    """The shared library of `sources`, in this process.
+def preloaded():
+    """The sanitizers whose libraries this process began with, which code that it loads can then have; or None."""
+    libraries = os.environ.get("LD_PRELOAD", "")
+    return next((kind for name, kind in SANITIZERS.items() if name in libraries), None)
+
+
+def load(sources, flags=()):
+    """The shared library of `sources`, in this process, with the sanitizers that are `preloaded`.
 
     Args:
         sources: kernel and host sources, whose `extern "C"` functions the library has.
         flags: for the compiler. Folders after -I are searched for changed headers.
-        sanitize: as in -fsanitize=; the sanitizer's library must be preloaded then.
     """
-    lib = ctypes.CDLL(str(_build(sources, list(flags), sanitize, ["-shared"])))
+    lib = ctypes.CDLL(str(_build(sources, list(flags), preloaded(), ["-shared"])))
     lib.emu_watch.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int]
     lib.emu_set_seed.argtypes = [ctypes.c_uint64]
     lib.emu_take_reports.restype = ctypes.c_char_p
@@ -128,7 +137,7 @@ def load(sources, flags=(), sanitize=None):
 
 
 def program(sources, flags=(), sanitize=None):
-    """As `load`, but the path of an executable."""
+    """As `load`, but the path of an executable, and with what `sanitize` says, as in -fsanitize=."""
     return _build(sources, list(flags), sanitize, [])
 
 

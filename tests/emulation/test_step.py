@@ -90,37 +90,36 @@ def test_same_bits_for_every_grid_launch_form_and_schedule(lib, event):
             assert_same_bits(mine, theirs)
 
 
+def measured_norm(lib, case, norm_type):
+    optimizer = gradops.Adam([case.param()], max_norm=1.0, norm_type=norm_type)
+    EmulatedPlan(lib, optimizer)
+    torch.manual_seed(6)
+    params_of(optimizer)[0].grad = case.grad()
+    optimizer.step()
+    return optimizer.stats.grad_norm
+
+
 @pytest.mark.parametrize("norm_type", [2.0, 1.0, 3.0, float("inf")])
 @pytest.mark.parametrize("layout", ["contiguous", "misaligned", "strided"])
-def test_norms_hang_on_values_and_not_on_where_they_lie(lib, layout, norm_type):
-    values = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        case = ParamCase((PIECE * 2 + 24,), dtype, grad_layout=layout, grad_dtype=torch.float32)
-        torch.manual_seed(5)
-        optimizer = gradops.Adam([case.param()], max_norm=1.0, norm_type=norm_type)
-        EmulatedPlan(lib, optimizer)
-        torch.manual_seed(6)
-        params_of(optimizer)[0].grad = case.grad()
-        optimizer.step()
-        plain = ParamCase((PIECE * 2 + 24,))
-        torch.manual_seed(6)
-        other = gradops.Adam([plain.param()], max_norm=1.0, norm_type=norm_type)
-        EmulatedPlan(lib, other)
-        torch.manual_seed(6)
-        params_of(other)[0].grad = plain.grad()
-        other.step()
-        values[dtype] = optimizer.stats.grad_norm.clone()
-        assert_same_bits(values[dtype], other.stats.grad_norm)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norms_hang_on_values_and_not_on_where_they_lie(lib, dtype, layout, norm_type):
+    shape = (PIECE * 2 + 24,)
+    norm = measured_norm(lib, ParamCase(shape, dtype, grad_layout=layout), norm_type)
+    assert_same_bits(norm, measured_norm(lib, ParamCase(shape), norm_type))
 
 
-def table_bytes(lib, plan, blocks, phases=2):
-    """What the tables and partial sums cost beside the tensors, all of it on the chip's L2 for any model of size."""
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_tables_cost_a_few_bytes_a_piece(lib, blocks):
+    cases = [ParamCase((PIECE * 40 + 3,)), ParamCase((7,))]
+    _, _, plan = step_all(lib, cases, {"blocks": blocks, "seed": 5}, {"max_norm": 1.0}, {})
     pieces, chunks = lib.plan_pieces(plan.native), lib.plan_chunks(plan.native)
-    return {
-        "pieces": phases * 32 * 8 * pieces + 8 * chunks,
-        "piece_stats": 16 * pieces,
-        "grad_sums": 32 * chunks * (blocks + 1),
-    }
+    traffic = plan.reports[0].traffic
+    assert (pieces, chunks) == (42, 4)
+    # All lanes of a warp read a piece's place at once, which a GPU does as one access; once in each phase.
+    assert traffic["pieces"].load_bytes == 8 * (2 * 32 * pieces + chunks)
+    assert traffic["piece_stats"].store_bytes == traffic["piece_stats"].load_bytes == 16 * pieces
+    assert traffic["grad_sums"].store_bytes == 32 * chunks
+    assert traffic["grad_sums"].load_bytes == 32 * chunks * (blocks + 1)  # every block decides; rows are finished once
 
 
 @pytest.mark.parametrize("amsgrad", [False, True])
