@@ -3,7 +3,7 @@
 PYTHON ?= python3
 # Another torch: make TORCH=torch==2.13.0 test
 TORCH ?= torch==2.14.1
-# Python test processes; their threads sleep instead of spinning, since together they are more than the cores.
+# Python test processes. Threads sleep instead of spinning, here and in the demo: others may want the cores.
 JOBS ?= 2
 SANITIZED_TESTS ?= $(patsubst %,tests/test_%.py,adam_step clip decide grad_stats loss_scale ops relative_step step_plan)
 
@@ -22,7 +22,7 @@ EXTRAS_dev := demo,dev
 .PHONY: demo test test-all test-cpp test-python test-slow test-sanitized bench lint format build clean FORCE
 
 demo: $(STAMPS)/demo $(STAMPS)/build
-	$(PY) -m gradops demo $(ARGS)
+	OMP_WAIT_POLICY=passive $(PY) -m gradops demo $(ARGS)
 
 test: test-cpp test-python
 
