@@ -1,11 +1,10 @@
 #include "cuda_step.h"
 
 #include <c10/core/DeviceGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <algorithm>
 #include <cstring>
-
-#include "cuda_device.h"
 
 namespace gradops {
 namespace {
@@ -46,6 +45,13 @@ constexpr std::pair<cpu::TensorView cpu::TensorRow::*, cuda::View cuda::TensorRo
     {&cpu::TensorRow::max_exp_avg_sq, &cuda::TensorRow::max_exp_avg_sq},
 };
 
+// None on the CPU, which is what the tests' emulator takes for a GPU.
+cuda::Stream current_stream(at::Device device) {
+  if (!device.is_cuda()) return nullptr;
+  const c10::Stream stream = c10::impl::VirtualGuardImpl(device.type()).getStream(device);
+  return static_cast<cuda::Stream>(stream.native_handle());
+}
+
 template <class T>
 T* allocate(size_t count, at::Device device, std::vector<at::Tensor>& memory) {
   memory.push_back(at::zeros({static_cast<int64_t>(count * sizeof(T))}, at::TensorOptions(at::kByte).device(device)));
@@ -55,7 +61,7 @@ T* allocate(size_t count, at::Device device, std::vector<at::Tensor>& memory) {
 }  // namespace
 
 at::Tensor to_device(const void* bytes, size_t size, at::Device device) {
-  TORCH_CHECK(!capturing(device),
+  TORCH_CHECK(!cuda::capturing(current_stream(device)),
               "gradops: this step would copy to the GPU where parameters, gradients or param_groups now are, which a "
               "graph cannot capture; take a step like it before the capture");
   const int64_t length = static_cast<int64_t>(size);
@@ -199,8 +205,9 @@ void CudaStep::step(const StepCall& call) {
     args.grads = grads_.update(grads, device_);
     args.groups = groups_.update(rules, device_);
   }
-  cuda::one_pass_step(form_, {args, grads, rules}, current_stream(device_));
-  if (capturing(device_)) {
+  const cuda::Stream stream = current_stream(device_);
+  cuda::one_pass_step(form_, {args, grads, rules}, stream);
+  if (cuda::capturing(stream)) {
     hold_for_graph();
     const bool all_tensors = std::all_of(call.groups.begin(), call.groups.end(),
                                          [](const GroupHyper& group) { return group.lr.defined(); });

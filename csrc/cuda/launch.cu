@@ -33,4 +33,11 @@ DeviceLimits device_limits(int device) {
   return limits;
 }
 
+bool capturing(Stream stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check(cudaStreamIsCapturing(stream, &status), "it cannot be told whether a graph is captured",
+        "end the capture of the default stream first");
+  return status != cudaStreamCaptureStatusNone;
+}
+
 }  // namespace gradops::cuda

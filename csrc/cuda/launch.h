@@ -49,6 +49,9 @@ constexpr int64_t shared_bytes(int32_t slots) { return kSharedStateBytes + slots
 // Of the current device. Makes its kernels ready for the launches that the answer allows.
 DeviceLimits device_limits(int device);
 
+// Whether what is launched on the stream goes into a graph.
+bool capturing(Stream stream);
+
 // Lets the one-pass kernel take that much shared memory on the current device; returns how many of its blocks a
 // multiprocessor then holds.
 int make_one_pass_ready(int64_t shared_bytes);

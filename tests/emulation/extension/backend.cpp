@@ -1,8 +1,7 @@
-// In place of csrc/step_backend.cpp, csrc/cuda_device.cpp and csrc/cuda/launch.cu: parameters on the CPU are stepped by
+// In place of csrc/step_backend.cpp and csrc/cuda/launch.cu: parameters on the CPU are stepped by
 // the CUDA backend, whose kernels the emulator runs on a GPU of three multiprocessors.
 #include <cstdlib>
 
-#include "cuda_device.h"
 #include "cuda_step.h"
 #include "emulator.h"
 
@@ -22,11 +21,9 @@ DeviceLimits device_limits(int) {
   return limits;
 }
 
+bool capturing(Stream) { return false; }
+
 }  // namespace cuda
-
-cuda::Stream current_stream(c10::Device) { return nullptr; }
-
-bool capturing(c10::Device) { return false; }
 
 bool has_backend(at::Device device) { return device.is_cpu(); }
 
