@@ -41,6 +41,7 @@ CXX_FLAGS = [
 NVCC_FLAGS = ["-O3", "-std=c++20", "-fmad=false"]
 # A100, H100 and H200, B200, RTX 50; with code that later GPUs' drivers compile.
 DEFAULT_ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
+HOST_OF_CUDA = ["csrc/cuda_ops.cpp", "csrc/cuda_step.cpp", "csrc/device_rows.cpp"]
 SANITIZERS = {"address", "undefined", "thread"}
 
 
@@ -104,7 +105,7 @@ def extension(environ):
     sanitize = sanitize_flags(environ.get("GRADOPS_SANITIZE", ""))
     if cuda:
         choose_architectures(environ)
-    files = [path for path in sources("csrc/*.cpp", "csrc/cpu/*.cpp") if cuda or path != "csrc/cuda_step.cpp"]
+    files = [path for path in sources("csrc/*.cpp", "csrc/cpu/*.cpp") if cuda or path not in HOST_OF_CUDA]
     ext = CppExtension(
         "gradops._C",
         files + (sources("csrc/cuda/*.cu") if cuda else []),

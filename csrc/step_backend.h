@@ -77,4 +77,7 @@ bool has_backend(at::Device device);
 const char* backend_devices();
 std::unique_ptr<StepBackend> make_backend(at::Device device);
 
+// How a large step on the device would be launched, for people.
+std::string launch_form(at::Device device);
+
 }  // namespace gradops

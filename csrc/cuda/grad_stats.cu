@@ -22,10 +22,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 }
 
 __global__ void __launch_bounds__(kThreads, 2) grad_stats_kernel(const SmallArgs __grid_constant__ args) {
-  GRADOPS_DYNAMIC_SHARED(float4, memory);
-  SharedState& shared = *reinterpret_cast<SharedState*>(memory);
   Parking<0> nothing{.shared = nullptr, .shared_slots = 0};
-  measure(Call(args), BlockShare(args.step.table), shared.scratch, nothing);
+  measure(Call(args), BlockShare(args.step.table), nothing);
 }
 
 // The block's pieces, backwards: what was read last is the likeliest to be in the L2 cache still.
@@ -63,7 +61,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 void grad_stats(const LaunchForm& form, const StepCall& call, ScaleBy scale_by, Stream stream) {
   const SmallArgs args = call.packed<SmallArgs>(0);
-  launch("grad_stats", grad_stats_kernel, form.blocks, kSharedStateBytes, false, stream, args);
+  launch("grad_stats", grad_stats_kernel, form.blocks, 0, false, stream, args);
   launch("scale_grads", scale_grads_kernel, form.blocks, kSharedStateBytes, false, stream, args, scale_by);
 }
 

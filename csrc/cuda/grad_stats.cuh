@@ -135,7 +135,7 @@ GRADOPS_DEVICE Norm norm_of(const StepRules& rules) {
 
 // The whole phase but for the rows' rules, which only an update needs.
 template <class Parked>
-GRADOPS_DEVICE void measure(const Call& call, const BlockShare& share, GradStats (&scratch)[kWarps], Parked& parking) {
+GRADOPS_DEVICE void measure(const Call& call, const BlockShare& share, Parked& parking) {
   const StepArgs& step = call.step;
   const StepInputs inputs = read_inputs(step);
   if (blockIdx.x == 0 && threadIdx.x == 0) store_struct(step.work.inputs, inputs);

@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(kThreads, 1) one_pass_step_kernel(const Args _
   const BlockShare share(args.step.table);
   Parking<kRegisterSlots> parking{.shared = parking_place(shared), .shared_slots = args.step.shared_slots};
   plan_rows(call, shared.scratch);
-  measure(call, share, shared.scratch, parking);
+  measure(call, share, parking);
   cooperative_groups::this_grid().sync();
   settle(call, share, shared, parking);
 }

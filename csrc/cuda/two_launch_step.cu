@@ -10,7 +10,7 @@ __global__ void __launch_bounds__(kThreads, 2) measure_kernel(const SmallArgs __
   SharedState& shared = *reinterpret_cast<SharedState*>(memory);
   Parking<0> nothing{.shared = nullptr, .shared_slots = 0};
   plan_rows(Call(args), shared.scratch);
-  measure(Call(args), BlockShare(args.step.table), shared.scratch, nothing);
+  measure(Call(args), BlockShare(args.step.table), nothing);
 }
 
 __global__ void __launch_bounds__(kThreads, 2) settle_kernel(const SmallArgs __grid_constant__ args) {

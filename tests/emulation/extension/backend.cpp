@@ -1,4 +1,4 @@
-// In place of csrc/step_backend.cpp and csrc/cuda/launch.cu: parameters on the CPU are stepped by
+// In place of csrc/step_backend.cpp, csrc/cpu_ops.cpp and csrc/cuda/launch.cu: parameters on the CPU are stepped by
 // the CUDA backend, whose kernels the emulator runs on a GPU of three multiprocessors.
 #include <cstdlib>
 
@@ -29,9 +29,11 @@ bool has_backend(at::Device device) { return device.is_cpu(); }
 
 const char* backend_devices() { return "cpu only"; }
 
-std::unique_ptr<StepBackend> make_backend(at::Device device) {
-  emu::trust_addresses();
-  return std::make_unique<CudaStep>(device);
-}
+std::unique_ptr<StepBackend> make_backend(at::Device device) { return std::make_unique<CudaStep>(device); }
+
+std::string launch_form(at::Device) { return cuda::choose_form(cuda::device_limits(0), 1000).description; }
+
+// Nothing is watched, and a fault is raised.
+[[maybe_unused]] const bool kTrusts = (emu::trust_addresses(), true);
 
 }  // namespace gradops

@@ -17,7 +17,7 @@ sys.path.insert(0, str(HERE.parent))
 
 import emulator  # noqa: E402
 
-REPLACED = {"csrc/step_backend.cpp"}
+REPLACED = {"csrc/step_backend.cpp", "csrc/cpu_ops.cpp"}
 
 
 def main(target):
@@ -26,7 +26,7 @@ def main(target):
     extension = names["extension"]({**os.environ, "GRADOPS_CUDA": "0"})
     own = [*HERE.glob("*.cpp"), *HERE.parent.glob("*.cpp")]
     extension.sources = sorted(
-        {*extension.sources, "csrc/cuda_step.cpp", *(str(path.relative_to(ROOT)) for path in own)} - REPLACED
+        {*extension.sources, *names["HOST_OF_CUDA"], *(str(path.relative_to(ROOT)) for path in own)} - REPLACED
     )
     extension.include_dirs += [str(HERE.parent)]
     flags = extension.extra_compile_args["cxx"]
