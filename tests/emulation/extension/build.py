@@ -42,4 +42,7 @@ def main(target):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    if emulator.cuda_include() is None:
+        print("left out: the emulator needs the headers of the CUDA toolkit (cuda_fp16.h), and they were not found")
+    else:
+        main(sys.argv[1])
