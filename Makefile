@@ -5,7 +5,9 @@ PYTHON ?= python3
 TORCH ?= torch==2.14.1
 # Python test processes. Threads sleep instead of spinning, here and in the demo: others may want the cores.
 JOBS ?= 2
-SANITIZED_TESTS ?= $(patsubst %,tests/test_%.py,adam_step clip decide grad_stats loss_scale ops relative_step step_plan)
+STEP_TESTS := adam_step clip decide grad_stats loss_scale ops relative_step step_plan
+SANITIZED_TESTS ?= $(STEP_TESTS:%=tests/test_%.py)
+EMULATED_TESTS ?= $(patsubst %,tests/test_%.py,$(STEP_TESTS) checkpoint grad_scaler native_faults stats)
 
 VENV := .venv
 STAMPS := $(VENV)/stamps
@@ -13,26 +15,47 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install
 PYTEST := OMP_WAIT_POLICY=passive $(PY) -m pytest
 NATIVE := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh) setup.py
-CXX_STYLED := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh tests/cpp/*.cpp tests/cpp/*.h)
+CXX_STYLED := $(wildcard $(foreach suffix,cpp h cu cuh,csrc/*.$(suffix) csrc/*/*.$(suffix) tests/*/*.$(suffix) \
+	tests/*/*/*.$(suffix)))
 SANITIZED := build/sanitized
+EMULATED := build/emulated
+library = $$(g++ -print-file-name=lib$(1).so)
 EXTRAS_demo := demo
 EXTRAS_test := demo,test
 EXTRAS_dev := demo,dev
 
-.PHONY: demo test test-all test-cpp test-python test-slow test-sanitized bench lint format build clean FORCE
+.PHONY: demo test test-all test-cpp test-python test-emulated test-emulated-two-launches test-slow test-sanitized \
+	test-emulated-sanitized test-compute-sanitizer bench bench-gpu lint format build clean FORCE
 
 demo: $(STAMPS)/demo $(STAMPS)/build
 	OMP_WAIT_POLICY=passive $(PY) -m gradops demo $(ARGS)
 
-test: test-cpp test-python
+test: test-cpp test-python test-emulated
 
-test-all: test test-slow test-sanitized
+test-all: test test-slow test-sanitized test-emulated-two-launches test-emulated-sanitized
 
 test-cpp:
 	$(MAKE) -C tests/cpp test
 
 test-python: $(STAMPS)/test $(STAMPS)/build
 	$(PYTEST) -n $(JOBS) $(ARGS)
+
+# The tests of the step once more, with the CUDA backend on the CPU: see tests/emulation/README.md.
+test-emulated test-emulated-two-launches: test-emulated%: $(STAMPS)/test $(STAMPS)/build
+	$(PY) tests/emulation/extension/build.py $(EMULATED)
+	[ ! -d $(EMULATED) ] || PYTHONPATH=$(EMULATED) GRADOPS_EMULATED_FORM=$(if $*,two_launches,one_launch) OMP_WAIT_POLICY=passive \
+	$(VENV)/bin/pytest -p no:cacheprovider -n $(JOBS) $(EMULATED_TESTS)
+
+test-emulated-sanitized: $(STAMPS)/test $(STAMPS)/build
+	LD_PRELOAD="$(call library,tsan)" TSAN_OPTIONS=halt_on_error=1 $(PYTEST) -n 0 tests/emulation/test_step.py
+	LD_PRELOAD="$(call library,asan) $(call library,ubsan)" ASAN_OPTIONS=detect_leaks=0 \
+	$(PYTEST) -n 0 tests/emulation/test_step.py tests/emulation/test_step_pieces.py
+
+# On a GPU only.
+test-compute-sanitizer: $(STAMPS)/test $(STAMPS)/build
+	for tool in memcheck racecheck initcheck synccheck; do \
+	    compute-sanitizer --tool $$tool --error-exitcode 1 \
+	    $(PY) -m pytest -n 0 tests/test_adam_step.py tests/test_ops.py tests/test_cuda_device.py -k cuda || exit 1; done
 
 test-slow: $(STAMPS)/test $(STAMPS)/build
 	$(PYTEST) -n $(JOBS) -m "slow or not slow" --hypothesis-profile=long
@@ -41,7 +64,7 @@ test-slow: $(STAMPS)/test $(STAMPS)/build
 # too, that leaks at exit.
 test-sanitized: $(STAMPS)/test $(STAMPS)/build
 	GRADOPS_SANITIZE=address,undefined $(PY) setup.py -q build --build-lib $(SANITIZED)
-	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	LD_PRELOAD="$(call library,asan) $(call library,ubsan)" \
 	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED) OMP_WAIT_POLICY=passive \
 	$(VENV)/bin/pytest -p no:cacheprovider -n 0 $(SANITIZED_TESTS)
 
@@ -49,6 +72,9 @@ bench: $(STAMPS)/test $(STAMPS)/build
 	mkdir -p benchmarks/results
 	$(PY) -m pytest benchmarks/bench_step.py --benchmark-enable --benchmark-json=benchmarks/results/step.json $(ARGS)
 	$(PY) -m benchmarks.tables
+
+bench-gpu: $(STAMPS)/test $(STAMPS)/build
+	$(PY) -m benchmarks.bench_gpu $(ARGS)
 
 lint: $(STAMPS)/dev
 	$(VENV)/bin/ruff check .

@@ -1,6 +1,8 @@
 """Builds `gradops._C` against the torch that is already installed; everything else is in pyproject.toml."""
 
 import os
+import re
+import subprocess
 import sys
 from glob import glob
 from pathlib import Path
@@ -14,7 +16,7 @@ TORCH_FIRST = (
 
 try:
     import torch
-    from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+    from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension
 except ModuleNotFoundError as missing:
     if missing.name != "torch":
         raise
@@ -36,7 +38,10 @@ CXX_FLAGS = [
     "-Wall",
     "-Wextra",
 ]
-NVCC_FLAGS = ["-O3", "-std=c++20", "-fmad=false", "--expt-relaxed-constexpr"]
+NVCC_FLAGS = ["-O3", "-std=c++20", "-fmad=false"]
+# A100, H100 and H200, B200, RTX 50; with code that later GPUs' drivers compile.
+DEFAULT_ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
+HOST_OF_CUDA = ["csrc/cuda_ops.cpp", "csrc/cuda_step.cpp", "csrc/device_rows.cpp"]
 SANITIZERS = {"address", "undefined", "thread"}
 
 
@@ -81,26 +86,43 @@ def wants_cuda(override):
     return override != "0" and not missing
 
 
+def choose_architectures(environ):
+    """Sets TORCH_CUDA_ARCH_LIST where the user has not: the present GPU's, or else DEFAULT_ARCHITECTURES."""
+    if not environ.get("TORCH_CUDA_ARCH_LIST") and not torch.cuda.is_available():
+        environ["TORCH_CUDA_ARCH_LIST"] = DEFAULT_ARCHITECTURES
+
+
+def cudart_folders():
+    """Where the toolkit has its libraries; CUDA_HOME may be a place from which nvcc is only a link."""
+    command = [Path(CUDA_HOME) / "bin" / "nvcc", "--dryrun", "-x", "cu", os.devnull]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    return re.findall(r'"-L([^"]+)"', said)
+
+
 def extension(environ):
     """The one extension, `gradops._C`, as `environ` asks for it."""
     cuda = wants_cuda(environ.get("GRADOPS_CUDA", ""))
     sanitize = sanitize_flags(environ.get("GRADOPS_SANITIZE", ""))
-    files = sources("csrc/*.cpp", "csrc/cpu/*.cpp") + (sources("csrc/cuda/*.cu") if cuda else [])
-    ext = (CUDAExtension if cuda else CppExtension)(
+    if cuda:
+        choose_architectures(environ)
+    files = [path for path in sources("csrc/*.cpp", "csrc/cpu/*.cpp") if cuda or path not in HOST_OF_CUDA]
+    ext = CppExtension(
         "gradops._C",
-        files,
+        files + (sources("csrc/cuda/*.cu") if cuda else []),
         # Headers count as sources when setuptools asks whether anything is newer; ninja then finds out what.
         depends=["setup.py", *sources("csrc/**/*.h", "csrc/**/*.cuh", "csrc/*.h")],
         define_macros=[("GRADOPS_WITH_CUDA", "1")] if cuda else [],
+        libraries=["cudart"] if cuda else [],
+        library_dirs=cudart_folders() if cuda else [],
         extra_link_args=sanitize,
     )
-    # As system headers, torch's are not warned about.
+    # As system headers, torch's are not warned about. CUDA sources include none of them.
     system = [f"-isystem{path}" for path in ext.include_dirs if path != "/usr/include"]
     ext.include_dirs = [str(ROOT / "csrc")]
     # For the compiler only: linking with it could bring in a second libgomp beside the one torch has loaded, whose
     # thread count torch.set_num_threads would not reach.
     openmp = ["-fopenmp"] if sys.platform.startswith("linux") else []
-    ext.extra_compile_args = {"cxx": CXX_FLAGS + openmp + sanitize + system, "nvcc": NVCC_FLAGS + system}
+    ext.extra_compile_args = {"cxx": CXX_FLAGS + openmp + sanitize + system, "nvcc": NVCC_FLAGS}
     return ext
 
 

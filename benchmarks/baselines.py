@@ -21,6 +21,9 @@ _GRAD_NORM = 0.5
 _FIXED_SCALE = {"init_scale": 1.0, "growth_interval": 2**30}
 
 Step = Callable[[], object]
+# Parameters that have gradients to the function to time. Keywords are torch's, such as capturable=True for a step that
+# a CUDA graph will hold; recipes that can always be captured ignore it.
+Build = Callable[..., Step]
 
 
 @dataclass(frozen=True)
@@ -29,24 +32,26 @@ class Recipe:
 
     Attributes:
         name: what tables call it.
-        build: turns parameters that have gradients into the function to time.
+        build: makes the function to time.
         bytes_per_param: memory traffic of a float32 parameter, None where it cannot be derived from the calls.
         versus: the gradops recipe that does the same work, None for that one itself.
         cases: the only ones it is measured on, all when None; torch.compile needs minutes for each.
     """
 
     name: str
-    build: Callable[[list[Tensor]], Step]
+    build: Build
     bytes_per_param: int | None
     versus: str | None = None
     cases: tuple[str, ...] | None = None
 
 
 def make_params(shapes: Iterable[Shape], grads: list[Tensor]) -> list[Tensor]:
-    """Fresh parameters of the given shapes, each with its gradient of `grads` (shared between recipes)."""
-    params = [torch.nn.Parameter(torch.randn(shape) * 0.05) for shape in shapes]
-    for param, grad in zip(params, grads, strict=True):
+    """Fresh parameters of the given shapes where `grads` are, each with its gradient of them (shared by recipes)."""
+    params = []
+    for shape, grad in zip(shapes, grads, strict=True):
+        param = torch.nn.Parameter(torch.randn(shape, device=grad.device) * 0.05)
         param.grad = grad
+        params.append(param)
     return params
 
 
@@ -62,9 +67,9 @@ def _adamw(params: list[Tensor], **kind: bool) -> torch.optim.AdamW:
     return torch.optim.AdamW(params, lr=1e-5, **kind)
 
 
-def _torch_clipped(**kind: bool) -> Callable[[list[Tensor]], Step]:
-    def build(params: list[Tensor]) -> Step:
-        optimizer = _adamw(params, **kind)
+def _torch_clipped(**kind: bool) -> Build:
+    def build(params: list[Tensor], **how: bool) -> Step:
+        optimizer = _adamw(params, **kind, **how)
 
         def step() -> None:
             torch.nn.utils.clip_grad_norm_(params, MAX_NORM)
@@ -75,10 +80,11 @@ def _torch_clipped(**kind: bool) -> Callable[[list[Tensor]], Step]:
     return build
 
 
-def _torch_scaled(**kind: bool) -> Callable[[list[Tensor]], Step]:
-    def build(params: list[Tensor]) -> Step:
-        optimizer, loss = _adamw(params, **kind), torch.ones(())
-        scaler = torch.amp.GradScaler("cpu", **_FIXED_SCALE)
+def _torch_scaled(**kind: bool) -> Build:
+    def build(params: list[Tensor], **how: bool) -> Step:
+        device = params[0].device
+        optimizer, loss = _adamw(params, **kind, **how), torch.ones((), device=device)
+        scaler = torch.amp.GradScaler(device.type, **_FIXED_SCALE)
 
         def step() -> None:
             scaler.scale(loss)
@@ -92,8 +98,8 @@ def _torch_scaled(**kind: bool) -> Callable[[list[Tensor]], Step]:
     return build
 
 
-def _torch_compiled(params: list[Tensor]) -> Step:
-    optimizer = _adamw(params, foreach=True)
+def _torch_compiled(params: list[Tensor], **how: bool) -> Step:
+    optimizer = _adamw(params, foreach=True, **how)
 
     @torch.compile
     def step() -> None:
@@ -103,16 +109,17 @@ def _torch_compiled(params: list[Tensor]) -> Step:
     return step
 
 
-def _gradops_clipped(**settings: object) -> Callable[[list[Tensor]], Step]:
-    def build(params: list[Tensor]) -> Step:
+def _gradops_clipped(**settings: object) -> Build:
+    def build(params: list[Tensor], **_: bool) -> Step:
         return gradops.wrap(_adamw(params), max_norm=MAX_NORM, **settings).step
 
     return build
 
 
-def _gradops_scaled(params: list[Tensor]) -> Step:
+def _gradops_scaled(params: list[Tensor], **_: bool) -> Step:
     policy = gradops.DynamicLossScale(**_FIXED_SCALE)
-    optimizer, loss = gradops.wrap(_adamw(params), max_norm=MAX_NORM, loss_scale=policy), torch.ones(())
+    optimizer = gradops.wrap(_adamw(params), max_norm=MAX_NORM, loss_scale=policy)
+    loss = torch.ones((), device=params[0].device)
 
     def step() -> None:
         optimizer.scale(loss)

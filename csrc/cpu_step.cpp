@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "cpu/isa.h"
+
 namespace gradops {
 namespace {
 
@@ -128,6 +130,8 @@ void CpuStep::write_stats(const StepCall& call, const Outcome& outcome, float lo
     capped[i] = !decision.skip && capped_[i];
   }
 }
+
+std::string CpuStep::description() const { return std::string("cpu, ") + cpu::isa_name(cpu::current_isa()) + " code"; }
 
 void CpuStep::step(const StepCall& call) {
   cut_into_chunks(call);

@@ -11,6 +11,7 @@ class CpuStep : public StepBackend {
  public:
   void forget_rows() override { numels_.clear(); }
   void step(const StepCall& call) override;
+  std::string description() const override;
 
  private:
   struct Outcome {

@@ -40,6 +40,8 @@ StepBuffers make_buffers(at::Tensor scalars, at::Tensor counters, at::Tensor nor
 
 PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info);
+  m.def("has_backend", [](const std::string& device) { return has_backend(at::Device(device)); });
+  m.def("launch_form", [](const std::string& device) { return launch_form(at::Device(device)); });
   m.def("cpu_capability", [] { return cpu::isa_name(cpu::current_isa()); });
   m.def("set_cpu_capability", &set_cpu_capability, py::arg("name"));
 
@@ -80,6 +82,7 @@ PYBIND11_MODULE(_C, m) {
           },
           py::arg("param_groups"), py::arg("state"), py::arg("settings"), py::arg("loss_scale").none(true),
           py::arg("grads_scaled"), py::arg("found_inf").none(true))
+      .def("description", &StepPlan::description)
       .def("refresh", &StepPlan::refresh);
 }
 

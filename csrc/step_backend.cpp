@@ -1,13 +1,43 @@
 #include "step_backend.h"
 
 #include "cpu_step.h"
+#ifdef GRADOPS_WITH_CUDA
+#include <c10/core/DeviceGuard.h>
+
+#include <limits>
+
+#include "cuda_step.h"
+#endif
 
 namespace gradops {
+
+#ifdef GRADOPS_WITH_CUDA
+
+bool has_backend(at::Device device) { return device.is_cpu() || device.is_cuda(); }
+
+const char* backend_devices() { return "cpu and cuda"; }
+
+std::unique_ptr<StepBackend> make_backend(at::Device device) {
+  if (device.is_cuda()) return std::make_unique<CudaStep>(device);
+  return std::make_unique<CpuStep>();
+}
+
+std::string launch_form(at::Device device) {
+  if (!device.is_cuda()) return make_backend(device)->description();
+  const c10::DeviceGuard guard(device);
+  return cuda::choose_form(cuda::device_limits(device.index()), std::numeric_limits<int32_t>::max()).description;
+}
+
+#else
 
 bool has_backend(at::Device device) { return device.is_cpu(); }
 
 const char* backend_devices() { return "cpu only"; }
 
 std::unique_ptr<StepBackend> make_backend(at::Device) { return std::make_unique<CpuStep>(); }
+
+std::string launch_form(at::Device device) { return make_backend(device)->description(); }
+
+#endif
 
 }  // namespace gradops

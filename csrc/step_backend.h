@@ -67,11 +67,17 @@ class StepBackend {
 
   // One step; everything has been checked.
   virtual void step(const StepCall& call) = 0;
+
+  // What ran the last step, for people.
+  virtual std::string description() const = 0;
 };
 
 // Whether this build has a backend for the device, and for which devices it has one ("cpu and cuda").
 bool has_backend(at::Device device);
 const char* backend_devices();
 std::unique_ptr<StepBackend> make_backend(at::Device device);
+
+// How a large step on the device would be launched, for people.
+std::string launch_form(at::Device device);
 
 }  // namespace gradops

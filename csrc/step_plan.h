@@ -27,6 +27,9 @@ class StepPlan {
   bool step(const py::list& param_groups, const py::dict& state, const StepSettings& settings,
             const GradScaling& scaling);
 
+  // What runs the steps, for people.
+  std::string description() const { return backend_ == nullptr ? "" : backend_->description(); }
+
   // Forgets the gathered sizes of the parameters, after edits that no counter shows.
   void refresh();
 

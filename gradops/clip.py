@@ -5,6 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from gradops import _C
+
 _NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -44,8 +46,12 @@ def clip_grad_norm_(
     grads = [param.grad for param in parameters if param.grad is not None]
     if not grads:
         return torch.tensor(0.0)
-    native = all(
-        type(g) is Tensor and g.is_cpu and g.layout == torch.strided and g.dtype in _NATIVE_DTYPES for g in grads
+    native = _C.has_backend(grads[0].device.type) and all(
+        type(g) is Tensor
+        and g.device == grads[0].device
+        and g.layout == torch.strided
+        and g.dtype in _NATIVE_DTYPES
+        for g in grads
     )
     if error_if_nonfinite:
         norm = grad_norm(grads, norm_type, native)

@@ -45,9 +45,14 @@ def nvcc_version() -> str:
 
 
 def _cuda_backend(extension: ModuleType | None) -> str:
+    if torch.version.cuda is None:
+        return "not built: this torch is a build without CUDA"
     if extension is None or not extension.build_info()["cuda"]:
-        return "not built: this version has no CUDA kernels; parameters on a GPU are refused"
-    return "usable" if torch.cuda.is_available() else "built, not usable: torch finds no CUDA device"
+        return "not built: nvcc was not found, or GRADOPS_CUDA=0 was set; reinstall with nvcc on PATH or in CUDA_HOME"
+    if not torch.cuda.is_available():
+        return "built, not usable: torch finds no CUDA device"
+    forms = (f"cuda:{index} {extension.launch_form(f'cuda:{index}')}" for index in range(torch.cuda.device_count()))
+    return f"usable; {'; '.join(forms)}"
 
 
 def backends() -> dict[str, str]:

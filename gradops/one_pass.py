@@ -49,7 +49,7 @@ def check_groups(param_groups: list[dict[str, Any]]) -> None:
         if param in seen:
             raise ValueError(f"parameter '{name}' is in the param_groups twice")
         seen.add(param)
-    _bind(_C.StepPlan(), param_groups, StepBuffers(torch.device("cpu")))
+    _bind(_C.StepPlan(), param_groups, StepBuffers())
 
 
 def param_names(param_groups: list[dict[str, Any]]) -> tuple[str, ...]:
@@ -61,14 +61,20 @@ def param_names(param_groups: list[dict[str, Any]]) -> tuple[str, ...]:
     return tuple(names)
 
 
+def torchs_step(step: Tensor, group: dict[str, Any]) -> Tensor:
+    """A copy of a step counter, where torch's Adam with the group's settings keeps it."""
+    on_device = group.get("fused") or group.get("capturable")
+    return step.clone() if on_device else step.to("cpu", copy=True)
+
+
 def _params(param_groups: list[dict[str, Any]]) -> Iterable[Tensor]:
     return chain.from_iterable(group["params"] for group in param_groups)
 
 
 def _bind(plan: _C.StepPlan, param_groups: list[dict[str, Any]], buffers: StepBuffers) -> None:
     names = param_names(param_groups)
-    if names != buffers.stats.names:
-        buffers.resize(names)
+    first = next(iter(_params(param_groups)), None)
+    buffers.resize(names, torch.device("cpu") if first is None else first.device)
     plan.bind_params(param_groups, names, *buffers.all())
 
 
@@ -141,7 +147,7 @@ class OnePass(torch.optim.Optimizer):
             setattr(self, name, getattr(settings, name))
         saved = {key: self.param_groups[0].get(key) for key in CHECKPOINT_KEYS}
         self._settings_key: tuple[Any, ...] | None = None
-        self._buffers = StepBuffers(torch.device("cpu"))
+        self._buffers = StepBuffers()
         self._scale_policy: None | float | DynamicLossScale = None
         self._scaled = False  # a loss was scaled since the last step
         self._unscaled: Tensor | None = None  # found_inf of unscale_(), if it ran since then
@@ -188,6 +194,7 @@ class OnePass(torch.optim.Optimizer):
             self._link()
             if not self._plan.step(self.param_groups, self.state, settings, *scaling):
                 raise RuntimeError("the optimizer's groups or state change while it steps")
+            self._buffers.set_backend(self._plan.description())
         self._scaled = False
         self._unscaled = None
         return loss
@@ -268,9 +275,10 @@ class OnePass(torch.optim.Optimizer):
         """torch's state dict; loss scale and counters are `gradops_*` scalars in its first group. Synchronises."""
         self._publish()
         packed = super().state_dict()
-        for index, entry in packed["state"].items():
-            if isinstance(entry, dict) and isinstance(entry.get("step"), Tensor):
-                packed["state"][index] = {**entry, "step": entry["step"].clone()}
+        for group in packed["param_groups"]:
+            for index in group["params"]:
+                if "step" in (entry := packed["state"].get(index, {})):
+                    packed["state"][index] = {**entry, "step": torchs_step(entry["step"], group)}
         return packed
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -364,12 +372,13 @@ class OnePass(torch.optim.Optimizer):
         """Binds the plan to the groups and the state as they are now, and creates the state that is missing."""
         _bind(self._plan, self.param_groups, self._buffers)
         self._plan.params_without_state()  # raises for a gradient that does not fit, before any state is made
-        self._plan.bind_state(self.state)
         params = [(param, group) for group in self.param_groups for param in group["params"]]
+        self._gather_steps()
+        self._plan.bind_state(self.state)
         for index in self._plan.params_without_state():
             param, group = params[index]
             self.state[param].update(self._zero_state(param, group["amsgrad"]))
-        self._gather_steps([self.state[param] for param, _ in params if self.state.get(param)])
+        self._gather_steps()
         self._plan.bind_state(self.state)
 
     @staticmethod
@@ -380,17 +389,19 @@ class OnePass(torch.optim.Optimizer):
         }
         return {"step": torch.zeros((), dtype=torch.float32, device=param.device), **moments}
 
-    def _gather_steps(self, states: list[dict[str, Any]]) -> None:
-        """Makes every step counter a 0-d view of one buffer."""
-        steps = [state.get("step") for state in states]
-        bases = {id(getattr(step, "_base", None)) for step in steps}
-        if len(bases) == 1 and getattr(steps[0], "_base", None) is not None:
+    def _gather_steps(self) -> None:
+        """Makes every step counter a 0-d view of one buffer on the parameters' device, without waiting for it."""
+        states = [state for state in self.state.values() if state.get("step") is not None]
+        if not states:
             return
-        values = [float(step) for step in steps if step is not None]
-        views = iter(torch.tensor(values, dtype=torch.float32).unbind())
-        for state in states:
-            if state.get("step") is not None:
-                state["step"] = next(views)
+        device = self._buffers.scalars.device
+        base = getattr(states[0]["step"], "_base", None)
+        if base is not None and base.device == device:
+            if all(getattr(state["step"], "_base", None) is base for state in states):
+                return
+        steps = [torch.as_tensor(state["step"]).reshape(()).to(device, torch.float32) for state in states]
+        for state, view in zip(states, torch.stack(steps).unbind(), strict=True):
+            state["step"] = view
 
     def _widen_moments(self) -> None:
         """Moments of half-precision parameters become float32, where plain torch made them."""

@@ -1,5 +1,6 @@
 """Fake kernels of `torch.ops.gradops`, the phases of a step as functional operators for torch.compile and for people
-who build their own optimizer. The tensors are on the CPU, in float32, bfloat16 or float16, strided in any way.
+who build their own optimizer. The tensors of a call are on one device, the CPU or a GPU that the native code was built
+for, in float32, bfloat16 or float16, strided in any way.
 
 * `grad_stats(grads, grad_scale=None, clip_value=None, norm_type=2.0) -> (grad_norm, norms, abs_max, nonfinite)`:
   what `gradops.StepStats` has under these names. `grad_scale` is one float32 value, which the gradients are divided by.
@@ -18,26 +19,27 @@ from torch import Tensor
 from gradops import _C as _C  # registers the operators
 
 
-def _scalar() -> Tensor:
-    return torch.empty((), dtype=torch.float32)
+def _scalar(beside: list[Tensor]) -> Tensor:
+    return torch.empty((), dtype=torch.float32, device=beside[0].device if beside else "cpu")
 
 
 @torch.library.register_fake("gradops::grad_stats")
 def _(
     grads: list[Tensor], grad_scale: Tensor | None = None, clip_value: float | None = None, norm_type: float = 2.0
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    norms = torch.empty(len(grads), dtype=torch.float32)
-    return _scalar(), norms, torch.empty_like(norms), torch.empty_like(norms, dtype=torch.int64)
+    grad_norm = _scalar(grads)
+    norms = torch.empty(len(grads), dtype=torch.float32, device=grad_norm.device)
+    return grad_norm, norms, torch.empty_like(norms), torch.empty_like(norms, dtype=torch.int64)
 
 
 @torch.library.register_fake("gradops::clip_grad_norm_")
 def _(grads: list[Tensor], max_norm: float, norm_type: float = 2.0) -> Tensor:
-    return _scalar()
+    return _scalar(grads)
 
 
 @torch.library.register_fake("gradops::unscale_")
 def _(grads: list[Tensor], grad_scale: Tensor) -> Tensor:
-    return _scalar()
+    return _scalar(grads)
 
 
 @torch.library.register_fake("gradops::adam_step_")

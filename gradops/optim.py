@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch.optim import optimizer as torch_optimizer
 
-from gradops.one_pass import CHECKPOINT_KEYS, OnePass, check_groups
+from gradops.one_pass import CHECKPOINT_KEYS, OnePass, check_groups, torchs_step
 from gradops.relative_step import RelativeStepCap
 from gradops.settings import SETTINGS, LossScale, Settings
 
@@ -93,9 +93,11 @@ def unwrap(optimizer: OptimizerT) -> OptimizerT:
     if not isinstance(optimizer, OnePass):
         return optimizer
     has_scheduler = _check_own_step(optimizer)
-    for param, state in optimizer.state.items():
-        for name, value in state.items():
-            state[name] = value.clone() if name == "step" else value.to(param.dtype)
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            for name, value in optimizer.state.get(param, {}).items():
+                step = name == "step"
+                optimizer.state[param][name] = torchs_step(value, group) if step else value.to(param.dtype)
     for key in CHECKPOINT_KEYS:
         optimizer.param_groups[0].pop(key, None)
     for name in (*SETTINGS, *OnePass.RUNTIME):

@@ -30,6 +30,7 @@ class StepStats:
         nonfinite: int64, one per parameter. Elements that are inf or NaN after unscaling.
         capped: bool, one per parameter. Whether `max_relative_step` lowered its learning rate.
         names: the parameters' names in the order of the rows, from named parameters where the optimizer has them.
+        backend: what runs the steps: device, instruction set or form of the launch; set by the first one.
     """
 
     grad_norm: Tensor
@@ -43,6 +44,7 @@ class StepStats:
     nonfinite: Tensor
     capped: Tensor
     names: tuple[str, ...]
+    backend: str
 
     def clone(self) -> "StepStats":
         """A snapshot on the same device, which later steps leave alone."""
@@ -53,7 +55,7 @@ class StepStats:
         return self._map(lambda tensor: tensor.detach().to("cpu", copy=True))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "StepStats":
-        tensors = (field.name for field in fields(self) if field.name != "names")
+        tensors = (field.name for field in fields(self) if field.name not in ("names", "backend"))
         values: dict[str, Any] = {name: change(getattr(self, name)) for name in tensors}
         return replace(self, **values)
 
@@ -61,18 +63,29 @@ class StepStats:
 class StepBuffers:
     """The memory behind `StepStats` and behind the loss scale, in the order that csrc/step_plan.h gives it."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.scalars = torch.zeros(5, dtype=torch.float32, device=device)
-        self.counters = torch.zeros(3, dtype=torch.int64, device=device)
+    def __init__(self) -> None:
+        self.scalars = torch.zeros(5, dtype=torch.float32)
+        self.counters = torch.zeros(3, dtype=torch.int64)
         self.scalars[[1, 3, 4]] = 1.0  # clip_coef and both loss scales
-        self.resize(())
+        self._make_rows(())
 
     def all(self) -> tuple[Tensor, ...]:
         """Every buffer, in the order of StepPlan::bind_params."""
         return self.scalars, self.counters, self.norms, self.abs_max, self.nonfinite, self.capped
 
-    def resize(self, names: tuple[str, ...]) -> None:
-        """Gives each of these parameters a row; what the whole step measured stays where it is."""
+    def resize(self, names: tuple[str, ...], device: torch.device) -> None:
+        """Gives each of these parameters a row on its device; what the whole step measured is kept."""
+        if names == self.stats.names and device == self.scalars.device:
+            return
+        self.scalars, self.counters = self.scalars.to(device), self.counters.to(device)
+        self._make_rows(names)
+
+    def set_backend(self, description: str) -> None:
+        """Notes what ran the last step."""
+        if description != self.stats.backend:
+            self.stats = replace(self.stats, backend=description)
+
+    def _make_rows(self, names: tuple[str, ...]) -> None:
         device = self.scalars.device
         self.norms = torch.zeros(len(names), dtype=torch.float32, device=device)
         self.abs_max = torch.zeros(len(names), dtype=torch.float32, device=device)
@@ -92,4 +105,5 @@ class StepBuffers:
             self.nonfinite,
             self.capped,
             names,
+            backend="none yet",
         )

@@ -1,6 +1,7 @@
 """`optimizer.stats`: live buffers at fixed addresses, with snapshots on demand."""
 
 import copy
+import os
 
 import pytest
 import torch
@@ -144,3 +145,15 @@ def test_repr_is_readable(device):
     optimizer, params = make(device)
     step(optimizer, params)
     assert "grad_norm" in repr(optimizer.stats)
+
+
+BACKENDS = {"one_launch": "one cooperative launch", "two_launches": "two launches", None: "cpu, "}
+
+
+def test_backend_says_what_ran_the_step():
+    param = torch.ones(3, requires_grad=True)
+    param.grad = torch.ones(3)
+    optimizer = gradops.AdamW([param])
+    assert optimizer.stats.backend == "none yet"
+    optimizer.step()
+    assert optimizer.stats.backend.startswith(BACKENDS[os.environ.get("GRADOPS_EMULATED_FORM")])

@@ -18,6 +18,8 @@ struct AdamHyper {
   WeightDecay decay_kind = WeightDecay::kL2;
   bool amsgrad = false;
   bool maximize = false;
+
+  bool operator==(const AdamHyper&) const = default;
 };
 
 // The same, ready for one step of one parameter. Derived in float64 and then rounded: 1 - 0.999f is off by 1.3e-5.

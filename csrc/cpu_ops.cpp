@@ -1,0 +1,134 @@
+// torch.ops.gradops on the CPU.
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include "math/loss_scale.h"
+#include "tensor_lists.h"
+
+namespace gradops {
+namespace {
+
+cpu::ChunkTable chunks_of(const TensorLists& rows) {
+  cpu::ChunkTable table;
+  for (size_t i = 0; i < rows.views.size(); ++i) table.add_row(static_cast<int32_t>(i), rows.views[i].numel);
+  return table;
+}
+
+GradRule grad_rule(const std::optional<at::Tensor>& grad_scale, std::optional<double> clip_value) {
+  GradRule rule;
+  if (grad_scale.has_value()) rule.inv_scale = inv_loss_scale(grad_scale->item<float>());
+  if (clip_value.has_value()) rule.clip_value = static_cast<float>(*clip_value);
+  return rule;
+}
+
+// Statistics of each row, and of all together.
+std::vector<GradStats> row_stats(const TensorLists& rows, const cpu::ChunkTable& table, const GradRule& rule,
+                                 double norm_type, GradStats& all) {
+  TORCH_CHECK_VALUE(norm_type > 0, "norm_type must be positive, got ", norm_type);
+  const cpu::Norm norm{norm_type_of(norm_type), norm_type};
+  std::vector<ChunkStats> chunks(table.chunks().size());
+  cpu::chunk_stats(table, rows.views, &cpu::TensorRow::grad, rule, norm, chunks);
+  std::vector<GradStats> stats(rows.views.size());
+  table.for_each_row([&](int64_t row, size_t first, size_t last) {
+    for (size_t i = first; i < last; ++i) stats[row].merge(chunks[i], norm_type);
+    all.merge(stats[row], norm_type);
+  });
+  return stats;
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> grad_stats(at::TensorList grads,
+                                                                      const std::optional<at::Tensor>& grad_scale,
+                                                                      std::optional<double> clip_value,
+                                                                      double norm_type) {
+  TensorLists rows(grads);
+  rows.set(&cpu::TensorRow::grad, grads, "grads", false);
+  const cpu::ChunkTable table = chunks_of(rows);
+  const GradRule rule = grad_rule(grad_scale, clip_value);
+  GradStats all;
+  const std::vector<GradStats> stats = row_stats(rows, table, rule, norm_type, all);
+  const int64_t count = static_cast<int64_t>(grads.size());
+  at::Tensor norms = at::empty({count}, at::kFloat);
+  at::Tensor abs_max = at::empty({count}, at::kFloat);
+  at::Tensor nonfinite = at::empty({count}, at::kLong);
+  for (int64_t i = 0; i < count; ++i) {
+    norms.data_ptr<float>()[i] = static_cast<float>(stats[i].norm(norm_type, rule.clip_value));
+    abs_max.data_ptr<float>()[i] = stats[i].abs_max();
+    nonfinite.data_ptr<int64_t>()[i] = stats[i].nonfinite;
+  }
+  return {at::scalar_tensor(all.norm(norm_type, rule.clip_value), at::kFloat), norms, abs_max, nonfinite};
+}
+
+void adam_step_(at::TensorList params, at::TensorList grads, at::TensorList exp_avgs, at::TensorList exp_avg_sqs,
+                at::TensorList max_exp_avg_sqs, at::TensorList steps, const at::Tensor& lr,
+                const std::optional<at::Tensor>& grad_scale, const std::optional<at::Tensor>& clip_coef,
+                const std::optional<at::Tensor>& found_inf, std::optional<double> clip_value, double beta1,
+                double beta2, double eps, double weight_decay, bool decoupled, bool maximize) {
+  const AdamLists lists{params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps};
+  const TensorLists rows = lists.rows();
+  const GradRule rule = grad_rule(grad_scale, clip_value);
+  StepDecision decision{rule.inv_scale, rule.clip_value, clip_coef.has_value() ? clip_coef->item<float>() : 1.0f,
+                        found_inf.has_value() && found_inf->item<double>() != 0.0};
+  if (decision.skip) return;
+  const WeightDecay decay = decoupled ? WeightDecay::kDecoupled : WeightDecay::kL2;
+  const AdamHyper hyper{lr.item<double>(), beta1, beta2, eps, weight_decay, decay, !max_exp_avg_sqs.empty(), maximize};
+  std::vector<cpu::RowUpdate> updates;
+  for (const at::Tensor& step : steps) {
+    *step.data_ptr<float>() += 1.0f;
+    updates.push_back({adam_rule(hyper, hyper.lr, step.item<double>()), decay});
+  }
+  cpu::adam_step(chunks_of(rows), rows.views, updates, decision, {});
+  lists.bump_versions();
+}
+
+at::Tensor clip_grad_norm_(at::TensorList grads, double max_norm, double norm_type) {
+  TORCH_CHECK_VALUE(max_norm >= 0, "max_norm must not be negative, got ", max_norm);
+  TensorLists rows(grads);
+  rows.set(&cpu::TensorRow::grad, grads, "grads", true);
+  const cpu::ChunkTable table = chunks_of(rows);
+  GradStats all;
+  row_stats(rows, table, GradRule{}, norm_type, all);
+  const double norm = all.norm(norm_type, INFINITY);
+  const float coef = decide(all, norm, max_norm, GradRule{}, false).clip_coef;
+  if (coef < 1.0f) {
+    cpu::scale_grads(table, rows.views, coef);
+    bump_versions(grads);
+  }
+  return at::scalar_tensor(norm, at::kFloat);
+}
+
+at::Tensor unscale_(at::TensorList grads, const at::Tensor& grad_scale) {
+  TensorLists rows(grads);
+  rows.set(&cpu::TensorRow::grad, grads, "grads", true);
+  const cpu::ChunkTable table = chunks_of(rows);
+  const GradRule rule = grad_rule(grad_scale, std::nullopt);
+  GradStats all;
+  row_stats(rows, table, rule, INFINITY, all);
+  cpu::scale_grads(table, rows.views, rule.inv_scale);
+  bump_versions(grads);
+  return at::scalar_tensor(all.nonfinite != 0 ? 1.0 : 0.0, at::kFloat);
+}
+
+void update_loss_scale_(at::Tensor& scale, at::Tensor& growth_tracker, const at::Tensor& found_inf,
+                        double growth_factor, double backoff_factor, int64_t growth_interval, double min_scale,
+                        double max_scale) {
+  TORCH_CHECK_VALUE(scale.scalar_type() == at::kFloat && scale.numel() == 1, "scale must be a single Float");
+  TORCH_CHECK_VALUE(growth_tracker.scalar_type() == at::kLong && growth_tracker.numel() == 1,
+                    "growth_tracker must be a single Long");
+  const LossScaleRule rule{growth_factor, backoff_factor, growth_interval, min_scale, max_scale};
+  const LossScaleState state{scale.item<float>(), growth_tracker.item<int64_t>()};
+  const LossScaleState next = next_loss_scale(state, rule, found_inf.item<double>() != 0.0);
+  scale.fill_(next.scale);
+  growth_tracker.fill_(next.growth_tracker);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(gradops, CPU, m) {
+  m.impl("grad_stats", &grad_stats);
+  m.impl("adam_step_", &adam_step_);
+  m.impl("clip_grad_norm_", &clip_grad_norm_);
+  m.impl("unscale_", &unscale_);
+  m.impl("update_loss_scale_", &update_loss_scale_);
+}
+
+}  // namespace gradops

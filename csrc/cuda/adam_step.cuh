@@ -1,0 +1,207 @@
+// The phases after the grid barrier, in device code: every block comes to the same decision, then updates its chunks.
+#pragma once
+
+#include "cuda/grad_stats.cuh"
+
+namespace gradops::cuda {
+
+// What a block's threads share, at the beginning of its dynamic shared memory; parked gradients follow.
+struct alignas(16) SharedState {
+  GradStats scratch[kWarps];
+  StepDecision decision;
+  bool gather_squares;  // for the relative step cap of the next step
+};
+
+GRADOPS_DEVICE void write_scalars(const StepArgs& step, const StepInputs& inputs, double grad_norm,
+                                  const StepDecision& decision) {
+  const StatsBuffers& stats = step.stats;
+  store(stats.scalars + kGradNorm, static_cast<float>(grad_norm));
+  store(stats.scalars + kClipCoef, decision.clip_coef);
+  store(stats.scalars + kFoundInf, decision.skip ? 1.0f : 0.0f);
+  store(stats.scalars + kLossScaleUsed, inputs.loss_scale);
+  if (stats.counters == nullptr) return;
+  int64_t* counter = stats.counters + (decision.skip ? kStepsSkipped : kStepsTaken);
+  store(counter, load(counter) + 1);
+  if (!step.rules.moves_loss_scale) return;
+  const LossScaleState state{load(stats.scalars + kLossScale), load(stats.counters + kGrowthTracker)};
+  const LossScaleState next = next_loss_scale(state, step.rules.loss_scale, decision.skip);
+  store(stats.scalars + kLossScale, next.scale);
+  store(stats.counters + kGrowthTracker, next.growth_tracker);
+}
+
+// Every block merges all chunks, in the same order, and so decides the same; one block writes what the step leaves.
+GRADOPS_DEVICE void decide_by_block(const Call& call, SharedState& shared) {
+  const StepArgs& step = call.step;
+  const double p = step.rules.norm_type;
+  const GradStats all = merge_by_block(step.work.grad_sums, 0, step.table.chunk_count, p, shared.scratch);
+  if (threadIdx.x == 0) {
+    const StepInputs inputs = load_struct(step.work.inputs);
+    const GradRule rule{inputs.inv_scale, step.rules.clip_value};
+    const double grad_norm = all.norm(p, rule.clip_value);
+    shared.decision = decide(all, grad_norm, step.rules.max_norm, rule, inputs.found_inf != 0);
+    shared.gather_squares = !std::isinf(step.rules.relative_step.cap);
+    if (blockIdx.x == 0) write_scalars(step, inputs, grad_norm, shared.decision);
+  }
+  __syncthreads();
+}
+
+GRADOPS_DEVICE void write_rows(const Call& call, SharedState& shared) {
+  const StepArgs& step = call.step;
+  const double p = step.rules.norm_type;
+  const bool skip = shared.decision.skip;
+  for_each_row(step.table, step.work.grad_sums, p, shared.scratch, [&](int32_t row, const GradStats& stats) {
+    store(step.stats.norms + row, static_cast<float>(stats.norm(p, step.rules.clip_value)));
+    store(step.stats.abs_max + row, stats.abs_max());
+    store(step.stats.nonfinite + row, stats.nonfinite);
+    if (step.stats.capped == nullptr) return;
+    const bool moves = !skip && call.grad(row) != nullptr;
+    store(step.stats.capped + row, moves && load(&step.work.row_rules[row].capped) != 0);
+    if (!moves) return;
+    float* steps = load(&step.table.rows[row].step);
+    store(steps, load(steps) + 1.0f);
+  });
+}
+
+// The tensors of a piece that an update reads and writes.
+struct UpdatedTensors {
+  Stretch param, exp_avg, exp_avg_sq, max_exp_avg_sq;
+
+  GRADOPS_DEVICE explicit UpdatedTensors(const PieceAt& piece)
+      : param(piece.of(&TensorRow::param)),
+        exp_avg(piece.of(&TensorRow::exp_avg)),
+        exp_avg_sq(piece.of(&TensorRow::exp_avg_sq)),
+        max_exp_avg_sq(piece.of(&TensorRow::max_exp_avg_sq)) {}
+
+  // A missing max_exp_avg_sq has address 0, which is aligned.
+  GRADOPS_DEVICE bool in_vectors() const {
+    return param.in_vectors() && exp_avg.in_vectors() && exp_avg_sq.in_vectors() && max_exp_avg_sq.in_vectors();
+  }
+};
+
+template <WeightDecay kDecay, bool kAmsgrad>
+GRADOPS_DEVICE void update_vectors(const UpdatedTensors& of, int half, const Lanes& lanes, const float (&grad)[8],
+                                   const StepDecision& decision, const AdamRule& rule, float (&param)[8]) {
+  float exp_avg[8], exp_avg_sq[8], max_exp_avg_sq[8] = {};
+  load_half(of.param, half, lanes, param);
+  load_half(of.exp_avg, half, lanes, exp_avg);
+  load_half(of.exp_avg_sq, half, lanes, exp_avg_sq);
+  if constexpr (kAmsgrad) load_half(of.max_exp_avg_sq, half, lanes, max_exp_avg_sq);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const AdamElement before{param[i], exp_avg[i], exp_avg_sq[i], max_exp_avg_sq[i]};
+    const AdamElement after = adam_update<kDecay, kAmsgrad>(before, grad[i], decision, rule);
+    param[i] = as_stored(after.param, of.param.view.dtype);
+    exp_avg[i] = after.exp_avg;
+    exp_avg_sq[i] = after.exp_avg_sq;
+    max_exp_avg_sq[i] = after.max_exp_avg_sq;
+  }
+  store_half(of.param, half, lanes, param);
+  store_half(of.exp_avg, half, lanes, exp_avg);
+  store_half(of.exp_avg_sq, half, lanes, exp_avg_sq);
+  if constexpr (kAmsgrad) store_half(of.max_exp_avg_sq, half, lanes, max_exp_avg_sq);
+}
+
+GRADOPS_DEVICE AdamElement update_element(const AdamElement& e, float grad, const StepDecision& decision,
+                                          const RowRule& rule) {
+  constexpr WeightDecay kL2 = WeightDecay::kL2, kDecoupled = WeightDecay::kDecoupled;
+  if (rule.decay == kDecoupled) {
+    return rule.amsgrad ? adam_update<kDecoupled, true>(e, grad, decision, rule.adam)
+                        : adam_update<kDecoupled, false>(e, grad, decision, rule.adam);
+  }
+  return rule.amsgrad ? adam_update<kL2, true>(e, grad, decision, rule.adam)
+                      : adam_update<kL2, false>(e, grad, decision, rule.adam);
+}
+
+// One element after the other, for what is strided, misaligned or an odd tail.
+GRADOPS_DEVICE void update_elements(const UpdatedTensors& of, int half, const Lanes& lanes, const float (&grad)[8],
+                                    const StepDecision& decision, const RowRule& rule, float (&param)[8]) {
+#pragma unroll 1
+  for (int i = 0; i < 8; ++i) {
+    const int32_t element = lanes.element(2 * half + i / 4) + i % 4;
+    if (element >= of.param.n) continue;
+    const int64_t param_at = of.param.place(element), exp_avg_at = of.exp_avg.place(element);
+    const int64_t exp_avg_sq_at = of.exp_avg_sq.place(element);
+    const int64_t max_exp_avg_sq_at = rule.amsgrad ? of.max_exp_avg_sq.place(element) : 0;
+    AdamElement e{of.param.load_at(param_at), of.exp_avg.load_at(exp_avg_at), of.exp_avg_sq.load_at(exp_avg_sq_at),
+                  rule.amsgrad ? of.max_exp_avg_sq.load_at(max_exp_avg_sq_at) : 0.0f};
+    float value = 0.0f;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) value = i == j ? grad[j] : value;
+    e = update_element(e, value, decision, rule);
+    of.param.store_at(param_at, e.param);
+    of.exp_avg.store_at(exp_avg_at, e.exp_avg);
+    of.exp_avg_sq.store_at(exp_avg_sq_at, e.exp_avg_sq);
+    if (rule.amsgrad) of.max_exp_avg_sq.store_at(max_exp_avg_sq_at, e.max_exp_avg_sq);
+    const float stored = as_stored(e.param, of.param.view.dtype);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) param[j] = i == j ? stored : param[j];
+  }
+}
+
+// One half of a piece. Leaves in `param` what was stored.
+GRADOPS_DEVICE void update_half(const PieceAt& piece, int half, const Lanes& lanes, const float (&grad)[8],
+                                const StepDecision& decision, const RowRule& rule, float (&param)[8]) {
+  const UpdatedTensors of(piece);
+  constexpr WeightDecay kL2 = WeightDecay::kL2, kDecoupled = WeightDecay::kDecoupled;
+  if (!of.in_vectors()) return update_elements(of, half, lanes, grad, decision, rule, param);
+  if (rule.decay == kDecoupled) {
+    if (rule.amsgrad) return update_vectors<kDecoupled, true>(of, half, lanes, grad, decision, rule.adam, param);
+    return update_vectors<kDecoupled, false>(of, half, lanes, grad, decision, rule.adam, param);
+  }
+  if (rule.amsgrad) return update_vectors<kL2, true>(of, half, lanes, grad, decision, rule.adam, param);
+  update_vectors<kL2, false>(of, half, lanes, grad, decision, rule.adam, param);
+}
+
+// The statistics of a piece of parameters, from what the update kept of it or, rarely, by reading it back.
+GRADOPS_DEVICE ChunkStats param_piece_stats(const PieceAt& piece, const Lanes& lanes, const LaneSums& sums) {
+  const ChunkStats stats = sums_of_warp(sums, lanes);
+  if (is_plain(stats, NormType::kL2)) return stats;
+  float param[16];
+  load_piece<2>(piece.of(&TensorRow::param), 0, lanes, UsedOnce(), param);
+  return piece_stats(param, piece.n, lanes, GradRule{}, Norm{NormType::kL2, 2.0f});
+}
+
+// The block's pieces, backwards: gradients that were read last are the likeliest to be in the L2 cache still, and
+// parked ones can wait.
+template <class Parked>
+GRADOPS_DEVICE void adam_step(const Call& call, const BlockShare& share, const SharedState& shared,
+                              const Parked& parking) {
+#pragma unroll 1
+  for (int32_t slot = share.slots() - 1; slot >= 0; --slot) {
+    const PieceAt piece(call.step.table, share.piece(slot));
+    const void* data = call.grad(piece.row_index);
+    if (data == nullptr) continue;
+    const Lanes lanes = piece.lanes();
+    const RowRule rule = load_struct(call.step.work.row_rules + piece.row_index);
+    LaneSums sums;
+#pragma unroll 1
+    for (int half = 0; half < 2; ++half) {
+      float grad[8], param[8];
+      if (parking.holds(slot)) {
+        parking.take(slot, half, grad);
+      } else {
+        load_piece<1>(piece.grad(data), half, lanes, UsedOnce(), grad);
+      }
+      update_half(piece, half, lanes, grad, shared.decision, rule, param);
+      if (shared.gather_squares) sums.add<NormType::kL2>(param, 2 * half, piece.n, lanes, GradRule{});
+    }
+    if (!shared.gather_squares) continue;
+    const ChunkStats stats = param_piece_stats(piece, lanes, sums);
+    if (threadIdx.x % 32 == 0) store_struct(call.step.work.piece_stats + share.piece(slot), stats);
+  }
+}
+
+// All that follows the grid barrier.
+template <class Parked>
+GRADOPS_DEVICE void settle(const Call& call, const BlockShare& share, SharedState& shared, const Parked& parking) {
+  const StepArgs& step = call.step;
+  decide_by_block(call, shared);
+  write_rows(call, shared);
+  if (shared.decision.skip) return;
+  adam_step(call, share, shared, parking);
+  if (!shared.gather_squares) return;
+  merge_pieces(step.table, share, step.work.piece_stats, step.work.param_sums, 2.0,
+               [&](int32_t row) { return call.grad(row) == nullptr; });
+}
+
+}  // namespace gradops::cuda

@@ -1,0 +1,81 @@
+// The whole step in one cooperative launch: one block on each multiprocessor, gradients parked on the chip between the
+// two phases, one grid barrier.
+//
+// Bytes of device memory for an element, with P and G the bytes of a stored parameter and gradient:
+//     2 P + G + 16        parked: 28 for float32, 22 for 16-bit parameters and gradients
+//     2 P + 2 G + 16      read twice: 32 and 24; what is still in the L2 cache costs nothing the second time
+// and 8 more with amsgrad. Beside that, for a piece of 512 elements, its place (8) is read in both phases and its sums
+// (16) are written and read; a chunk's sums (32) are written and then read by every block, from the L2 cache.
+#include "cuda/adam_step.cuh"
+#include "cuda/launch.cuh"
+
+namespace gradops::cuda {
+
+static_assert(sizeof(SharedState) <= kSharedStateBytes);
+
+GRADOPS_DEVICE float4* parking_place(SharedState& shared) {
+  return reinterpret_cast<float4*>(&shared) + kSharedStateBytes / sizeof(float4);
+}
+
+template <class Args>
+__global__ void __launch_bounds__(kThreads, 1) one_pass_step_kernel(const Args __grid_constant__ args) {
+  GRADOPS_DYNAMIC_SHARED(float4, memory);
+  SharedState& shared = *reinterpret_cast<SharedState*>(memory);
+  const Call call(args);
+  const BlockShare share(args.step.table);
+  Parking<kRegisterSlots> parking{.shared = parking_place(shared), .shared_slots = args.step.shared_slots};
+  plan_rows(call, shared.scratch);
+  measure(call, share, parking);
+  cooperative_groups::this_grid().sync();
+  settle(call, share, shared, parking);
+}
+
+namespace {
+
+template <class Args>
+bool fits(size_t rows, size_t groups) {
+  return rows <= Args::kMaxGrads && groups <= Args::kMaxGroups;
+}
+
+template <class Args>
+void launch_one(const LaunchForm& form, const StepCall& call, Stream stream) {
+  launch("one_pass_step", one_pass_step_kernel<Args>, form.blocks, form.shared_bytes, true, stream,
+         call.packed<Args>(form.shared_slots));
+}
+
+}  // namespace
+
+#ifndef GRADOPS_EMULATE
+int make_one_pass_ready(int64_t shared_limit) {
+  int resident = 2;
+  for (const void* kernel : {reinterpret_cast<const void*>(one_pass_step_kernel<SmallArgs>),
+                             reinterpret_cast<const void*>(one_pass_step_kernel<LargeArgs>)}) {
+    const int bytes = static_cast<int>(shared_bytes(shared_slots(shared_limit)));
+    int blocks = 0;
+    const bool fits_at_all =
+        shared_limit >= kSharedStateBytes &&
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) == cudaSuccess &&
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, bytes) == cudaSuccess;
+    resident = std::min(resident, fits_at_all ? blocks : 0);
+  }
+  cudaGetLastError();  // what was refused is answered by 0, and must not be found by others
+  return resident;
+}
+#endif
+
+bool travels_inline(const LaunchForm& form, size_t rows, size_t groups) {
+  return fits<SmallArgs>(rows, groups) || (form.one_launch && form.large_params && fits<LargeArgs>(rows, groups));
+}
+
+void one_pass_step(const LaunchForm& form, const StepCall& call, Stream stream) {
+  if (!travels_inline(form, call.inline_rows(), call.inline_groups())) {
+    throw std::invalid_argument("gradops: " + std::to_string(call.inline_rows()) + " gradients and " +
+                                std::to_string(call.inline_groups()) + " param groups do not fit into the parameters " +
+                                "of a kernel; give them as device arrays");
+  }
+  if (!form.one_launch) return two_launch_step(form, call, stream);
+  if (fits<SmallArgs>(call.inline_rows(), call.inline_groups())) return launch_one<SmallArgs>(form, call, stream);
+  launch_one<LargeArgs>(form, call, stream);
+}
+
+}  // namespace gradops::cuda

@@ -1,0 +1,163 @@
+// What a step on a GPU is told: tables, workspace and settings as plain structs. No CUDA and no torch header, so that
+// the host path, the kernels and the tests share them.
+//
+// A row (one parameter) is cut into pieces of 512 elements, one for a warp; 16 pieces of a row make a chunk. A block
+// takes a run of chunks and deals their pieces to its warps in turn. Pieces are small, so that tiny tensors fill every
+// warp and little is lost where parking ends; chunks keep short what every block merges after the grid barrier.
+#pragma once
+
+#include <cstdint>
+
+#include "math/adam_step.h"
+#include "math/loss_scale.h"
+#include "math/relative_step.h"
+
+namespace gradops::cuda {
+
+// The shape of a block is the same everywhere, since it is part of the order of additions. Few threads with many
+// registers: what a thread needs besides its parked gradients is then paid for fewer times.
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / 32;
+constexpr int kPiece = 512;
+constexpr int kPiecesPerChunk = 16;
+
+enum class Dtype : uint8_t { kFloat32, kBFloat16, kFloat16 };
+
+// A tensor in device memory. `layout` is null where memory runs in the order of the elements, else a device array:
+// the number of dimensions, then size and stride (in elements) of each, outermost first. All tensors of a row are
+// walked in one order of elements.
+struct View {
+  void* data = nullptr;
+  const int64_t* layout = nullptr;
+  Dtype dtype = Dtype::kFloat32;
+
+  bool operator==(const View&) const = default;
+};
+
+struct TensorRow {
+  View param;
+  View grad;  // its data comes with each step
+  View exp_avg;
+  View exp_avg_sq;
+  View max_exp_avg_sq;  // data is null where there is none
+  float* step = nullptr;
+  int64_t numel = 0;
+  int32_t group = 0;
+  int32_t first_chunk = 0;  // of the row's chunks, one run in the table
+  int32_t chunks = 0;
+
+  bool operator==(const TensorRow&) const = default;
+};
+
+struct alignas(8) Piece {
+  int32_t row;
+  int32_t index;  // within the row: elements [index * kPiece, ...)
+
+  bool operator==(const Piece&) const = default;
+};
+
+// Device arrays, written when the plan is linked. They hold every row, with a gradient or not: what has been gathered
+// for a chunk keeps its place.
+struct WorkTable {
+  const TensorRow* rows;
+  const Piece* pieces;
+  const int32_t* chunk_pieces;  // first piece of each chunk; chunk_count + 1 entries
+  const int32_t* block_chunks;  // first chunk of each block; one entry more than blocks
+  int32_t row_count;
+  int32_t chunk_count;
+};
+
+struct GroupRule {
+  AdamHyper hyper;
+  const void* lr = nullptr;  // a device scalar that replaces hyper.lr, or null
+  bool lr_is_double = false;
+
+  bool operator==(const GroupRule&) const = default;
+};
+
+// How a row is updated in this step.
+struct alignas(16) RowRule {
+  AdamRule adam;
+  WeightDecay decay;
+  int32_t amsgrad;
+  int32_t capped;
+};
+
+// What the step was told through device scalars, kept from before anything of it is written.
+struct alignas(16) StepInputs {
+  float loss_scale;
+  float inv_scale;
+  int32_t found_inf;
+};
+
+// Device memory that kernels hand from phase to phase, each array aligned to 16 bytes. All of it may be left as it is
+// between steps; `param_sums` must be, since it is what the update before this one gathered.
+struct Workspace {
+  ChunkStats* piece_stats;  // one a piece
+  GradStats* grad_sums;     // one a chunk
+  GradStats* param_sums;    // one a chunk; sums of squares of the stored parameters
+  RowRule* row_rules;
+  StepInputs* inputs;
+};
+
+// The live buffers behind `optimizer.stats`, in the order of StepPlan::Scalar and StepPlan::Counter. Where gradients
+// are measured and nothing is updated, `counters` and `capped` are null.
+struct StatsBuffers {
+  float* scalars;
+  int64_t* counters;
+  float* norms;
+  float* abs_max;
+  int64_t* nonfinite;
+  bool* capped;
+};
+enum Scalar { kGradNorm, kClipCoef, kFoundInf, kLossScaleUsed, kLossScale };
+enum Counter { kStepsTaken, kStepsSkipped, kGrowthTracker };
+
+struct StepRules {
+  double max_norm = INFINITY;
+  double norm_type = 2.0;
+  float clip_value = INFINITY;
+  RelativeStepRule relative_step;
+  LossScaleRule loss_scale;
+  bool moves_loss_scale = false;
+};
+
+struct StepArgs {
+  WorkTable table;
+  Workspace work;
+  StatsBuffers stats;
+  StepRules rules;
+  const float* loss_scale = nullptr;   // what the loss was multiplied by; null for 1
+  const float* clip_coef = nullptr;    // what an update without statistics multiplies by; null for 1
+  const float* found_inf = nullptr;    // not 0 if somebody saw an inf or NaN before; may be null
+  bool grads_scaled = false;           // whether the gradients still are
+  const void* const* grads = nullptr;  // one a row, null where there is none; null: they come as kernel parameters
+  const GroupRule* groups = nullptr;   // likewise, one a param group
+  int32_t shared_slots = 0;            // how many pieces a warp parks in shared memory
+};
+
+// What travels as kernel parameters, so that a steady step copies nothing. An empty gradient needs an address, too: any
+// but null.
+template <int kGrads, int kGroups>
+struct InlineArgs {
+  static constexpr int kMaxGrads = kGrads;
+  static constexpr int kMaxGroups = kGroups;
+  StepArgs step;
+  const void* grads[kGrads];
+  GroupRule groups[kGroups];
+};
+
+// CUDA takes 4 KB of parameters on every device, and 32,764 bytes from 12.1 and sm_70 on.
+constexpr int64_t kSmallParams = 4096;
+constexpr int64_t kLargeParams = 32764;
+constexpr int kSmallGroups = 8;
+constexpr int kLargeGroups = 64;
+
+constexpr int grads_that_fit(int64_t bytes, int groups) {
+  return static_cast<int>((bytes - int64_t{sizeof(StepArgs)} - groups * int64_t{sizeof(GroupRule)}) / sizeof(void*));
+}
+using SmallArgs = InlineArgs<grads_that_fit(kSmallParams, kSmallGroups), kSmallGroups>;
+using LargeArgs = InlineArgs<grads_that_fit(kLargeParams, kLargeGroups), kLargeGroups>;
+static_assert(sizeof(SmallArgs) <= kSmallParams && sizeof(LargeArgs) <= kLargeParams);
+
+}  // namespace gradops::cuda

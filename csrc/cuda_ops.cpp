@@ -1,0 +1,183 @@
+// torch.ops.gradops on a GPU. Tables are made for each call; nothing waits for the device, save for a scalar that is on
+// another one.
+#include <ATen/ATen.h>
+#include <c10/core/DeviceGuard.h>
+#include <torch/library.h>
+
+#include <numeric>
+
+#include "device_rows.h"
+#include "tensor_lists.h"
+
+namespace gradops {
+namespace {
+
+// What one call launches, with all that must live until it is launched.
+class DeviceCall {
+ public:
+  DeviceCall(const TensorLists& lists, at::Device device) : device_(device), guard_(device), rows_(device) {
+    link(lists, std::vector<cuda::TensorRow>(lists.views.size()));
+  }
+
+  DeviceCall(const TensorLists& lists, at::TensorList steps, at::Device device)
+      : device_(device), guard_(device), rows_(device) {
+    std::vector<cuda::TensorRow> rows(lists.views.size());
+    for (size_t i = 0; i < rows.size(); ++i) rows[i].step = steps[i].data_ptr<float>();
+    link(lists, std::move(rows));
+  }
+
+  const float* scalar(const std::optional<at::Tensor>& value) {
+    if (!value.has_value()) return nullptr;
+    held_.push_back(value->to(device_, at::kFloat, /*non_blocking=*/true));
+    return held_.back().const_data_ptr<float>();
+  }
+
+  // Tensors of `dtype` that the kernels write.
+  at::Tensor output(int64_t count, at::ScalarType dtype) const {
+    return at::zeros({count}, at::TensorOptions(dtype).device(device_));
+  }
+
+  cuda::StepCall call() const { return {args, {}, {}}; }
+  const cuda::LaunchForm& form() const { return rows_.form(); }
+  cuda::Stream stream() const { return current_stream(device_); }
+
+  void set_group(const cuda::GroupRule& rule) {
+    held_.push_back(to_device(&rule, sizeof(rule), device_));
+    args.groups = static_cast<const cuda::GroupRule*>(held_.back().const_data_ptr());
+  }
+
+  cuda::StepArgs args;
+
+ private:
+  void link(const TensorLists& lists, std::vector<cuda::TensorRow> rows) {
+    std::vector<int64_t> all(rows.size());
+    std::iota(all.begin(), all.end(), 0);
+    rows_.link(std::move(rows), lists.views, all);
+    const std::vector<const void*> grads = DeviceRows::grads(lists.views, all);
+    held_.push_back(to_device(grads.data(), grads.size() * sizeof(grads[0]), device_));
+    args.grads = static_cast<const void* const*>(held_.back().const_data_ptr());
+    args.table = rows_.table();
+    args.work = rows_.work();
+    args.grads_scaled = true;
+    set_group({});
+  }
+
+  at::Device device_;
+  c10::DeviceGuard guard_;
+  DeviceRows rows_;
+  std::vector<at::Tensor> held_;
+};
+
+struct Measured {
+  at::Tensor scalars, norms, abs_max, nonfinite;
+
+  at::Tensor scalar(cuda::Scalar which) const { return scalars[which].clone(); }
+};
+
+struct Measuring {
+  std::optional<at::Tensor> grad_scale = std::nullopt;
+  double clip_value = INFINITY;
+  double max_norm = INFINITY;
+  double norm_type = 2.0;
+  cuda::ScaleBy scale_by = cuda::ScaleBy::kNothing;
+};
+
+Measured measure(at::TensorList grads, const Measuring& how) {
+  TORCH_CHECK_VALUE(how.norm_type > 0, "norm_type must be positive, got ", how.norm_type);
+  const bool writes = how.scale_by != cuda::ScaleBy::kNothing;
+  TensorLists lists(grads);
+  lists.set(&cpu::TensorRow::grad, grads, "grads", writes);
+  DeviceCall call(lists, grads.empty() ? how.grad_scale->device() : grads[0].device());
+  const int64_t count = static_cast<int64_t>(grads.size());
+  const Measured measured{call.output(5, at::kFloat), call.output(count, at::kFloat), call.output(count, at::kFloat),
+                          call.output(count, at::kLong)};
+  call.args.stats = {measured.scalars.data_ptr<float>(),     nullptr,
+                     measured.norms.data_ptr<float>(),       measured.abs_max.data_ptr<float>(),
+                     measured.nonfinite.data_ptr<int64_t>(), nullptr};
+  call.args.rules.max_norm = how.max_norm;
+  call.args.rules.norm_type = how.norm_type;
+  call.args.rules.clip_value = static_cast<float>(how.clip_value);
+  call.args.loss_scale = call.scalar(how.grad_scale);
+  cuda::grad_stats(call.form(), call.call(), how.scale_by, call.stream());
+  if (writes) bump_versions(grads);
+  return measured;
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> grad_stats(at::TensorList grads,
+                                                                      const std::optional<at::Tensor>& grad_scale,
+                                                                      std::optional<double> clip_value,
+                                                                      double norm_type) {
+  const Measured measured =
+      measure(grads, {.grad_scale = grad_scale, .clip_value = clip_value.value_or(INFINITY), .norm_type = norm_type});
+  return {measured.scalar(cuda::kGradNorm), measured.norms, measured.abs_max, measured.nonfinite};
+}
+
+at::Tensor clip_grad_norm_(at::TensorList grads, double max_norm, double norm_type) {
+  TORCH_CHECK_VALUE(max_norm >= 0, "max_norm must not be negative, got ", max_norm);
+  const cuda::ScaleBy scale_by = std::isinf(max_norm) ? cuda::ScaleBy::kNothing : cuda::ScaleBy::kClipCoef;
+  return measure(grads, {.max_norm = max_norm, .norm_type = norm_type, .scale_by = scale_by}).scalar(cuda::kGradNorm);
+}
+
+at::Tensor unscale_(at::TensorList grads, const at::Tensor& grad_scale) {
+  return measure(grads, {.grad_scale = grad_scale, .norm_type = INFINITY, .scale_by = cuda::ScaleBy::kInvScale})
+      .scalar(cuda::kFoundInf);
+}
+
+void adam_step_(at::TensorList params, at::TensorList grads, at::TensorList exp_avgs, at::TensorList exp_avg_sqs,
+                at::TensorList max_exp_avg_sqs, at::TensorList steps, const at::Tensor& lr,
+                const std::optional<at::Tensor>& grad_scale, const std::optional<at::Tensor>& clip_coef,
+                const std::optional<at::Tensor>& found_inf, std::optional<double> clip_value, double beta1,
+                double beta2, double eps, double weight_decay, bool decoupled, bool maximize) {
+  if (params.empty()) return;
+  const AdamLists tensors{params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps};
+  const TensorLists lists = tensors.rows();
+  const at::Device device = params[0].device();
+  DeviceCall call(lists, steps, device);
+  const WeightDecay decay = decoupled ? WeightDecay::kDecoupled : WeightDecay::kL2;
+  cuda::GroupRule rule{{0.0, beta1, beta2, eps, weight_decay, decay, !max_exp_avg_sqs.empty(), maximize}};
+  const at::Tensor rate = lr.to(device, at::kDouble, /*non_blocking=*/true);
+  rule.lr = rate.const_data_ptr();
+  rule.lr_is_double = true;
+  call.set_group(rule);
+  call.args.rules.clip_value = static_cast<float>(clip_value.value_or(INFINITY));
+  call.args.loss_scale = call.scalar(grad_scale);
+  call.args.clip_coef = call.scalar(clip_coef);
+  call.args.found_inf = call.scalar(found_inf);
+  cuda::adam_step(call.form(), call.call(), call.stream());
+  tensors.bump_versions();
+}
+
+void update_loss_scale_(at::Tensor& scale, at::Tensor& growth_tracker, const at::Tensor& found_inf,
+                        double growth_factor, double backoff_factor, int64_t growth_interval, double min_scale,
+                        double max_scale) {
+  TORCH_CHECK_VALUE(scale.scalar_type() == at::kFloat && scale.numel() == 1, "scale must be a single Float");
+  TORCH_CHECK_VALUE(growth_tracker.scalar_type() == at::kLong && growth_tracker.numel() == 1,
+                    "growth_tracker must be a single Long");
+  TORCH_CHECK_VALUE(growth_tracker.device() == scale.device(), "growth_tracker must be on the device of scale, ",
+                    scale.device(), ", got ", growth_tracker.device());
+  const c10::DeviceGuard guard(scale.device());
+  const at::Tensor seen = found_inf.to(scale.device(), at::kFloat, /*non_blocking=*/true);
+  cuda::update_loss_scale(scale.data_ptr<float>(), growth_tracker.data_ptr<int64_t>(), seen.const_data_ptr<float>(),
+                          {growth_factor, backoff_factor, growth_interval, min_scale, max_scale},
+                          current_stream(scale.device()));
+  bump_versions({scale, growth_tracker});
+}
+
+}  // namespace
+
+// On the tests' emulator a GPU is the CPU.
+#ifdef GRADOPS_EMULATE
+#define GRADOPS_GPU CPU
+#else
+#define GRADOPS_GPU CUDA
+#endif
+
+TORCH_LIBRARY_IMPL(gradops, GRADOPS_GPU, m) {
+  m.impl("grad_stats", &grad_stats);
+  m.impl("adam_step_", &adam_step_);
+  m.impl("clip_grad_norm_", &clip_grad_norm_);
+  m.impl("unscale_", &unscale_);
+  m.impl("update_loss_scale_", &update_loss_scale_);
+}
+
+}  // namespace gradops

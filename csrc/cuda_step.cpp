@@ -1,0 +1,106 @@
+#include "cuda_step.h"
+
+#include <c10/core/DeviceGuard.h>
+
+#include <algorithm>
+
+namespace gradops {
+
+CudaStep::CudaStep(at::Device device) : device_(device), rows_(device) {}
+
+std::vector<cuda::GroupRule> CudaStep::rules_of(const StepCall& call) const {
+  std::vector<cuda::GroupRule> rules;
+  for (const GroupHyper& group : call.groups) {
+    cuda::GroupRule& rule = rules.emplace_back();
+    rule.hyper = group.hyper;
+    if (!group.lr.defined()) continue;
+    const at::ScalarType type = group.lr.scalar_type();
+    TORCH_CHECK(type == at::kFloat || type == at::kDouble, "gradops: a tensor lr must be Float or Double, got ", type);
+    rule.lr = group.lr.const_data_ptr();
+    rule.lr_is_double = type == at::kDouble;
+  }
+  return rules;
+}
+
+const float* CudaStep::scalar(const std::optional<at::Tensor>& value) {
+  if (!value.has_value()) return nullptr;
+  held_.push_back(value->to(device_, at::kFloat, /*non_blocking=*/true));
+  return held_.back().const_data_ptr<float>();
+}
+
+cuda::StepArgs CudaStep::args_of(const StepCall& call) {
+  const StepSettings& settings = call.settings;
+  const StepBuffers& buffers = call.buffers;
+  cuda::StepArgs args;
+  args.table = rows_.table();
+  args.work = rows_.work();
+  args.stats = {buffers.scalars.data_ptr<float>(),     buffers.counters.data_ptr<int64_t>(),
+                buffers.norms.data_ptr<float>(),       buffers.abs_max.data_ptr<float>(),
+                buffers.nonfinite.data_ptr<int64_t>(), buffers.capped.data_ptr<bool>()};
+  args.rules.max_norm = settings.max_norm;
+  args.rules.norm_type = settings.norm_type;
+  args.rules.clip_value = static_cast<float>(settings.clip_value);
+  args.rules.relative_step = settings.relative_step;
+  args.rules.moves_loss_scale = settings.loss_scale_rule.has_value();
+  if (args.rules.moves_loss_scale) args.rules.loss_scale = *settings.loss_scale_rule;
+  args.loss_scale = scalar(call.scaling.loss_scale);
+  args.found_inf = scalar(call.scaling.found_inf);
+  args.grads_scaled = call.scaling.grads_scaled;
+  return args;
+}
+
+void CudaStep::measure_params(const StepCall& call, const cuda::StepArgs& args) {
+  std::vector<uint8_t> marked(call.rows.size(), 0);
+  bool any = false;
+  for (const int64_t i : call.taking_part) any |= marked[i] = !call.rows[i].squares_known();
+  if (!any) return;
+  held_.push_back(to_device(marked.data(), marked.size(), device_));
+  cuda::param_stats(rows_.form(), args, held_.back().const_data_ptr<uint8_t>(), current_stream(device_));
+}
+
+bool CudaStep::link(const StepCall& call) {
+  std::vector<cuda::TensorRow> rows = rows_.rows();
+  rows.resize(call.rows.size());
+  for (const int64_t i : call.taking_part) {
+    rows[i].step = call.rows[i].step();
+    rows[i].group = static_cast<int32_t>(call.rows[i].group());
+  }
+  return rows_.link(std::move(rows), call.views, call.taking_part);
+}
+
+void CudaStep::captured(const StepCall& call) {
+  rows_.captured();
+  grads_.captured();
+  groups_.captured();
+  in_graphs_.insert(in_graphs_.end(), held_.begin(), held_.end());
+  if (std::all_of(call.groups.begin(), call.groups.end(), [](const auto& group) { return group.lr.defined(); })) return;
+  TORCH_WARN_ONCE(
+      "gradops: a float lr is captured as it is now, and the graph's replays will not follow a scheduler; pass "
+      "lr=torch.tensor(...) on the parameters' device");
+}
+
+void CudaStep::step(const StepCall& call) {
+  const c10::DeviceGuard guard(device_);
+  held_.clear();
+  if (link(call)) {
+    for (ParamRow& row : call.rows) row.forget_squares();
+  }
+  const std::vector<const void*> grads = DeviceRows::grads(call.views, call.taking_part);
+  const std::vector<cuda::GroupRule> rules = rules_of(call);
+
+  cuda::StepArgs args = args_of(call);
+  if (call.settings.caps()) measure_params(call, args);
+  if (!cuda::travels_inline(rows_.form(), grads.size(), rules.size())) {
+    args.grads = grads_.update(grads, device_);
+    args.groups = groups_.update(rules, device_);
+  }
+  const cuda::Stream stream = current_stream(device_);
+  cuda::one_pass_step(rows_.form(), {args, grads, rules}, stream);
+  if (cuda::capturing(stream)) captured(call);
+  for (const int64_t i : call.taking_part) {
+    call.rows[i].bump_version();
+    if (call.settings.caps()) call.rows[i].set_squares({});
+  }
+}
+
+}  // namespace gradops

@@ -1,0 +1,38 @@
+// A step on a GPU: tables on the device that are linked when something moved, and one launch.
+//
+// Nothing here waits for the device, and a steady step copies nothing to it.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "device_rows.h"
+#include "step_backend.h"
+
+namespace gradops {
+
+class CudaStep : public StepBackend {
+ public:
+  explicit CudaStep(at::Device device);
+
+  void forget_rows() override { rows_.clear(); }
+  void step(const StepCall& call) override;
+  std::string description() const override { return rows_.form().description; }
+
+ private:
+  bool link(const StepCall& call);
+  void measure_params(const StepCall& call, const cuda::StepArgs& args);
+  cuda::StepArgs args_of(const StepCall& call);
+  std::vector<cuda::GroupRule> rules_of(const StepCall& call) const;
+  const float* scalar(const std::optional<at::Tensor>& value);
+  void captured(const StepCall& call);
+
+  at::Device device_;
+  DeviceRows rows_;
+  DeviceTable<const void*> grads_;
+  DeviceTable<cuda::GroupRule> groups_;
+  std::vector<at::Tensor> in_graphs_;  // what a captured graph uses beside the tables
+  std::vector<at::Tensor> held_;       // what this step alone has copied to the device
+};
+
+}  // namespace gradops

@@ -1,0 +1,144 @@
+#include "device_rows.h"
+
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+#include <algorithm>
+#include <cstring>
+
+namespace gradops {
+namespace {
+
+// The address of gradients without elements: null would say that there is none.
+const char kNoElements = 0;
+
+// Appends a layout as the kernels read it; its place, plus one, or 0 where there is none.
+size_t append_layout(const cpu::Layout* layout, std::vector<int64_t>& layouts) {
+  if (layout == nullptr) return 0;
+  const size_t place = layouts.size();
+  layouts.push_back(static_cast<int64_t>(layout->sizes.size()));
+  for (size_t dim = 0; dim < layout->sizes.size(); ++dim) {
+    layouts.push_back(layout->sizes[dim]);
+    layouts.push_back(layout->strides[dim]);
+  }
+  return place + 1;
+}
+
+cuda::Dtype dtype_of(cpu::Dtype dtype) {
+  switch (dtype) {
+    case cpu::Dtype::kFloat32:
+      return cuda::Dtype::kFloat32;
+    case cpu::Dtype::kBFloat16:
+      return cuda::Dtype::kBFloat16;
+    case cpu::Dtype::kFloat16:
+      return cuda::Dtype::kFloat16;
+  }
+  __builtin_unreachable();
+}
+
+// A row's tensors on both sides, in the order in which their layouts are appended.
+constexpr std::pair<cpu::TensorView cpu::TensorRow::*, cuda::View cuda::TensorRow::*> kTensors[] = {
+    {&cpu::TensorRow::param, &cuda::TensorRow::param},
+    {&cpu::TensorRow::grad, &cuda::TensorRow::grad},
+    {&cpu::TensorRow::exp_avg, &cuda::TensorRow::exp_avg},
+    {&cpu::TensorRow::exp_avg_sq, &cuda::TensorRow::exp_avg_sq},
+    {&cpu::TensorRow::max_exp_avg_sq, &cuda::TensorRow::max_exp_avg_sq},
+};
+
+template <class T>
+T* allocate(size_t count, at::Device device, std::vector<at::Tensor>& memory) {
+  memory.push_back(at::zeros({static_cast<int64_t>(count * sizeof(T))}, at::TensorOptions(at::kByte).device(device)));
+  return static_cast<T*>(memory.back().mutable_data_ptr());
+}
+
+}  // namespace
+
+cuda::Stream current_stream(at::Device device) {
+  if (!device.is_cuda()) return nullptr;
+  const c10::Stream stream = c10::impl::VirtualGuardImpl(device.type()).getStream(device);
+  return static_cast<cuda::Stream>(stream.native_handle());
+}
+
+at::Tensor to_device(const void* bytes, size_t size, at::Device device) {
+  TORCH_CHECK(
+      !cuda::capturing(current_stream(device)),
+      "gradops: this would copy to the GPU where tensors or param_groups now are, which a graph cannot capture; "
+      "take a step like it before the capture");
+  const int64_t length = static_cast<int64_t>(size);
+  const at::Tensor staging = at::empty({length}, at::TensorOptions(at::kByte).pinned_memory(device.is_cuda()));
+  if (size > 0) std::memcpy(staging.mutable_data_ptr(), bytes, size);
+  const at::Tensor result = at::empty({length}, at::TensorOptions(at::kByte).device(device));
+  return result.copy_(staging, /*non_blocking=*/true);
+}
+
+DeviceRows::DeviceRows(at::Device device) : device_(device) {
+  const c10::DeviceGuard guard(device);
+  limits_ = cuda::device_limits(device.index());
+}
+
+bool DeviceRows::link(std::vector<cuda::TensorRow> rows, std::span<const cpu::TensorRow> views,
+                      std::span<const int64_t> taking_part) {
+  for (const int64_t i : taking_part) {
+    const cpu::TensorRow& view = views[i];
+    cuda::TensorRow& row = rows[i];
+    for (const auto& [from, to] : kTensors) row.*to = {(view.*from).data, nullptr, dtype_of((view.*from).dtype)};
+    row.grad.data = nullptr;  // it comes with each step
+    row.numel = view.numel;
+  }
+  const bool recut =
+      table_.block_chunks == nullptr || !std::equal(rows.begin(), rows.end(), rows_.begin(), rows_.end(),
+                                                    [](const auto& a, const auto& b) { return a.numel == b.numel; });
+  // Layouts are few; all are written again when one changes. A row that takes no part keeps the place of its own.
+  layouts_.clear();
+  std::vector<std::pair<const int64_t**, size_t>> places;
+  for (const int64_t i : taking_part) {
+    for (const auto& [from, to] : kTensors) {
+      const size_t place = append_layout((views[i].*from).layout, layouts_);
+      if (place != 0) places.emplace_back(&(rows[i].*to).layout, place - 1);
+    }
+  }
+  if (!places.empty()) {
+    const int64_t* base = layout_table_.update(layouts_, device_);
+    for (const auto& [pointer, place] : places) *pointer = base + place;
+  }
+  rows_ = std::move(rows);
+  if (recut) cut();
+  table_.rows = row_table_.update(rows_, device_);
+  return recut;
+}
+
+void DeviceRows::cut() {
+  cuda::WorkTableHost host = cuda::cut(rows_);
+  form_ = cuda::choose_form(limits_, host.chunk_count());
+  const size_t pieces = host.pieces.size();
+  const size_t chunks = host.chunk_count();
+  table_.row_count = static_cast<int32_t>(rows_.size());
+  table_.chunk_count = host.chunk_count();
+  table_.block_chunks = block_chunks_.update(cuda::even_shares(host.chunk_pieces, form_.blocks), device_);
+  table_.chunk_pieces = chunk_pieces_.update(std::move(host.chunk_pieces), device_);
+  table_.pieces = pieces_.update(std::move(host.pieces), device_);
+  work_memory_.clear();
+  work_.piece_stats = allocate<ChunkStats>(pieces, device_, work_memory_);
+  work_.grad_sums = allocate<GradStats>(chunks, device_, work_memory_);
+  work_.param_sums = allocate<GradStats>(chunks, device_, work_memory_);
+  work_.row_rules = allocate<cuda::RowRule>(rows_.size(), device_, work_memory_);
+  work_.inputs = allocate<cuda::StepInputs>(1, device_, work_memory_);
+}
+
+std::vector<const void*> DeviceRows::grads(std::span<const cpu::TensorRow> views,
+                                           std::span<const int64_t> taking_part) {
+  std::vector<const void*> grads(views.size(), nullptr);
+  for (const int64_t i : taking_part) grads[i] = views[i].numel == 0 ? &kNoElements : views[i].grad.data;
+  return grads;
+}
+
+void DeviceRows::captured() {
+  row_table_.captured();
+  layout_table_.captured();
+  pieces_.captured();
+  chunk_pieces_.captured();
+  block_chunks_.captured();
+  in_graphs_.insert(in_graphs_.end(), work_memory_.begin(), work_memory_.end());
+}
+
+}  // namespace gradops

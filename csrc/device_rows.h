@@ -1,0 +1,60 @@
+// Rows and the work they make, as tables on the device.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "cpu/multi_tensor.h"
+#include "cuda/launch.h"
+#include "cuda/work_table.h"
+#include "device_table.h"
+
+namespace gradops {
+
+// None on the CPU, which is what the tests' emulator takes for a GPU.
+cuda::Stream current_stream(at::Device device);
+
+class DeviceRows {
+ public:
+  explicit DeviceRows(at::Device device);
+
+  void clear() { rows_.clear(); }
+
+  // Every row, as the device has it; one that never took part is empty. Their `grad.data` is null.
+  const std::vector<cuda::TensorRow>& rows() const { return rows_; }
+
+  // Makes the tables those of `rows`, whose tensors come from `views` for the rows that take part. Nothing is copied
+  // where nothing moved. Whether work was cut anew: what earlier steps have gathered in work().param_sums is gone then.
+  bool link(std::vector<cuda::TensorRow> rows, std::span<const cpu::TensorRow> views,
+            std::span<const int64_t> taking_part);
+
+  // The address of each row's gradient; null for those that do not take part.
+  static std::vector<const void*> grads(std::span<const cpu::TensorRow> views, std::span<const int64_t> taking_part);
+
+  const cuda::LaunchForm& form() const { return form_; }
+  const cuda::WorkTable& table() const { return table_; }
+  const cuda::Workspace& work() const { return work_; }
+
+  // A graph has been captured that uses the tables: they stay as they are, as long as this does.
+  void captured();
+
+ private:
+  void cut();
+
+  at::Device device_;
+  cuda::DeviceLimits limits_;
+  cuda::LaunchForm form_;
+  std::vector<cuda::TensorRow> rows_;
+  std::vector<int64_t> layouts_;  // of the rows that have one, end to end
+
+  DeviceTable<cuda::TensorRow> row_table_;
+  DeviceTable<int64_t> layout_table_;
+  DeviceTable<cuda::Piece> pieces_;
+  DeviceTable<int32_t> chunk_pieces_, block_chunks_;
+  cuda::WorkTable table_ = {};
+  cuda::Workspace work_ = {};
+  std::vector<at::Tensor> work_memory_;
+  std::vector<at::Tensor> in_graphs_;
+};
+
+}  // namespace gradops

@@ -1,0 +1,39 @@
+// In place of csrc/step_backend.cpp, csrc/cpu_ops.cpp and csrc/cuda/launch.cu: parameters on the CPU are stepped by
+// the CUDA backend, whose kernels the emulator runs on a GPU of three multiprocessors.
+#include <cstdlib>
+
+#include "cuda_step.h"
+#include "emulator.h"
+
+namespace gradops {
+
+namespace cuda {
+
+// GRADOPS_EMULATED_FORM=two_launches makes it a GPU without cooperative launches.
+DeviceLimits device_limits(int) {
+  const char* form = std::getenv("GRADOPS_EMULATED_FORM");
+  DeviceLimits limits;
+  limits.multiprocessors = 3;
+  limits.shared_bytes = shared_bytes(2);
+  limits.resident_blocks = 1;
+  limits.cooperative = form == nullptr || std::string(form) != "two_launches";
+  limits.large_params = true;
+  return limits;
+}
+
+bool capturing(Stream) { return false; }
+
+}  // namespace cuda
+
+bool has_backend(at::Device device) { return device.is_cpu(); }
+
+const char* backend_devices() { return "cpu only"; }
+
+std::unique_ptr<StepBackend> make_backend(at::Device device) { return std::make_unique<CudaStep>(device); }
+
+std::string launch_form(at::Device) { return cuda::choose_form(cuda::device_limits(0), 1000).description; }
+
+// Nothing is watched, and a fault is raised.
+[[maybe_unused]] const bool kTrusts = (emu::trust_addresses(), true);
+
+}  // namespace gradops

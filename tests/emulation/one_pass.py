@@ -1,0 +1,229 @@
+"""gradops optimizers whose steps run on the emulated CUDA kernels: the real optimizer, with another plan behind it."""
+
+import ctypes
+import math
+from pathlib import Path
+
+import emulator
+import torch
+
+from gradops.loss_scale import DynamicLossScale
+from gradops.settings import relative_step_cap
+
+HERE = Path(__file__).parent
+CSRC = HERE.parents[1] / "csrc"
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+REGISTER_SLOTS = 8
+WARPS = 8
+PIECE = 512
+
+Int, Real, Address = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
+
+
+def _struct(name, **fields):
+    return type(name, (ctypes.Structure,), {"_fields_": list(fields.items())})
+
+
+def _same(kind, names):
+    return dict.fromkeys(names.split(), kind)
+
+
+View = _struct("View", data=Address, layout=Address, dtype=Int)
+Row = _struct("Row", **_same(View, "param grad exp_avg exp_avg_sq max_exp_avg_sq"), step=Address, numel=Int, group=Int)
+Group = _struct(
+    "Group",
+    **_same(Real, "lr beta1 beta2 eps weight_decay"),
+    **_same(Int, "decoupled amsgrad maximize"),
+    lr_tensor=Address,
+    lr_is_double=Int,
+)
+Step = _struct(
+    "Step",
+    **_same(Real, "max_norm norm_type clip_value cap floor"),
+    **_same(Int, "warmup_steps moves_loss_scale"),
+    **_same(Real, "growth_factor backoff_factor"),
+    growth_interval=Int,
+    **_same(Real, "min_scale max_scale"),
+    **_same(Address, "loss_scale found_inf"),
+    **_same(Int, "grads_scaled inline_params"),
+    **_same(Address, "scalars counters norms abs_max nonfinite capped"),
+)
+
+
+def library(**kwargs):
+    kernels = [CSRC / "cuda" / f"{stem}.cu" for stem in ("one_pass_step", "two_launch_step", "grad_stats", "adam_step")]
+    lib = emulator.load([HERE / "test_step.cu", *kernels], flags=[f"-I{CSRC}"], **kwargs)
+    lib.plan_new.argtypes = [Address, Int, Int, Int, Int]
+    lib.plan_new.restype = Address
+    lib.plan_delete.argtypes = lib.plan_pieces.argtypes = lib.plan_chunks.argtypes = [Address]
+    lib.plan_longest_share.argtypes = [Address]
+    for function in (lib.plan_pieces, lib.plan_chunks, lib.plan_longest_share):
+        function.restype = Int
+    lib.plan_step.argtypes = [Address, Address, Address, Address, Int]
+    lib.plan_param_stats.argtypes = [Address, Address]
+    return lib
+
+
+def memory_of(tensor):
+    """All of a tensor's storage, as a numpy array whose items are of the tensor's width."""
+    words = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    return torch.empty(0, dtype=words).set_(tensor.untyped_storage()).numpy()
+
+
+class EmulatedPlan:
+    """Stands where an optimizer has its `_C.StepPlan`: follows the tensors as that does, and steps on the emulator.
+
+    Args:
+        optimizer: a gradops optimizer on the CPU; its plan is replaced.
+        blocks: how many of them a launch has.
+        one_launch: the cooperative form, else two launches.
+        shared_slots: how many pieces each warp parks in shared memory.
+        inline_params: whether gradients and rules travel as kernel parameters.
+        seed: of the first launch's schedule; each step takes the next one, 0 always the same.
+    """
+
+    def __init__(self, lib, optimizer, blocks=2, one_launch=True, shared_slots=1, inline_params=True, seed=0):
+        self.lib, self.optimizer, self.real = lib, optimizer, optimizer._plan
+        self.form = (blocks, int(one_launch), shared_slots)
+        self.inline_params, self.seed = inline_params, seed
+        self.layouts = {}
+        self.squares = {}  # of which parameter's bits the kernels know the sums: pointer and version
+        self.native, self.key = None, None
+        self.reports = []
+        optimizer._plan = self
+
+    def __getattr__(self, name):
+        return getattr(self.real, name)
+
+    def __del__(self):
+        if self.native:
+            self.lib.plan_delete(self.native)
+
+    def refresh(self):
+        self.squares.clear()
+
+    def step(self, param_groups, state, _, loss_scale, grads_scaled, found_inf):
+        params = [param for group in param_groups for param in group["params"]]
+        for param, group in ((p, g) for g in param_groups for p in g["params"]):
+            needed = ["exp_avg", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
+            if param.grad is not None and any(name not in state.get(param, {}) for name in needed):
+                return False
+        if any(param.grad is not None for param in params):
+            self._link(param_groups, state)
+            self._run(params, param_groups, state, loss_scale, grads_scaled, found_inf)
+        return True
+
+    def _link(self, param_groups, state):
+        """Makes a new table when anything that it holds has changed."""
+        rows = [
+            self._row(param, state.get(param, {}), index)
+            for index, group in enumerate(param_groups)
+            for param in group["params"]
+        ]
+        table = (Row * len(rows))(*rows)
+        if bytes(table) == self.key:
+            return
+        if self.native:
+            self.lib.plan_delete(self.native)
+        self.native = self.lib.plan_new(ctypes.addressof(table), len(rows), *self.form)
+        self.key = bytes(table)
+        self.squares.clear()
+
+    def _row(self, param, state, group):
+        order = sorted(range(param.dim()), key=lambda dim: -param.stride(dim))
+        of_state = [state.get(name) for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")]
+        views = [self._view(tensor, order) for tensor in (param, param.grad, *of_state)]
+        views[1].data = None
+        step = state["step"].data_ptr() if "step" in state else None
+        return Row(*views, step, param.numel(), group)
+
+    def _view(self, tensor, order):
+        if tensor is None:
+            return View(None, None, 0)
+        walked = tensor.detach().permute(order)
+        layout = None
+        if not walked.is_contiguous():
+            words = [len(order), *(word for pair in zip(walked.shape, walked.stride(), strict=True) for word in pair)]
+            layout = self.layouts.setdefault(tuple(words), torch.tensor(words)).data_ptr()
+        return View(tensor.data_ptr(), layout, DTYPES.index(tensor.dtype))
+
+    def _run(self, params, param_groups, state, loss_scale, grads_scaled, found_inf):
+        grads = (Address * len(params))(*(address_of(param.grad) for param in params))
+        groups = (Group * len(param_groups))(*(group_of(group) for group in param_groups))
+        spec = spec_of(self.optimizer)
+        spec.loss_scale, spec.found_inf = address_of(loss_scale), address_of(found_inf)
+        spec.grads_scaled, spec.inline_params = int(grads_scaled), int(self.inline_params)
+        marked = torch.tensor([self._squares_of(param) is None for param in params], dtype=torch.uint8)
+        arrays = self._arrays(params, param_groups, state, marked, loss_scale, found_inf)
+        with emulator.watching(self.lib, seed=self.seed, **arrays) as launches:
+            if not math.isinf(spec.cap) and marked.any():
+                self.lib.plan_param_stats(self.native, marked.data_ptr())
+            self.lib.plan_step(
+                self.native, ctypes.addressof(spec), ctypes.addressof(grads), ctypes.addressof(groups), len(groups)
+            )
+        self.seed += bool(self.seed)
+        self.reports = launches
+        for launch in launches:
+            assert not launch.faults, launch.faults
+        if not math.isinf(spec.cap):
+            self.squares.update((param, (param.data_ptr(), param._version)) for param in params)
+
+    def _squares_of(self, param):
+        known = self.squares.get(param)
+        return known if known == (param.data_ptr(), param._version) else None
+
+    def _arrays(self, params, param_groups, state, marked, loss_scale, found_inf):
+        def all_of(name):
+            return [memory_of(state[param][name]) for param in params if name in state.get(param, {})]
+
+        steps = {memory.ctypes.data: memory for memory in all_of("step")}  # views of one buffer
+        buffers = self.optimizer._buffers
+        read = [t for t in (marked, found_inf, *self.layouts.values()) if t is not None]
+        read += [group["lr"] for group in param_groups if isinstance(group["lr"], torch.Tensor)]
+        if loss_scale is not None and loss_scale.untyped_storage().data_ptr() != buffers.scalars.data_ptr():
+            read.append(loss_scale)
+        return {
+            "param": [memory_of(param.detach()) for param in params],
+            "grad": [emulator.read_only(memory_of(p.grad)) for p in params if p.grad is not None],
+            **{name: all_of(name) for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")},
+            "step": list(steps.values()),
+            "stats": [memory_of(buffer) for buffer in buffers.all()],
+            "inputs": [emulator.read_only(memory_of(tensor)) for tensor in read],
+        }
+
+
+def address_of(tensor):
+    """None for None; an empty tensor has an address that nothing reads."""
+    return None if tensor is None else tensor.data_ptr() or 16
+
+
+def group_of(group):
+    lr = group["lr"]
+    on_device = isinstance(lr, torch.Tensor)
+    flags = (int(group[name]) for name in ("decoupled_weight_decay", "amsgrad", "maximize"))
+    numbers = (float(value) for value in (*group["betas"], group["eps"], group["weight_decay"]))
+    is_double = int(on_device and lr.dtype == torch.float64)
+    return Group(math.nan if on_device else lr, *numbers, *flags, lr.data_ptr() if on_device else None, is_double)
+
+
+def spec_of(optimizer):
+    """The settings of an optimizer, and where its stats lie."""
+
+    def or_inf(value):
+        return math.inf if value is None else value
+
+    cap = relative_step_cap(optimizer.max_relative_step)
+    policy = optimizer.loss_scale
+    policy = DynamicLossScale() if policy == "dynamic" else policy
+    moves = isinstance(policy, DynamicLossScale)
+    spec = Step(or_inf(optimizer.max_norm), optimizer.norm_type, or_inf(optimizer.clip_value))
+    spec.cap = math.inf
+    if cap is not None:
+        spec.cap, spec.floor, spec.warmup_steps = cap.cap, cap.floor, cap.warmup_steps
+    spec.moves_loss_scale = int(moves)
+    for name in ("growth_factor", "backoff_factor", "growth_interval", "min_scale", "max_scale") if moves else ():
+        setattr(spec, name, getattr(policy, name))
+    names = ("scalars", "counters", "norms", "abs_max", "nonfinite", "capped")
+    for name, buffer in zip(names, optimizer._buffers.all(), strict=True):
+        setattr(spec, name, buffer.data_ptr())
+    return spec

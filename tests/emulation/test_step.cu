@@ -1,0 +1,248 @@
+// What test_step.py calls: a table of rows and its workspace in host memory, stepped by the emulated kernels.
+#include <cstdlib>
+#include <memory>
+
+#include "cuda/launch.h"
+#include "cuda/work_table.h"
+#include "emulator.h"
+
+using namespace gradops;
+using namespace gradops::cuda;
+
+extern "C" {
+
+struct ViewSpec {
+  void* data;
+  const int64_t* layout;
+  int64_t dtype;
+};
+
+struct RowSpec {
+  ViewSpec param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq;
+  float* step;
+  int64_t numel;
+  int64_t group;
+};
+
+struct GroupSpec {
+  double lr, beta1, beta2, eps, weight_decay;
+  int64_t decoupled, amsgrad, maximize;
+  const void* lr_tensor;
+  int64_t lr_is_double;
+};
+
+struct StepSpec {
+  double max_norm, norm_type, clip_value;
+  double cap, floor;
+  int64_t warmup_steps;
+  int64_t moves_loss_scale;
+  double growth_factor, backoff_factor;
+  int64_t growth_interval;
+  double min_scale, max_scale;
+  const float* loss_scale;
+  const float* found_inf;
+  int64_t grads_scaled;
+  int64_t inline_params;
+  StatsBuffers stats;
+};
+
+}  // extern "C"
+
+namespace {
+
+// Arrays of kernels are aligned to 16 bytes. Filled with what reads as NaN and as an absurd number.
+template <class T>
+class DeviceArray {
+ public:
+  explicit DeviceArray(size_t count)
+      : bytes_(count * sizeof(T)), data_(static_cast<T*>(std::aligned_alloc(64, (bytes_ + 64) / 64 * 64))) {
+    std::memset(static_cast<void*>(data_.get()), 0xff, bytes_);
+  }
+  explicit DeviceArray(const std::vector<T>& values) : DeviceArray(values.size()) {
+    if (bytes_ > 0) std::memcpy(static_cast<void*>(data_.get()), values.data(), bytes_);
+  }
+  T* data() const { return data_.get(); }
+  void watch(const char* name, bool writable) const {
+    if (bytes_ > 0) emu::watch(name, data_.get(), bytes_, sizeof(T) % 4 == 0 ? 4 : 1, writable);
+  }
+
+ private:
+  struct Free {
+    void operator()(T* p) const { std::free(p); }
+  };
+  size_t bytes_;
+  std::unique_ptr<T, Free> data_;
+};
+
+View view_of(const ViewSpec& spec) { return {spec.data, spec.layout, static_cast<Dtype>(spec.dtype)}; }
+
+std::vector<TensorRow> rows_of(const RowSpec* specs, int64_t count) {
+  std::vector<TensorRow> rows;
+  for (const RowSpec* spec = specs; spec != specs + count; ++spec) {
+    TensorRow row;
+    row.param = view_of(spec->param);
+    row.grad = view_of(spec->grad);
+    row.exp_avg = view_of(spec->exp_avg);
+    row.exp_avg_sq = view_of(spec->exp_avg_sq);
+    row.max_exp_avg_sq = view_of(spec->max_exp_avg_sq);
+    row.step = spec->step;
+    row.numel = spec->numel;
+    row.group = static_cast<int32_t>(spec->group);
+    rows.push_back(row);
+  }
+  return rows;
+}
+
+GroupRule group_of(const GroupSpec& spec) {
+  const WeightDecay decay = spec.decoupled ? WeightDecay::kDecoupled : WeightDecay::kL2;
+  return {{spec.lr, spec.beta1, spec.beta2, spec.eps, spec.weight_decay, decay, spec.amsgrad != 0, spec.maximize != 0},
+          spec.lr_tensor,
+          spec.lr_is_double != 0};
+}
+
+struct Plan {
+  LaunchForm form;
+  std::vector<TensorRow> rows_host;
+  WorkTableHost table_host;
+  DeviceArray<TensorRow> rows;
+  DeviceArray<Piece> pieces;
+  DeviceArray<int32_t> chunk_pieces, block_chunks;
+  DeviceArray<ChunkStats> piece_stats;
+  DeviceArray<GradStats> grad_sums, param_sums;
+  DeviceArray<RowRule> row_rules;
+  DeviceArray<StepInputs> inputs;
+
+  Plan(std::vector<TensorRow> given, LaunchForm launch_form)
+      : form(std::move(launch_form)),
+        rows_host(std::move(given)),
+        table_host(cut(rows_host)),
+        rows(rows_host),
+        pieces(table_host.pieces),
+        chunk_pieces(table_host.chunk_pieces),
+        block_chunks(even_shares(table_host.chunk_pieces, form.blocks)),
+        piece_stats(table_host.pieces.size()),
+        grad_sums(table_host.chunk_count()),
+        param_sums(table_host.chunk_count()),
+        row_rules(rows_host.size()),
+        inputs(1) {}
+
+  void watch() const {
+    rows.watch("table", false);
+    pieces.watch("pieces", false);
+    chunk_pieces.watch("table", false);
+    block_chunks.watch("table", false);
+    piece_stats.watch("piece_stats", true);
+    grad_sums.watch("grad_sums", true);
+    param_sums.watch("param_sums", true);
+    row_rules.watch("row_rules", true);
+    inputs.watch("inputs", true);
+  }
+
+  StepArgs args() const {
+    StepArgs args;
+    args.table = {rows.data(),
+                  pieces.data(),
+                  chunk_pieces.data(),
+                  block_chunks.data(),
+                  static_cast<int32_t>(rows_host.size()),
+                  table_host.chunk_count()};
+    args.work = {piece_stats.data(), grad_sums.data(), param_sums.data(), row_rules.data(), inputs.data()};
+    return args;
+  }
+};
+
+StepRules rules_of(const StepSpec& spec) {
+  StepRules rules;
+  rules.max_norm = spec.max_norm;
+  rules.norm_type = spec.norm_type;
+  rules.clip_value = static_cast<float>(spec.clip_value);
+  rules.relative_step = {spec.cap, spec.floor, spec.warmup_steps};
+  rules.loss_scale = {spec.growth_factor, spec.backoff_factor, spec.growth_interval, spec.min_scale, spec.max_scale};
+  rules.moves_loss_scale = spec.moves_loss_scale != 0;
+  return rules;
+}
+
+}  // namespace
+
+extern "C" {
+
+Plan* plan_new(const RowSpec* rows, int64_t count, int64_t blocks, int64_t one_launch, int64_t slots) {
+  LaunchForm form;
+  form.one_launch = one_launch != 0;
+  form.large_params = true;
+  form.blocks = static_cast<int32_t>(blocks);
+  form.shared_slots = static_cast<int32_t>(slots);
+  form.shared_bytes = shared_bytes(form.shared_slots);
+  return new Plan(rows_of(rows, count), form);
+}
+
+void plan_delete(Plan* plan) { delete plan; }
+
+int64_t plan_pieces(const Plan* plan) { return static_cast<int64_t>(plan->table_host.pieces.size()); }
+int64_t plan_chunks(const Plan* plan) { return plan->table_host.chunk_count(); }
+// The most pieces of a block.
+int64_t plan_longest_share(const Plan* plan) {
+  int32_t longest = 0;
+  for (int32_t b = 0; b < plan->form.blocks; ++b) {
+    const int32_t first = plan->block_chunks.data()[b], last = plan->block_chunks.data()[b + 1];
+    longest = std::max(longest, plan->table_host.chunk_pieces[last] - plan->table_host.chunk_pieces[first]);
+  }
+  return longest;
+}
+
+void plan_step(const Plan* plan, const StepSpec* spec, const void* const* grads, const GroupSpec* groups,
+               int64_t group_count) {
+  plan->watch();
+  std::vector<GroupRule> rules;
+  for (int64_t g = 0; g < group_count; ++g) rules.push_back(group_of(groups[g]));
+  const DeviceArray<GroupRule> device_rules(rules);
+  const DeviceArray<const void*> device_grads(std::vector<const void*>(grads, grads + plan->rows_host.size()));
+  StepArgs args = plan->args();
+  args.rules = rules_of(*spec);
+  args.stats = spec->stats;
+  args.loss_scale = spec->loss_scale;
+  args.found_inf = spec->found_inf;
+  args.grads_scaled = spec->grads_scaled != 0;
+  if (!spec->inline_params) {
+    device_rules.watch("table", false);
+    device_grads.watch("table", false);
+    args.groups = device_rules.data();
+    args.grads = device_grads.data();
+  }
+  one_pass_step(plan->form, {args, {grads, plan->rows_host.size()}, rules}, nullptr);
+}
+
+void plan_param_stats(const Plan* plan, const uint8_t* marked) {
+  plan->watch();
+  param_stats(plan->form, plan->args(), marked, nullptr);
+}
+
+}  // extern "C"
+
+extern "C" {
+
+// The pieces of a step, each over the rows of a plan: 0 measures the gradients and scales them in place by `scale_by`,
+// 1 updates by what the scalars say.
+void plan_piece(const Plan* plan, const StepSpec* spec, const float* clip_coef, const void* const* grads,
+                const GroupSpec* group, int64_t which, int64_t scale_by) {
+  plan->watch();
+  const GroupRule rule = group_of(*group);
+  StepArgs args = plan->args();
+  args.rules = rules_of(*spec);
+  args.stats = spec->stats;
+  args.loss_scale = spec->loss_scale;
+  args.found_inf = spec->found_inf;
+  args.clip_coef = clip_coef;
+  args.grads_scaled = true;
+  const StepCall call{args, {grads, plan->rows_host.size()}, {&rule, 1}};
+  if (which == 0) return grad_stats(plan->form, call, static_cast<ScaleBy>(scale_by), nullptr);
+  adam_step(plan->form, call, nullptr);
+}
+
+void move_loss_scale(float* scale, int64_t* growth_tracker, const float* found_inf, int64_t growth_interval) {
+  LossScaleRule rule;
+  rule.growth_interval = growth_interval;
+  update_loss_scale(scale, growth_tracker, found_inf, rule, nullptr);
+}
+
+}  // extern "C"

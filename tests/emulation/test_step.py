@@ -1,0 +1,194 @@
+"""The emulated CUDA step against the oracle: every dtype, layout, option, size and schedule."""
+
+import pytest
+import torch
+from beside import Beside, assert_bitwise, assert_same_bits, params_of, snapshot
+from cases import ParamCase, draw_grad, group_options, param_cases, sequences, settings_of_the_step
+from hypothesis import given
+from hypothesis import strategies as st
+from one_pass import PIECE, REGISTER_SLOTS, WARPS, EmulatedPlan, library
+
+import gradops
+
+CLASSES = [gradops.Adam, gradops.AdamW]
+
+
+@pytest.fixture(scope="module")
+def lib():
+    return library()
+
+
+def forms():
+    """Grids, launch forms and how much is parked; a seed for each schedule."""
+    return st.fixed_dictionaries(
+        {
+            "blocks": st.integers(1, 4),
+            "one_launch": st.booleans(),
+            "shared_slots": st.integers(0, 2),
+            "inline_params": st.booleans(),
+            "seed": st.integers(0, 2**32),
+        }
+    )
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@given(data=st.data(), form=forms(), seed=st.integers(0, 2**32))
+def test_any_sequence_of_steps_equals_the_oracle(cls, lib, data, form, seed):
+    torch.manual_seed(seed)
+    cases = data.draw(st.lists(param_cases(), min_size=1, max_size=5))
+    settings = data.draw(settings_of_the_step())
+    cut = data.draw(st.integers(1, len(cases)))
+    params = [case.param() for case in cases]
+    groups = [{"params": part, **data.draw(group_options())} for part in (params[:cut], params[cut:]) if part]
+    optimizer = cls(groups, **settings)
+    EmulatedPlan(lib, optimizer, **form)
+    both = Beside(optimizer, **settings)
+    for events in data.draw(sequences(len(cases), max_steps=3)):
+        both.step([draw_grad(case, event, both.oracle.scale) for case, event in zip(cases, events, strict=True)])
+
+
+def step_all(lib, cases, form, settings, options, events=("grad",) * 2, seed=3):
+    """Everything a sequence of steps leaves: parameters, state, stats, and the reports of the last step."""
+    torch.manual_seed(seed)
+    optimizer = gradops.AdamW([case.param() for case in cases], **options, **settings)
+    plan = EmulatedPlan(lib, optimizer, **form)
+    for event in events:
+        for param, case in zip(params_of(optimizer), cases, strict=True):
+            param.grad = draw_grad(case, event)
+        optimizer.step()
+    return snapshot(optimizer), [buffer.clone() for buffer in optimizer._buffers.all()], plan
+
+
+HOSTILE = [
+    ParamCase((0,)),
+    ParamCase((1,)),
+    ParamCase((PIECE * 17 + 5,)),
+    ParamCase((PIECE,), layout="misaligned"),
+    ParamCase((PIECE * 3,), torch.bfloat16, grad_dtype=torch.bfloat16),
+    ParamCase((PIECE + 12,), grad_dtype=torch.float16),
+    ParamCase((PIECE * 5 + 8,), grad_layout="misaligned"),
+    ParamCase((37, 29), layout="transposed"),
+    ParamCase((PIECE * 40,)),
+]
+FORMS = [
+    {"blocks": blocks, "one_launch": one_launch, "shared_slots": slots, "seed": seed}
+    for blocks, one_launch, slots, seed in [
+        (1, False, 0, 0), (1, True, 0, 5), (2, True, 1, 6), (3, True, 3, 7), (5, False, 0, 8), (7, True, 0, 9)
+    ]
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("event", ["grad", float("nan")])
+def test_same_bits_for_every_grid_launch_form_and_schedule(lib, event):
+    settings = {"max_norm": 1.0, "max_relative_step": 0.05, "clip_value": 2.0}
+    options = {"amsgrad": True, "weight_decay": 0.1}
+    expected, expected_stats, _ = step_all(lib, HOSTILE, FORMS[0], settings, options, ("grad", event, "grad"))
+    for form in FORMS[1:]:
+        left, stats, _ = step_all(lib, HOSTILE, form, settings, options, ("grad", event, "grad"))
+        assert_bitwise(left, expected)
+        for mine, theirs in zip(stats, expected_stats, strict=True):
+            assert_same_bits(mine, theirs)
+
+
+def measured_norm(lib, case, norm_type):
+    optimizer = gradops.Adam([case.param()], max_norm=1.0, norm_type=norm_type)
+    EmulatedPlan(lib, optimizer)
+    torch.manual_seed(6)
+    params_of(optimizer)[0].grad = case.grad()
+    optimizer.step()
+    return optimizer.stats.grad_norm
+
+
+@pytest.mark.parametrize("norm_type", [2.0, 1.0, 3.0, float("inf")])
+@pytest.mark.parametrize("layout", ["contiguous", "misaligned", "strided"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norms_hang_on_values_and_not_on_where_they_lie(lib, dtype, layout, norm_type):
+    shape = (PIECE * 2 + 24,)
+    norm = measured_norm(lib, ParamCase(shape, dtype, grad_layout=layout), norm_type)
+    assert_same_bits(norm, measured_norm(lib, ParamCase(shape), norm_type))
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_tables_cost_a_few_bytes_a_piece(lib, blocks):
+    cases = [ParamCase((PIECE * 40 + 3,)), ParamCase((7,))]
+    _, _, plan = step_all(lib, cases, {"blocks": blocks, "seed": 5}, {"max_norm": 1.0}, {})
+    pieces, chunks = lib.plan_pieces(plan.native), lib.plan_chunks(plan.native)
+    traffic = plan.reports[0].traffic
+    assert (pieces, chunks) == (42, 4)
+    # All lanes of a warp read a piece's place at once, which a GPU does as one access; once in each phase.
+    assert traffic["pieces"].load_bytes == 8 * (2 * 32 * pieces + chunks)
+    assert traffic["piece_stats"].store_bytes == traffic["piece_stats"].load_bytes == 16 * pieces
+    assert traffic["grad_sums"].store_bytes == 32 * chunks
+    assert traffic["grad_sums"].load_bytes == 32 * chunks * (blocks + 1)  # every block decides; rows are finished once
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize(("dtype", "parked"), [(torch.float32, 28), (torch.bfloat16, 22), (torch.float16, 22)])
+def test_bytes_are_those_of_one_read_of_what_is_parked(lib, dtype, parked, amsgrad):
+    numel = PIECE * 64
+    case = ParamCase((numel,), dtype, grad_dtype=dtype)
+    width = dtype.itemsize
+    for blocks, slots, reread_pieces in [(2, 0, 0), (1, 0, 0), (3, 1, 0)]:
+        form = {"blocks": blocks, "shared_slots": slots, "seed": 11}
+        _, _, plan = step_all(lib, [case], form, {"max_norm": 1.0}, {"amsgrad": amsgrad})
+        assert len(plan.reports) == 1
+        assert element_bytes(plan.reports[0]) == numel * (parked + 8 * amsgrad) + reread_pieces * PIECE * width
+
+
+def element_bytes(report):
+    names = ["param", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"]
+    traffic = [report.traffic[name] for name in names if name in report.traffic]
+    return sum(t.load_bytes + t.store_bytes for t in traffic)
+
+
+@pytest.mark.parametrize(("one_launch", "slots"), [(True, 0), (True, 2), (False, 0)])
+@pytest.mark.parametrize("tail", [0, 4, 5])
+def test_bytes_of_what_is_not_parked_grow_by_one_read(lib, one_launch, slots, tail):
+    numel = PIECE * 100 + tail
+    form = {"blocks": 1, "one_launch": one_launch, "shared_slots": slots, "seed": 4}
+    _, _, plan = step_all(lib, [ParamCase((numel,))], form, {"max_norm": 1.0}, {})
+    assert len(plan.reports) == (1 if one_launch else 2)
+    parked = WARPS * (REGISTER_SLOTS + slots) * PIECE if one_launch else 0
+    assert sum(element_bytes(report) for report in plan.reports) == 28 * numel + 4 * (numel - parked)
+    for report in plan.reports:
+        assert report.traffic["grad"].store_bytes == 0
+
+
+PLACES = {"first": 0, "parked in registers": 700, "parked in shared memory": PIECE * WARPS * REGISTER_SLOTS + 9}
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("place", [*PLACES, "read again", "last, in an odd tail"])
+def test_nonfinite_anywhere_leaves_every_bit(lib, place, value):
+    numel = PIECE * WARPS * (REGISTER_SLOTS + 3) + 3
+    at = PLACES.get(place, numel - 1 if place.startswith("last") else numel - PIECE * WARPS)
+    cases = [ParamCase((5,)), ParamCase((numel,)), ParamCase((PIECE,))]
+    optimizer = gradops.AdamW([case.param() for case in cases], max_norm=1.0)
+    plan = EmulatedPlan(lib, optimizer, blocks=1, shared_slots=1)
+    both = Beside(optimizer, max_norm=1.0)
+    both.step([case.grad() for case in cases])
+    before = snapshot(optimizer)
+    grads = [case.grad() for case in cases]
+    grads[1][at] = value
+    both.step(grads)
+    assert_bitwise(snapshot(optimizer), before)
+    assert optimizer.stats.nonfinite.tolist() == [0, 1, 0]
+    assert plan.reports[0].traffic["param"].store_bytes == 0
+
+
+@pytest.mark.parametrize("norm_type", [1.0, 2.0, 3.0, 0.5])
+@pytest.mark.parametrize("magnitude", [1e-30, 1e-20, 1e20, 1e30])
+def test_huge_and_tiny_gradients_have_the_right_norm(lib, norm_type, magnitude):
+    case = ParamCase((PIECE * 3 + 1,), magnitude=magnitude)
+    optimizer = gradops.Adam([case.param()], max_norm=1.0, norm_type=norm_type)
+    EmulatedPlan(lib, optimizer)
+    Beside(optimizer, max_norm=1.0, norm_type=norm_type).step([case.grad()])
+
+
+def test_many_tiny_tensors(lib):
+    cases = [ParamCase((1 + i % 70,)) for i in range(600)]
+    optimizer = gradops.AdamW([case.param() for case in cases], max_norm=1.0)
+    EmulatedPlan(lib, optimizer, blocks=3)
+    both = Beside(optimizer, max_norm=1.0)
+    both.step([case.grad() for case in cases])
+    both.step([None if i % 3 == 0 else case.grad() for i, case in enumerate(cases)])

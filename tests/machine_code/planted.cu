@@ -1,0 +1,145 @@
+// One kernel as it should be and, after it, the same with one fault each: every gate must catch its own.
+#include <cstdint>
+
+#include "math/adam_step.h"
+
+using namespace gradops;
+
+namespace {
+
+constexpr int kThreads = 512;
+
+struct Arrays {
+  float *param, *exp_avg, *exp_avg_sq;
+  const float* grad;
+};
+
+struct alignas(16) Vec {
+  float value[4];
+};
+
+// Everything that an update needs to know.
+struct Rules {
+  StepDecision decision;
+  AdamRule adam;
+};
+
+__device__ Vec load(const float* array, int64_t i) { return reinterpret_cast<const Vec*>(array)[i]; }
+
+__device__ void store(float* array, int64_t i, Vec vec) { reinterpret_cast<Vec*>(array)[i] = vec; }
+
+// For an array off its alignment; the compiler joins the stores of an aligned one.
+__device__ void store_one_by_one(float* array, int64_t i, Vec vec) {
+  for (int lane = 0; lane < 4; ++lane) array[4 * i + lane + 1] = vec.value[lane];
+}
+
+template <void (*kStore)(float*, int64_t, Vec) = store, typename Real = float>
+__device__ float update(const Arrays& a, int64_t i, Vec grad, const Rules& rules, Real factor = 1) {
+  Vec param = load(a.param, i), exp_avg = load(a.exp_avg, i), exp_avg_sq = load(a.exp_avg_sq, i);
+#pragma unroll
+  for (int lane = 0; lane < 4; ++lane) {
+    const float scaled = static_cast<float>(grad.value[lane] * factor);
+    const AdamElement e = adam_update<WeightDecay::kDecoupled, false>(
+        {param.value[lane], exp_avg.value[lane], exp_avg_sq.value[lane], 0.0f}, scaled, rules.decision, rules.adam);
+    param.value[lane] = e.param;
+    exp_avg.value[lane] = e.exp_avg;
+    exp_avg_sq.value[lane] = e.exp_avg_sq;
+  }
+  kStore(a.param, i, param);
+  kStore(a.exp_avg, i, exp_avg);
+  kStore(a.exp_avg_sq, i, exp_avg_sq);
+  return param.value[0];
+}
+
+// Reads gradients into registers, waits, updates with them: the parking of the one-launch step.
+template <int kParked>
+__device__ void park_and_update(const Arrays& a, const Rules& rules, int rotation) {
+  Vec parked[kParked];
+#pragma unroll
+  for (int slot = 0; slot < kParked; ++slot) parked[slot] = load(a.grad, slot * int64_t{kThreads} + threadIdx.x);
+  __syncthreads();
+#pragma unroll
+  for (int slot = 0; slot < kParked; ++slot) {
+    update(a, slot * int64_t{kThreads} + threadIdx.x, parked[(slot + rotation) % kParked], rules);
+  }
+}
+
+}  // namespace
+
+#define KERNEL(name) extern "C" __global__ void __launch_bounds__(kThreads, 1) name
+#define FOR_EACH(i, n) for (int64_t i = threadIdx.x; i < n; i += kThreads)
+
+// float64 once a launch, outside the loop, is right.
+KERNEL(good_kernel)(Arrays a, int64_t vecs, StepDecision decision, AdamHyper hyper, double step) {
+  const Rules rules{decision, adam_rule(hyper, hyper.lr, step)};
+  FOR_EACH(i, vecs) update(a, i, load(a.grad, i), rules);
+}
+
+// So are float64 and narrow loads once a chunk, outside the elements' loop.
+KERNEL(chunked_kernel)(Arrays a, const int* chunks, int64_t count, Rules rules, double* sum) {
+  double total = 0.0;
+  for (int64_t chunk = blockIdx.x; chunk < count; chunk += gridDim.x) {
+    float last = 0.0f;
+    const int64_t end = chunks[chunk + 1];
+    for (int64_t i = chunks[chunk] + threadIdx.x; i < end; i += kThreads) {
+      last = update(a, i, load(a.grad, i), rules);
+    }
+    total += last;
+  }
+  sum[threadIdx.x] = total;
+}
+
+KERNEL(parking_kernel)(Arrays a, Rules rules) { park_and_update<16>(a, rules, 0); }
+
+KERNEL(double_kernel)(Arrays a, int64_t vecs, Rules rules, double factor) {
+  FOR_EACH(i, vecs) update(a, i, load(a.grad, i), rules, factor);
+}
+
+// In the elements' loop, but not in the expression of an element.
+KERNEL(double_sum_kernel)(Arrays a, int64_t vecs, Rules rules, double* sum) {
+  double total = 0.0;
+  FOR_EACH(i, vecs) total += update(a, i, load(a.grad, i), rules);
+  sum[threadIdx.x] = total;
+}
+
+// In a subroutine of the loop.
+__noinline__ __device__ float halved(float x, double half) { return static_cast<float>(x * half); }
+
+KERNEL(double_call_kernel)(Arrays a, int64_t vecs, Rules rules, double half) {
+  FOR_EACH(i, vecs) {
+    Vec grad = load(a.grad, i);
+    for (int lane = 0; lane < 4; ++lane) grad.value[lane] = halved(grad.value[lane], half);
+    update(a, i, grad, rules);
+  }
+}
+
+KERNEL(scalar_kernel)(Arrays a, int64_t n, Rules rules) {
+  FOR_EACH(i, n) {
+    const AdamElement e = adam_update<WeightDecay::kDecoupled, false>({a.param[i], a.exp_avg[i], a.exp_avg_sq[i], 0.0f},
+                                                                      a.grad[i], rules.decision, rules.adam);
+    a.param[i] = e.param;
+    a.exp_avg[i] = e.exp_avg;
+    a.exp_avg_sq[i] = e.exp_avg_sq;
+  }
+}
+
+KERNEL(scalar_load_kernel)(Arrays a, int64_t vecs, Rules rules) {
+  FOR_EACH(i, vecs) {
+    Vec grad;
+    for (int lane = 0; lane < 4; ++lane) grad.value[lane] = a.grad[4 * i + lane + 1];
+    update(a, i, grad, rules);
+  }
+}
+
+KERNEL(scalar_store_kernel)(Arrays a, int64_t vecs, Rules rules) {
+  FOR_EACH(i, vecs) update<store_one_by_one>(a, i, load(a.grad, i), rules);
+}
+
+// 40 vectors are 160 registers, where 512 threads leave 128 to each.
+KERNEL(spilling_kernel)(Arrays a, Rules rules) { park_and_update<40>(a, rules, 0); }
+
+// Registers have no run-time index.
+KERNEL(local_array_kernel)(Arrays a, Rules rules, int rotation) { park_and_update<8>(a, rules, rotation); }
+
+// Without launch bounds nothing tells the compiler how many registers 512 threads leave.
+extern "C" __global__ void greedy_kernel(Arrays a, Rules rules) { park_and_update<40>(a, rules, 0); }
