@@ -47,10 +47,7 @@ def clip_grad_norm_(
     if not grads:
         return torch.tensor(0.0)
     native = _C.has_backend(grads[0].device.type) and all(
-        type(g) is Tensor
-        and g.device == grads[0].device
-        and g.layout == torch.strided
-        and g.dtype in _NATIVE_DTYPES
+        type(g) is Tensor and g.device == grads[0].device and g.layout == torch.strided and g.dtype in _NATIVE_DTYPES
         for g in grads
     )
     if error_if_nonfinite:

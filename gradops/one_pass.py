@@ -395,10 +395,9 @@ class OnePass(torch.optim.Optimizer):
         if not states:
             return
         device = self._buffers.scalars.device
-        base = getattr(states[0]["step"], "_base", None)
-        if base is not None and base.device == device:
-            if all(getattr(state["step"], "_base", None) is base for state in states):
-                return
+        base, *others = (getattr(state["step"], "_base", None) for state in states)
+        if base is not None and base.device == device and all(other is base for other in others):
+            return
         steps = [torch.as_tensor(state["step"]).reshape(()).to(device, torch.float32) for state in states]
         for state, view in zip(states, torch.stack(steps).unbind(), strict=True):
             state["step"] = view

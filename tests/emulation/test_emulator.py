@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-
 # What is said of each fault of planted.cu: a line in the report, or "wrong result".
 SAID = {
     "missing_syncthreads": "wrong result",
