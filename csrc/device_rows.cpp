@@ -55,8 +55,8 @@ T* allocate(size_t count, at::Device device, std::vector<at::Tensor>& memory) {
 
 cuda::Stream current_stream(at::Device device) {
   if (!device.is_cuda()) return nullptr;
-  const c10::Stream stream = c10::impl::VirtualGuardImpl(device.type()).getStream(device);
-  return static_cast<cuda::Stream>(stream.native_handle());
+  const c10::impl::VirtualGuardImpl guard(device.type());
+  return static_cast<cuda::Stream>(guard.getStreamNativeHandle(guard.getStream(device)));
 }
 
 at::Tensor to_device(const void* bytes, size_t size, at::Device device) {
