@@ -63,7 +63,7 @@ test-slow: $(STAMPS)/test $(STAMPS)/build
 # The library must be there before Python starts, since Python itself is not built with the sanitizers; it is Python,
 # too, that leaks at exit.
 test-sanitized: $(STAMPS)/test $(STAMPS)/build
-	GRADOPS_SANITIZE=address,undefined $(PY) setup.py -q build --build-lib $(SANITIZED)
+	GRADOPS_CUDA=0 GRADOPS_SANITIZE=address,undefined $(PY) setup.py -q build --build-lib $(SANITIZED)
 	LD_PRELOAD="$(call library,asan) $(call library,ubsan)" \
 	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED) OMP_WAIT_POLICY=passive \
 	$(VENV)/bin/pytest -p no:cacheprovider -n 0 $(SANITIZED_TESTS)
