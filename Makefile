@@ -5,6 +5,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.14.1
 # Python test processes. Threads sleep instead of spinning, here and in the demo: others may want the cores.
 JOBS ?= 2
+# More of the scaling run's options: make bench SCALING="--most-params 1e7"
+SCALING ?=
 SANITIZED_TESTS ?= $(patsubst %,tests/test_%.py,adam_step clip decide grad_stats loss_scale ops relative_step step_plan)
 
 VENV := .venv
@@ -15,11 +17,12 @@ PYTEST := OMP_WAIT_POLICY=passive $(PY) -m pytest
 NATIVE := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh) setup.py
 CXX_STYLED := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh tests/cpp/*.cpp tests/cpp/*.h)
 SANITIZED := build/sanitized
+GPU_CASES := resnet18 resnet50 resnet152 efficientnet_b0 convnext_tiny vit_b_16 10x64 161x64 1000x64 10000x64
 EXTRAS_demo := demo
 EXTRAS_test := demo,test
 EXTRAS_dev := demo,dev
 
-.PHONY: demo test test-all test-cpp test-python test-slow test-sanitized bench lint format build clean FORCE
+.PHONY: demo test test-all test-cpp test-python test-slow test-sanitized bench bench-gpu lint format build clean FORCE
 
 demo: $(STAMPS)/demo $(STAMPS)/build
 	OMP_WAIT_POLICY=passive $(PY) -m gradops demo $(ARGS)
@@ -48,7 +51,12 @@ test-sanitized: $(STAMPS)/test $(STAMPS)/build
 bench: $(STAMPS)/test $(STAMPS)/build
 	mkdir -p benchmarks/results
 	$(PY) -m pytest benchmarks/bench_step.py --benchmark-enable --benchmark-json=benchmarks/results/step.json $(ARGS)
+	$(PY) -m gradops bench --scaling --seconds 30 --json benchmarks/results/scaling.json $(SCALING)
 	$(PY) -m benchmarks.tables
+
+bench-gpu: $(STAMPS)/test $(STAMPS)/build
+	mkdir -p benchmarks/results
+	$(PY) -m gradops bench --device cuda --model $(GPU_CASES) --json benchmarks/results/gpu.json $(ARGS)
 
 lint: $(STAMPS)/dev
 	$(VENV)/bin/ruff check .

@@ -8,8 +8,9 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from .baselines import GRADOPS, GRADOPS_CAPPED, GRADOPS_SCALED
-from .models import MODELS
+from gradops.bench.models import MODELS
+from gradops.bench.recipes import GRADOPS, GRADOPS_CAPPED, GRADOPS_SCALED
+from gradops.bench.units import duration
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "step.json"
@@ -45,14 +46,6 @@ def markdown(header: Iterable[str], body: Iterable[Iterable[str]]) -> str:
     header = list(header)
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *body]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def duration(seconds: float) -> str:
-    """With the unit that gives one to three digits before the point."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds * 1e9:.3g} ns"
 
 
 def machine(results: Results) -> str:

@@ -1,5 +1,6 @@
 #include "cuda_step.h"
 
+#include <ATen/record_function.h>
 #include <c10/core/DeviceGuard.h>
 
 #include <algorithm>
@@ -169,6 +170,7 @@ void CudaStep::measure_params(const StepCall& call, const cuda::StepArgs& args) 
   bool any = false;
   for (const int64_t i : call.taking_part) any |= marked[i] = !call.rows[i].squares_known();
   if (!any) return;
+  RECORD_USER_SCOPE("gradops.param_stats");
   held_.push_back(to_device(marked.data(), marked.size(), device_));
   cuda::param_stats(form_, args, held_.back().const_data_ptr<uint8_t>(), current_stream(device_));
 }
@@ -199,7 +201,10 @@ void CudaStep::step(const StepCall& call) {
     args.grads = grads_.update(grads, device_);
     args.groups = groups_.update(rules, device_);
   }
-  cuda::one_pass_step(form_, {args, grads, rules}, current_stream(device_));
+  {
+    RECORD_USER_SCOPE("gradops.one_pass_step");
+    cuda::one_pass_step(form_, {args, grads, rules}, current_stream(device_));
+  }
   if (capturing(device_)) {
     hold_for_graph();
     const bool all_tensors = std::all_of(call.groups.begin(), call.groups.end(),
