@@ -30,6 +30,7 @@ class Command(NamedTuple):
 COMMANDS = (
     Command("demo", "train a CNN that explodes, and cure it", "gradops.demo", "demo"),
     Command("bench", "time the optimizer phase beside every native recipe", "gradops.bench.command", "report"),
+    Command("profile", "where a training step's time and memory go", "gradops.profile.command", "report"),
 )
 
 

@@ -21,7 +21,7 @@ _BLIND = ("aten::zero_", "aten::fill_", "aten::copy_", "aten::_foreach_zero_", "
 # The one operator whose schema promises more writes than it does: gradients only with a scale to divide them by.
 _FUSED = ("aten::_fused_adam_", "aten::_fused_adamw_")
 # Ranges of the library that stand for a launch each; a CPU's are no operators.
-_NATIVE_LAUNCHES = ("gradops.grad_stats", "gradops.param_stats", "gradops.adam_step")
+NATIVE_LAUNCHES = ("gradops.grad_stats", "gradops.param_stats", "gradops.adam_step")
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _native_launches(step: Callable[[], object]) -> int:
     silence_profiler()
     with torch.autograd.profiler.profile(use_kineto=False) as profile:
         step()
-    return sum(event.name in _NATIVE_LAUNCHES for event in profile.function_events or ())
+    return sum(event.name in NATIVE_LAUNCHES for event in profile.function_events or ())
 
 
 def count_costs(step: Callable[[], object], params: Iterable[Tensor]) -> Costs:
