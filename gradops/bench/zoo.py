@@ -4,11 +4,9 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
-
-LIBRARIES = ("torchvision.models", "timm")
 
 
 class ModelError(Exception):
@@ -34,15 +32,13 @@ def load_function(reference: str) -> Callable[..., Any]:
     return function
 
 
-def _libraries() -> dict[str, ModuleType]:
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if (error.name or "").split(".")[0] != name.split(".")[0]:
-                raise
-    return found
+def _library(name: str) -> ModuleType | None:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != name.split(".")[0]:
+            raise
+        return None
 
 
 def make_model(name: str) -> nn.Module:
@@ -52,18 +48,19 @@ def make_model(name: str) -> nn.Module:
         name: "path.py:function", or what torchvision or timm call it, asked in this order.
 
     Raises:
-        ModelError: nothing of that name is found; if neither library is installed, with the extra that installs them.
+        ModelError: nothing of that name is found; if a library is not installed, with the extra that installs it.
     """
     if ".py:" in name:
         model = load_function(name)()
         if not isinstance(model, nn.Module):
             raise ModelError(f"{name} must return a torch.nn.Module, got {type(model).__name__}")
         return model
-    libraries = _libraries()
-    if (torchvision := libraries.get("torchvision.models")) and name in torchvision.list_models():
-        return torchvision.get_model(name, weights=None)
-    if (timm := libraries.get("timm")) and timm.is_model(name):
-        return timm.create_model(name, pretrained=False)
-    if not libraries:
-        raise ModelError(f"{name}: neither torchvision nor timm is installed: run pip install 'gradops[models]'")
-    raise ModelError(f"{name} is in none of {', '.join(libraries)}; a model of your own is path.py:function")
+    torchvision = _library("torchvision.models")
+    if torchvision is not None and name in torchvision.list_models():
+        return cast(nn.Module, torchvision.get_model(name, weights=None))
+    timm = _library("timm")
+    if timm is not None and timm.is_model(name):
+        return cast(nn.Module, timm.create_model(name, pretrained=False))
+    if torchvision is None or timm is None:
+        raise ModelError(f"{name} needs torchvision or timm: run pip install 'gradops[models]'")
+    raise ModelError(f"neither torchvision nor timm has {name}; a model of your own is path.py:function")

@@ -118,6 +118,7 @@ def _title(name: str, settings: Settings, source: Source) -> str:
 
 def _write(console: Console, results: list[Result], title: str, head: dict[str, Any], args: argparse.Namespace) -> None:
     """Traces, pictures, the page and the figures, into the output folder."""
+    files: list[Path] = []
     facts = [machine.sentence(head), head["command"], head["when"]]
     sections: list[tuple[Result | None, list[tables.Table], Path | None]] = []
     if len(results) > 1:
@@ -127,15 +128,17 @@ def _write(console: Console, results: list[Result], title: str, head: dict[str, 
     for found in results:
         suffix = f"-{found.batch_size}" if len(results) > 1 else ""
         for loop in NAMES:
-            (args.output / f"trace-{loop}{suffix}.json").write_text(json.dumps(found.trace.only(loop)))
+            files.append(args.output / f"trace-{loop}{suffix}.json")
+            files[-1].write_text(json.dumps(found.trace.only(loop)))
         picture = args.output / f"timeline{suffix}.png"
         timeline.draw(found, f"{title}, batch size {found.batch_size}", "\n".join(facts[:2]), picture)
+        files.append(picture)
         sections.append((found, tables.of_result(found, args.device), picture))
     page.write(args.output / "report.html", f"gradops profile: {title}", facts, sections)
     document = {**head, "results": [_figures(found) for found in results]}
     (args.output / "report.json").write_text(json.dumps(document, indent=1) + "\n")
-    files = ", ".join(sorted(path.name for path in args.output.iterdir()))
-    console.print(f"\nIn {args.output}: {files}. Traces open in ui.perfetto.dev.", markup=False)
+    names = ", ".join(["report.html", "report.json", *(path.name for path in files)])
+    console.print(f"\nIn {args.output}: {names}. Traces open in ui.perfetto.dev.", markup=False)
 
 
 def _figures(found: Result) -> dict[str, Any]:

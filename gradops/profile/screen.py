@@ -10,11 +10,14 @@ from rich.table import Table as RichTable
 
 from gradops.profile.tables import Table
 
+MANY = 6
+
 
 def show(console: Console, table: Table) -> None:
     """Prints one table and its note."""
     console.print(f"\n{table.title}", style="bold", markup=False)
-    look = RichTable(box=box.SIMPLE_HEAD if console.is_terminal else box.ASCII2)
+    # Eight columns fit into 80 characters only without space around them.
+    look = RichTable(box=box.SIMPLE_HEAD if console.is_terminal else box.ASCII2, padding=(0, len(table.header) <= MANY))
     for index, header in enumerate(table.header):
         look.add_column(header, justify="right" if index else "left", overflow="fold")
     for index, row in enumerate(table.rows):
