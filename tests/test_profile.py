@@ -113,10 +113,10 @@ def test_both_loops_do_the_same_training(script, precision):
     native, ours = loops(script, Settings(precision=precision, accumulate=2, max_norm=0.1))
     for _ in range(5):
         expected, found = native.timed_step(), ours.timed_step()
-        assert found.loss == pytest.approx(expected.loss, rel=1e-3)
+        assert found.loss == pytest.approx(expected.loss, rel=1e-5 if precision == "fp32" else 1e-2)
         assert (found.loss_scale, found.skipped) == (expected.loss_scale, expected.skipped)
     for mine, theirs in zip(ours.params, native.params, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-3)  # where five steps of 1e-3 may have gone
 
 
 def test_accumulation_averages_over_its_batches(script):

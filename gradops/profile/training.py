@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -115,18 +115,20 @@ class Source:
 
 
 def checkpoint_blocks(model: nn.Module) -> None:
-    """Checkpoints every block: an element of a Sequential or ModuleList that has modules of its own.
+    """Checkpoints every block: an element of a Sequential or ModuleList that has modules, but no such block, inside.
 
     Raises:
         ModelError: the model has no such block.
     """
-    inside: set[nn.Module] = set()
-    for container in model.modules():
-        if container in inside or not isinstance(container, nn.Sequential | nn.ModuleList):
-            continue
-        blocks = [child for child in container if any(True for _ in child.children())]
-        for block in blocks:
-            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
-            inside.update(block.modules())
-    if not inside:
+    blocks = [block for block in _elements(model) if not any(_elements(block))]
+    if not blocks:
         raise ModelError("--checkpointing: the model has no blocks in a Sequential or ModuleList")
+    for block in blocks:
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def _elements(model: nn.Module) -> Iterator[nn.Module]:
+    """Elements of the model's Sequentials and ModuleLists that have modules of their own."""
+    for container in model.modules():
+        if isinstance(container, nn.Sequential | nn.ModuleList):
+            yield from (child for child in container if any(True for _ in child.children()))
