@@ -7,6 +7,8 @@ TORCH ?= torch==2.14.1
 JOBS ?= 2
 # More of the scaling run's options: make bench SCALING="--most-params 1e7"
 SCALING ?=
+# The training whose profile is in the README.
+PROFILE ?= --precision fp16 --batch-size 64 --accumulate 4
 SANITIZED_TESTS ?= $(patsubst %,tests/test_%.py,adam_step clip decide grad_stats loss_scale ops relative_step step_plan)
 
 VENV := .venv
@@ -51,7 +53,11 @@ test-sanitized: $(STAMPS)/test $(STAMPS)/build
 bench: $(STAMPS)/test $(STAMPS)/build
 	mkdir -p benchmarks/results
 	$(PY) -m pytest benchmarks/bench_step.py --benchmark-enable --benchmark-json=benchmarks/results/step.json $(ARGS)
-	$(PY) -m gradops bench --scaling --seconds 30 --json benchmarks/results/scaling.json $(SCALING)
+	$(PY) -m pytest benchmarks/bench_ranges.py --benchmark-enable --benchmark-json=benchmarks/results/ranges.json
+	$(PY) -m gradops bench --scaling --json benchmarks/results/scaling.json $(SCALING)
+	$(PY) -m gradops profile $(PROFILE) --output build/profile
+	cp build/profile/timeline.png docs/profile.png
+	cp build/profile/report.json benchmarks/results/profile.json
 	$(PY) -m benchmarks.tables
 
 bench-gpu: $(STAMPS)/test $(STAMPS)/build

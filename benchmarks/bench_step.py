@@ -6,7 +6,6 @@ recipe by recipe, for its tables and its JSON.
 
 import functools
 from collections import deque
-from dataclasses import asdict
 
 import pytest
 
@@ -43,7 +42,7 @@ def bench_step(benchmark, pytestconfig, case, recipe):
     row = rows(case, pytestconfig.getoption("--case-seconds"))[recipe]
     assert row.failed is None, row.failed
     benchmark.group = case
-    benchmark.extra_info.update({**asdict(row), "samples": None, "rounds": len(row.samples)})
+    benchmark.extra_info.update(row.figures())
     for sample in row.samples:
         _readings.extend((0.0, sample))
     benchmark.pedantic(lambda: None, rounds=len(row.samples))

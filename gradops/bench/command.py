@@ -5,7 +5,6 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -114,4 +113,4 @@ def progress(console: Console, case: str) -> Iterator[Report | None]:
 
 def write(path: Path, head: dict[str, Any], rows: list[Row]) -> None:
     """Where the figures come from, and the rows."""
-    path.write_text(json.dumps({**head, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+    path.write_text(json.dumps({**head, "rows": [row.figures() for row in rows]}, indent=1) + "\n")

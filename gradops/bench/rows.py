@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 
@@ -53,6 +54,15 @@ class Row:
     call_seconds: float | None = None
     failed: str | None = None
     uncaptured: str | None = None
+
+    def figures(self) -> dict[str, Any]:
+        """All but the samples, of which there are many; how many is said."""
+        return {**asdict(self), "samples": None, "rounds": len(self.samples)}
+
+
+def row_of(figures: dict[str, Any]) -> Row:
+    """The row that `Row.figures` was taken from, without its samples."""
+    return Row(**{name: value for name, value in figures.items() if name not in ("samples", "rounds")})
 
 
 @dataclass
