@@ -29,7 +29,7 @@ Row = dict[str, object]
 
 
 class Results:
-    """The runs' documents by name: "step", "ranges", "scaling", "profile"; and the rows of "step" by case and recipe."""
+    """The runs' documents by name ("step", "ranges", "scaling", "profile"), and the rows of "step"."""
 
     def __init__(self, documents: dict[str, dict]):
         self.documents = documents
@@ -152,8 +152,9 @@ def ranges(results: Results) -> str:
     document = results.documents["ranges"]
     found, what = document["benchmarks"][0]["extra_info"], document["machine_info"]
     return (
-        f"The {found['ranges']} named ranges that a step opens take {duration(found['seconds'])} together when no profiler "
-        f"runs (`benchmarks/bench_ranges.py`, {document['datetime'][:10]}, {what['cpu']}, torch {what['torch']})."
+        f"The {found['ranges']} named ranges that a step opens take {duration(found['seconds'])} together when no "
+        f"profiler runs (`benchmarks/bench_ranges.py`, {document['datetime'][:10]}, {what['cpu']}, "
+        f"torch {what['torch']})."
     )
 
 

@@ -169,7 +169,9 @@ def test_scaling_grows_parameters_then_tensors():
     counts = [(len(tensors), sum(map(math.prod, tensors))) for tensors in map(shapes, cases[:3])]
     assert counts == [(100, 10**4), (100, 10**5), (100, 10**6)]
     assert "100x3000000" in cases
-    assert "10000x100" in cases
+    tensors = [shapes(case) for case in cases[7:]]
+    assert [len(found) for found in tensors] == [10, 50, 500, 1000, 5000, 10_000]
+    assert {sum(map(math.prod, found)) for found in tensors} == {scaling.PARAMS}
     assert len(set(cases)) == len(cases)
 
 

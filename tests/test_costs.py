@@ -1,6 +1,7 @@
 """Costs are counted: the bytes, calls and waits that documentation states are those of the recipes' own operators."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +23,24 @@ DERIVED = {
     "gradops + max_relative_step": (32, 0),
 }
 CASE = shapes("5x10000")
+
+
+def documented():
+    """Bytes, calls and waits by recipe, as the table of docs/costs.md has them."""
+    page = Path(__file__).resolve().parent.parent / "docs" / "costs.md"
+    lines = [line for line in page.read_text().splitlines() if line.startswith(("| torch", "| gradops"))]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {row[0]: (sum(int(part or 0) for part in row[1:5]), *row[5:]) for row in cells}
+
+
+def test_page_states_what_is_counted():
+    table = documented()
+    assert len(table) == 6
+    for name, (total, moved, calls, waits) in table.items():
+        recipe = next(recipe for recipe in RECIPES if recipe.name == name.split(",")[0])
+        assert (total, total, int(waits)) == (int(moved), *DERIVED[recipe.name])
+        per_tensor, _, once = calls.rpartition(" a tensor and ")
+        assert counted(recipe).calls == int(once) + int(per_tensor or 0) * len(CASE)
 
 
 def counted(recipe, dtype=torch.float32):

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 TENSORS = 100  # while parameters grow
 PARAMS = 1_000_000  # while tensors grow
-TENSOR_COUNTS = (10, 30, 100, 300, 1000, 3000, 10_000)
+TENSOR_COUNTS = (10, 50, 100, 500, 1000, 5000, 10_000)  # divisors of PARAMS
 _STEPS = (10**4, 10**5, 10**6, 10**7, 3 * 10**7, 10**8, 3 * 10**8)
 
 
