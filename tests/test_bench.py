@@ -206,6 +206,37 @@ def test_every_recipe_can_be_built_for_a_graph(recipe):
     assert callable(recipe.build(make_params([(3, 4)], make_grads([(3, 4)])), capturable=True))
 
 
+class FakeGpu:
+    """Clocks that tell the calls of a step, in seconds."""
+
+    def own_time(self, step):
+        step()
+        return 2.0
+
+    def back_to_back(self, step):
+        return 3.0
+
+
+def test_gpu_rows_have_own_replayed_and_back_to_back_times(monkeypatch):
+    monkeypatch.setattr(measure.gpu, "warm", lambda step: step)
+
+    def captured(step):
+        if "scaled_step" in step.__qualname__:
+            raise RuntimeError("it synchronises")
+        return step
+
+    monkeypatch.setattr(measure.gpu, "captured", captured)
+    recipes = command.select("3x5", RECIPES, ["fused"])
+    found = Found(bandwidth=1e9)
+    measure._time_on_gpu(found, recipes, [(5,)] * 3, make_grads([(5,)] * 3), FakeGpu(), rounds=4, report=None)
+    rows = {row.recipe: row for row in rows_of("3x5", [(5,)] * 3, "float32", recipes, [], found)}
+    fused = rows["torch fused + clip"]
+    assert (fused.seconds, fused.replay_seconds, fused.call_seconds, len(fused.samples)) == (2.0, 2.0, 3.0, 4)
+    assert fused.gradops_speedup == 1.0
+    scaled = rows["torch fused + GradScaler + clip"]
+    assert (scaled.replay_seconds, scaled.uncaptured) == (None, "it synchronises")
+
+
 def test_a_recipe_that_fails_leaves_the_others_standing():
     def fail(recipe, step, params):
         raise RuntimeError("no such device\ndetails")

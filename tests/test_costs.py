@@ -2,11 +2,13 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.autograd import DeviceType
 
-from gradops.bench.costs import CostMode, count_costs
+from gradops.bench.costs import CostMode, count_costs, kernels
 from gradops.bench.models import shapes
 from gradops.bench.recipes import RECIPES, make_grads, make_params, one_pass_bytes
 
@@ -98,6 +100,19 @@ def test_fused_adam_writes_gradients_only_when_it_unscales_them():
 
     extra = fused(grad_scale=torch.ones(()), found_inf=torch.zeros(())) - fused()
     assert 4000 <= extra < 4100
+
+
+def test_kernels_of_a_gpu_are_neither_copies_nor_ranges():
+    def event(name, device=DeviceType.CUDA, is_range=False):
+        return SimpleNamespace(name=name, device_type=device, is_user_annotation=is_range)
+
+    events = [
+        event("one_pass_kernel"),
+        event("Memcpy DtoH (Device -> Pinned)"),
+        event("gradops.step", is_range=True),
+        event("cudaLaunchKernel", DeviceType.CPU),
+    ]
+    assert kernels(events) == 1
 
 
 def test_only_values_that_come_from_the_device_are_waits():

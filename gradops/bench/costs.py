@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import DeviceType
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.weak import WeakIdKeyDictionary
@@ -30,7 +31,7 @@ class Costs:
 
     Attributes:
         bytes: read and written by operators; each tensor of a call once each way.
-        calls: operators that touch data and native launches: on a GPU, a launch each or more.
+        calls: operators that touch data and native launches, a launch each or more on a GPU; there, kernels.
         waits: values that came from the gradients and that the host read: on a GPU, a synchronisation each.
     """
 
@@ -108,10 +109,31 @@ def _native_launches(step: Callable[[], object]) -> int:
     return sum(event.name in NATIVE_LAUNCHES for event in profile.function_events or ())
 
 
+def kernels(events: Iterable[Any]) -> int:
+    """How many of a profiler's events are kernels on a GPU: neither copies nor ranges, which are shown there too."""
+    return sum(
+        event.device_type == DeviceType.CUDA
+        and not event.is_user_annotation
+        and not event.name.startswith(("Memcpy", "Memset"))
+        for event in events
+    )
+
+
+def _kernels_launched(step: Callable[[], object]) -> int:
+    silence_profiler()
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities, acc_events=True) as profile:
+        step()
+        torch.cuda.synchronize()
+    return kernels(profile.events() or ())
+
+
 def count_costs(step: Callable[[], object], params: Iterable[Tensor]) -> Costs:
     """Costs of one call of `step`, which has been called before, on parameters that have gradients."""
     params = list(params)
     mode = CostMode([*params, *(param.grad for param in params if param.grad is not None)])
     with mode:
         step()
+    if any(param.is_cuda for param in params):
+        return replace(mode.costs, calls=_kernels_launched(step))
     return replace(mode.costs, calls=mode.costs.calls + _native_launches(step))
