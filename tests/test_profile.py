@@ -14,6 +14,9 @@ from gradops.__main__ import main
 from gradops.bench.zoo import ModelError
 from gradops.profile import batch, command, screen, tables
 from gradops.profile.loop import NAMES, PHASES, GradopsLoop, NativeLoop, Record, Settings
+from gradops.profile.phases import Cost
+from gradops.profile.result import Result
+from gradops.profile.trace import Trace
 from gradops.profile.training import Source
 
 TRAINING = """
@@ -233,3 +236,15 @@ def test_progress_names_the_loop_that_steps():
         report("native")
         report("gradops")
     assert "batch size 4, gradops" in console.file.getvalue()
+
+
+def test_gpu_table_of_launches_waits_host_and_device_time_fits_80_columns():
+    cost = Cost(seconds=1.234e-3, launches=1234, waits=12, device_seconds=5.678e-3)
+    costs = dict.fromkeys((*PHASES, "other"), cost)
+    result = Result(4, 4, {}, {}, {"native": costs, "gradops": {"optimizer": cost}}, {}, Trace({"traceEvents": []}))
+    console = Console(file=io.StringIO(), width=80)
+    screen.show(console, tables.launches(result, "cuda"))
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    for word in ("launches", "waits", "host", "device", "1,234", "1.23 ms", "5.68 ms"):
+        assert word in text
