@@ -8,7 +8,7 @@ JOBS ?= 2
 # More of the scaling run's options: make bench SCALING="--most-params 1e7"
 SCALING ?=
 # The training whose profile is in the README.
-PROFILE ?= --precision fp16 --batch-size 64 --accumulate 4
+PROFILE ?= --precision fp16 --batch-size 16 --accumulate 4
 SANITIZED_TESTS ?= $(patsubst %,tests/test_%.py,adam_step clip decide grad_stats loss_scale ops relative_step step_plan)
 
 VENV := .venv

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from gradops.__main__ import main
+from gradops.bench.interleave import Samples
 from gradops.bench.zoo import ModelError
 from gradops.profile import batch, command, screen, tables
 from gradops.profile.loop import NAMES, PHASES, GradopsLoop, NativeLoop, Record, Settings
@@ -236,6 +237,14 @@ def test_progress_names_the_loop_that_steps():
         report("native")
         report("gradops")
     assert "batch size 4, gradops" in console.file.getvalue()
+
+
+@pytest.mark.parametrize(("seconds", "said"), [([0.9, 1.4, 0.7], True), ([0.5, 0.6, 0.7], False)])
+def test_steps_that_differ_less_than_their_rounds_are_not_told_apart(seconds, said, monkeypatch):
+    monkeypatch.setattr(Result, "profiler_overhead", lambda self, name: 0.0)
+    samples = {"native": Samples([1.0, 1.0, 1.0]), "gradops": Samples(seconds)}
+    result = Result(4, 4, {}, samples, {}, {}, Trace({"traceEvents": []}))
+    assert ("cannot be told apart" in tables.verdict(result, [2.0, 1.0])) == said
 
 
 def test_gpu_table_of_launches_waits_host_and_device_time_fits_80_columns():

@@ -23,7 +23,10 @@ def results():
         "step": {"machine_info": machine, "datetime": "2026-01-02", "commit_info": {"id": None}, "benchmarks": []},
         "ranges": {"machine_info": machine, "datetime": "2026-01-02T00:00", "benchmarks": [timed]},
         "scaling": {**HEAD, "rows": [row.figures() for row in rows]},
-        "profile": {**HEAD, "results": [{"speedup": 1.25, "loops": {"native": loop, "gradops": loop}}]},
+        "profile": {
+            **HEAD,
+            "results": [{"speedup_quartiles": [1.0, 1.25, 1.5], "loops": {"native": loop, "gradops": loop}}],
+        },
     }
     return tables.Results(documents)
 

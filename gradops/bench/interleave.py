@@ -36,7 +36,13 @@ class Samples:
 
     def times_faster_than(self, other: "Samples") -> float:
         """Median over the rounds of the other's time over ours: a paired comparison."""
-        return statistics.median(b / a for a, b in zip(self.seconds, other.seconds, strict=True))
+        return self.faster_quartiles(other)[1]
+
+    def faster_quartiles(self, other: "Samples") -> tuple[float, float, float]:
+        """Quartiles over the rounds of the other's time over ours."""
+        ratios = [b / a for a, b in zip(self.seconds, other.seconds, strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        return low, middle, high
 
 
 def _calls_per_sample(function: Function) -> tuple[int, float]:

@@ -146,7 +146,7 @@ def _figures(found: Result) -> dict[str, Any]:
     return {
         "batch_size": found.batch_size,
         "images": found.images,
-        "speedup": found.speedup,
+        "speedup_quartiles": found.speedup_quartiles,
         "loops": {
             name: {
                 "seconds": found.samples[name].seconds,

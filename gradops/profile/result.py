@@ -44,7 +44,12 @@ class Result:
     @property
     def speedup(self) -> float:
         """Median over the rounds of the native step's time over that of gradops."""
-        return self.samples["gradops"].times_faster_than(self.samples["native"])
+        return self.speedup_quartiles[1]
+
+    @property
+    def speedup_quartiles(self) -> tuple[float, float, float]:
+        """Quartiles over the rounds of the same."""
+        return self.samples["gradops"].faster_quartiles(self.samples["native"])
 
     def profiler_overhead(self, name: str) -> float:
         """How much longer a profiled step takes, as a share."""

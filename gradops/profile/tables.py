@@ -67,8 +67,13 @@ def _time(cost: Cost | None, total: float, name: str = "") -> tuple[str, str]:
 
 def verdict(result: Result, update: list[float]) -> str:
     """What gradops changes, in a sentence, and what the figures must not be read without."""
-    said = [f"Steps with gradops are {_compare(result.speedup)}, what comes after the backward pass "]
-    said.append(f"{_compare(update[0] / update[1])} ({duration(update[0])} to {duration(update[1])}, profiled).")
+    low, middle, high = result.speedup_quartiles
+    quartiles = f"{_compare(middle)} with gradops (quartiles {low:.2f} and {high:.2f})"
+    told_apart = not low <= 1 <= high
+    said = [f"Steps are {quartiles}" if told_apart else f"Steps cannot be told apart: they are {quartiles}"]
+    said.append(
+        f". What comes after the backward pass is {_compare(update[0] / update[1])} ({duration(update[0])} to {duration(update[1])}, profiled)."
+    )
     spreads = {name: result.samples[name].spread for name in NAMES}
     said.append(f" Spread of the steps: {spreads['native']:.0%} and {spreads['gradops']:.0%} of the median,")
     rounds = len(result.samples["native"].seconds)
