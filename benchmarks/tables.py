@@ -195,8 +195,8 @@ def profile(results: Results) -> str:
     }
     return (
         f"What comes after the backward pass takes {after['native']} natively (fused AdamW, GradScaler, clip) and "
-        f"{after['gradops']} with gradops; whole steps are {middle:.2f} times as fast (quartiles {low:.2f} and {high:.2f}). "
-        f"{source(document)}"
+        f"{after['gradops']} with gradops; whole steps are {middle:.2f} times as fast (quartiles {low:.2f} and "
+        f"{high:.2f}). {source(document)}"
     )
 
 

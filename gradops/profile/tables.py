@@ -68,20 +68,20 @@ def _time(cost: Cost | None, total: float, name: str = "") -> tuple[str, str]:
 def verdict(result: Result, update: list[float]) -> str:
     """What gradops changes, in a sentence, and what the figures must not be read without."""
     low, middle, high = result.speedup_quartiles
-    quartiles = f"{_compare(middle)} with gradops (quartiles {low:.2f} and {high:.2f})"
+    steps = f"{_compare(middle)} with gradops (quartiles {low:.2f} and {high:.2f})"
     told_apart = not low <= 1 <= high
-    said = [f"Steps are {quartiles}" if told_apart else f"Steps cannot be told apart: they are {quartiles}"]
-    said.append(
-        f". What comes after the backward pass is {_compare(update[0] / update[1])} ({duration(update[0])} to {duration(update[1])}, profiled)."
-    )
-    spreads = {name: result.samples[name].spread for name in NAMES}
-    said.append(f" Spread of the steps: {spreads['native']:.0%} and {spreads['gradops']:.0%} of the median,")
-    rounds = len(result.samples["native"].seconds)
+    after = f"{_compare(update[0] / update[1])} ({duration(update[0])} to {duration(update[1])}, profiled)"
+    native, ours = (result.samples[name].spread for name in NAMES)
     overhead = max(result.profiler_overhead(name) for name in NAMES)
-    said.append(f" {rounds} rounds; profiled ones take {overhead:+.0%}.")
-    if max(spreads.values()) > WIDE:
-        said.append(" That is a wide spread: the machine was not quiet.")
-    return "".join(said)
+    said = [
+        f"Steps are {steps}." if told_apart else f"Steps cannot be told apart: they are {steps}.",
+        f"What comes after the backward pass is {after}.",
+        f"Spread of the steps: {native:.0%} and {ours:.0%} of the median, {len(result.samples['native'].seconds)} rounds.",
+        f"Profiled steps take {overhead:+.0%}.",
+    ]
+    if max(native, ours) > WIDE:
+        said.append("That is a wide spread: the machine was not quiet.")
+    return " ".join(said)
 
 
 def _compare(ratio: float) -> str:
