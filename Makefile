@@ -8,6 +8,10 @@ JOBS ?= 2
 STEP_TESTS := adam_step clip decide grad_stats loss_scale ops relative_step step_plan
 SANITIZED_TESTS ?= $(STEP_TESTS:%=tests/test_%.py)
 EMULATED_TESTS ?= $(patsubst %,tests/test_%.py,$(STEP_TESTS) checkpoint grad_scaler native_faults stats)
+# More of the scaling run's options: make bench SCALING="--most-params 1e7"
+SCALING ?=
+# The training whose profile is in the README.
+PROFILE ?= --precision fp16 --batch-size 16 --accumulate 4
 
 VENV := .venv
 STAMPS := $(VENV)/stamps
@@ -20,6 +24,7 @@ CXX_STYLED := $(wildcard $(foreach suffix,cpp h cu cuh,csrc/*.$(suffix) csrc/*/*
 SANITIZED := build/sanitized
 EMULATED := build/emulated
 library = $$(g++ -print-file-name=lib$(1).so)
+GPU_CASES := resnet18 resnet50 resnet152 efficientnet_b0 convnext_tiny vit_b_16 10x64 161x64 1000x64 10000x64
 EXTRAS_demo := demo
 EXTRAS_test := demo,test
 EXTRAS_dev := demo,dev
@@ -71,10 +76,16 @@ test-sanitized: $(STAMPS)/test $(STAMPS)/build
 bench: $(STAMPS)/test $(STAMPS)/build
 	mkdir -p benchmarks/results
 	$(PY) -m pytest benchmarks/bench_step.py --benchmark-enable --benchmark-json=benchmarks/results/step.json $(ARGS)
+	$(PY) -m pytest benchmarks/bench_ranges.py --benchmark-enable --benchmark-json=benchmarks/results/ranges.json
+	$(PY) -m gradops bench --scaling --json benchmarks/results/scaling.json $(SCALING)
+	$(PY) -m gradops profile $(PROFILE) --output build/profile
+	cp build/profile/timeline.png docs/profile.png
+	cp build/profile/report.json benchmarks/results/profile.json
 	$(PY) -m benchmarks.tables
 
 bench-gpu: $(STAMPS)/test $(STAMPS)/build
-	$(PY) -m benchmarks.bench_gpu $(ARGS)
+	mkdir -p benchmarks/results
+	$(PY) -m gradops bench --device cuda --model $(GPU_CASES) --json benchmarks/results/gpu.json $(ARGS)
 
 lint: $(STAMPS)/dev
 	$(VENV)/bin/ruff check .

@@ -1,11 +1,6 @@
 """How long a benchmark run takes, and what its JSON says about the machine."""
 
-import os
-import sys
-
-import torch
-
-from gradops import env
+from gradops.bench import machine
 
 
 def pytest_addoption(parser):
@@ -14,16 +9,8 @@ def pytest_addoption(parser):
 
 def pytest_benchmark_update_machine_info(machine_info):
     """Keeps what explains a figure; a machine's own name does not."""
-    cpu, threads = env.cpu_model(), torch.get_num_threads()
     machine_info.clear()
-    machine_info.update(
-        cpu=cpu,
-        cores=len(os.sched_getaffinity(0)),
-        threads=threads,
-        backend=env.backends()["CPU native"].removeprefix("usable, "),
-        torch=torch.__version__,
-        python=sys.version.split()[0],
-    )
+    machine_info.update(machine.describe())
 
 
 def pytest_benchmark_update_json(output_json):

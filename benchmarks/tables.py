@@ -1,4 +1,4 @@
-"""Writes every figure of benchmarks/README.md and README.md from the JSON of `make bench`.
+"""Writes every figure of the pages from the JSON files of `make bench`.
 
 A figure stands between `<!-- bench:NAME -->` and `<!-- /bench -->`; what was there is replaced.
 """
@@ -8,12 +8,19 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from .baselines import GRADOPS, GRADOPS_CAPPED, GRADOPS_SCALED
-from .models import MODELS
+from gradops.bench import plot
+from gradops.bench.machine import sentence as machine_sentence
+from gradops.bench.models import MODELS
+from gradops.bench.recipes import GRADOPS, GRADOPS_CAPPED, GRADOPS_SCALED
+from gradops.bench.rows import row_of
+from gradops.bench.scaling import PARAMS, TENSORS
+from gradops.bench.units import duration
+from gradops.profile.loop import UPDATE
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "step.json"
+RESULTS = ROOT / "benchmarks" / "results"
 PAGES = [ROOT / "benchmarks" / "README.md", ROOT / "README.md"]
+SCALING_PICTURE = ROOT / "docs" / "scaling.png"
 
 FUSED, FUSED_SCALED = "torch fused + clip", "torch fused + GradScaler + clip"
 FOREACH_SCALED = "torch foreach + GradScaler + clip"
@@ -22,9 +29,11 @@ Row = dict[str, object]
 
 
 class Results:
-    """One run's rows, by case and recipe."""
+    """The runs' documents by name ("step", "ranges", "scaling", "profile"), and the rows of "step"."""
 
-    def __init__(self, document: dict):
+    def __init__(self, documents: dict[str, dict]):
+        self.documents = documents
+        document = documents["step"]
         self.machine = document["machine_info"]
         self.when = document["datetime"][:10]
         self.commit = (document["commit_info"]["id"] or "unknown")[:9]
@@ -45,14 +54,6 @@ def markdown(header: Iterable[str], body: Iterable[Iterable[str]]) -> str:
     header = list(header)
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *body]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def duration(seconds: float) -> str:
-    """With the unit that gives one to three digits before the point."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds * 1e9:.3g} ns"
 
 
 def machine(results: Results) -> str:
@@ -141,12 +142,73 @@ def summary(results: Results) -> str:
     return markdown(header, body)
 
 
+def source(document: dict) -> str:
+    """Where, when and how a document of `python -m gradops` was taken."""
+    return f"Taken on {document['when'][:10]} with `{document['command']}` on {machine_sentence(document)}."
+
+
+def ranges(results: Results) -> str:
+    """The price of the library's named ranges."""
+    document = results.documents["ranges"]
+    found, what = document["benchmarks"][0]["extra_info"], document["machine_info"]
+    return (
+        f"The {found['ranges']} named ranges that a step opens take {duration(found['seconds'])} together when no "
+        f"profiler runs (`benchmarks/bench_ranges.py`, {document['datetime'][:10]}, {what['cpu']}, "
+        f"torch {what['torch']})."
+    )
+
+
+def scaling(results: Results) -> str:
+    """Every recipe's cost per parameter where parameters are few and many, and per tensor where tensors are."""
+    document = results.documents["scaling"]
+    rows = [row for row in document["rows"] if row["seconds"] and not row["recipe"].startswith("stream")]
+    growing = [row for row in rows if row["tensors"] == TENSORS]
+    splitting = [row for row in rows if row["params"] == PARAMS]
+    ends = [pick(found, key) for found, key in ((growing, "params"), (splitting, "tensors")) for pick in (first, last)]
+    header = ["one optimizer phase"]
+    header += [f"{params:,} params in {tensors:,} tensors" for params, tensors in ends]
+    body = []
+    for recipe in dict.fromkeys(row["recipe"] for row in rows):
+        times = {(row["params"], row["tensors"]): duration(row["seconds"]) for row in rows if row["recipe"] == recipe}
+        body.append([recipe, *(times.get(end, "") for end in ends)])
+    return f"{source(document)}\n\n{markdown(header, body)}"
+
+
+def first(rows: list[Row], key: str) -> tuple[int, int]:
+    row = min(rows, key=lambda row: row[key])
+    return row["params"], row["tensors"]
+
+
+def last(rows: list[Row], key: str) -> tuple[int, int]:
+    row = max(rows, key=lambda row: row[key])
+    return row["params"], row["tensors"]
+
+
+def profile(results: Results) -> str:
+    """What the profiler found on the pages' example."""
+    document = results.documents["profile"]
+    found = document["results"][-1]
+    low, middle, high = found["speedup_quartiles"]
+    after = {
+        name: duration(sum(cost["seconds"] for phase, cost in loop["phases"].items() if phase in UPDATE))
+        for name, loop in found["loops"].items()
+    }
+    return (
+        f"What comes after the backward pass takes {after['native']} natively (fused AdamW, GradScaler, clip) and "
+        f"{after['gradops']} with gradops; whole steps are {middle:.2f} times as fast (quartiles {low:.2f} and "
+        f"{high:.2f}). {source(document)}"
+    )
+
+
 FIGURES: dict[str, Callable[[Results], str]] = {
     "machine": machine,
     "targets": targets,
     "models": models,
     "tensors": tensors,
     "summary": summary,
+    "ranges": ranges,
+    "scaling": scaling,
+    "profile": profile,
 }
 
 
@@ -161,7 +223,9 @@ def fill(text: str, results: Results) -> str:
 
 def main() -> None:
     """Rewrites the pages in place."""
-    results = Results(json.loads(RESULTS.read_text()))
+    results = Results({path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")})
+    document = results.documents["scaling"]
+    plot.draw([row_of(row) for row in document["rows"]], document, SCALING_PICTURE, by_work=True)
     for page in PAGES:
         page.write_text(fill(page.read_text(), results))
 

@@ -1,5 +1,7 @@
 #include "cpu_step.h"
 
+#include <ATen/record_function.h>
+
 #include <algorithm>
 
 #include "cpu/isa.h"
@@ -25,6 +27,7 @@ void CpuStep::cut_into_chunks(const StepCall& call) {
 }
 
 CpuStep::Outcome CpuStep::measure(const StepCall& call, float inv_scale, bool found_inf) {
+  RECORD_USER_SCOPE("gradops.grad_stats");
   const StepSettings& settings = call.settings;
   const GradRule rule{inv_scale, static_cast<float>(settings.clip_value)};
   const cpu::Norm norm{norm_type_of(settings.norm_type), settings.norm_type};
@@ -48,6 +51,8 @@ void CpuStep::measure_params(const StepCall& call) {
     unknown.add_row(row, call.views[row].numel);
     call.rows[row].set_squares({});
   }
+  if (unknown.chunks().empty()) return;
+  RECORD_USER_SCOPE("gradops.param_stats");
   std::vector<ChunkStats> chunks(unknown.chunks().size());
   cpu::chunk_stats(unknown, call.views, &cpu::TensorRow::param, GradRule{}, cpu::Norm{}, chunks);
   unknown.for_each_row([&](int64_t row, size_t first, size_t last) {
@@ -86,6 +91,7 @@ void CpuStep::plan_updates(const StepCall& call) {
 }
 
 void CpuStep::update(const StepCall& call, const StepDecision& decision) {
+  RECORD_USER_SCOPE("gradops.adam_step");
   const bool gather_squares = call.settings.caps();
   param_chunks_.resize(gather_squares ? table_.chunks().size() : 0);
   cpu::adam_step(table_, call.views, updates_, decision, param_chunks_);
@@ -102,6 +108,7 @@ void CpuStep::update(const StepCall& call, const StepDecision& decision) {
 }
 
 void CpuStep::write_stats(const StepCall& call, const Outcome& outcome, float loss_scale) {
+  RECORD_USER_SCOPE("gradops.write_stats");
   using Buffers = StepBuffers;
   const StepSettings& settings = call.settings;
   const StepDecision& decision = outcome.decision;

@@ -1,5 +1,6 @@
 #include "cuda_step.h"
 
+#include <ATen/record_function.h>
 #include <c10/core/DeviceGuard.h>
 
 #include <algorithm>
@@ -54,6 +55,7 @@ void CudaStep::measure_params(const StepCall& call, const cuda::StepArgs& args) 
   bool any = false;
   for (const int64_t i : call.taking_part) any |= marked[i] = !call.rows[i].squares_known();
   if (!any) return;
+  RECORD_USER_SCOPE("gradops.param_stats");
   held_.push_back(to_device(marked.data(), marked.size(), device_));
   cuda::param_stats(rows_.form(), args, held_.back().const_data_ptr<uint8_t>(), current_stream(device_));
 }
@@ -95,7 +97,10 @@ void CudaStep::step(const StepCall& call) {
     args.groups = groups_.update(rules, device_);
   }
   const cuda::Stream stream = current_stream(device_);
-  cuda::one_pass_step(rows_.form(), {args, grads, rules}, stream);
+  {
+    RECORD_USER_SCOPE("gradops.one_pass_step");
+    cuda::one_pass_step(rows_.form(), {args, grads, rules}, stream);
+  }
   if (cuda::capturing(stream)) captured(call);
   for (const int64_t i : call.taking_part) {
     call.rows[i].bump_version();

@@ -1,6 +1,7 @@
 #include "step_plan.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/record_function.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <algorithm>
@@ -171,6 +172,7 @@ bool StepPlan::same_state(const py::dict& state) const {
 }
 
 StepPlan::Followed StepPlan::follow_params() {
+  RECORD_USER_SCOPE("gradops.follow_params");
   const int64_t count = static_cast<int64_t>(rows_.size());
   std::vector<uint8_t> has_grad(count);
   std::atomic<bool> state_moved = false;
@@ -209,6 +211,7 @@ void StepPlan::refresh() {
 
 bool StepPlan::step(const py::list& param_groups, const py::dict& state, const StepSettings& settings,
                     const GradScaling& scaling) {
+  RECORD_USER_SCOPE("gradops.step");
   if (!same_params(param_groups) || !same_state(state)) return false;
   if (follow_params() != Followed::kReady) return false;
   if (taking_part_.empty()) return true;

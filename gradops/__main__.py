@@ -1,22 +1,37 @@
-"""Command line: `python -m gradops env` and `python -m gradops demo`."""
+"""Command line: `python -m gradops env`, `demo`, `bench` and `profile`."""
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from gradops import env
 
 
-def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser("demo", help="train a CNN that explodes, and cure it")
-    try:
-        from gradops import demo
-    except ModuleNotFoundError as missing:
-        sentence = f"the demo needs {missing.name}: run pip install 'gradops[demo]'"
-        parser.set_defaults(run=lambda _: sys.exit(sentence))
-        return
-    demo.add_arguments(parser)
-    parser.set_defaults(run=demo.main)
+class Command(NamedTuple):
+    """A command: what it is for, the module behind it, and the extra that installs what the module needs."""
+
+    name: str
+    purpose: str
+    module: str
+    extra: str
+
+    def fill(self, parser: argparse.ArgumentParser) -> None:
+        """Imports the module, which takes seconds that other commands need not wait for."""
+        try:
+            module = importlib.import_module(self.module)
+        except ModuleNotFoundError as missing:
+            sys.exit(f"{self.name} needs {missing.name}: run pip install 'gradops[{self.extra}]'")
+        module.add_arguments(parser)
+        parser.set_defaults(run=module.main)
+
+
+COMMANDS = (
+    Command("demo", "train a CNN that explodes, and cure it", "gradops.demo", "demo"),
+    Command("bench", "time the optimizer phase beside every native recipe", "gradops.bench.command", "report"),
+    Command("profile", "where a training step's time and memory go", "gradops.profile.command", "report"),
+)
 
 
 def _add_env(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -33,13 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
+    arguments = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="python -m gradops", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_env(commands)
-    # Asked for by name only, since its imports take seconds that `env` need not wait for.
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] != ["env"]:
-        _add_demo(commands)
+    for command in COMMANDS:
+        added = commands.add_parser(command.name, help=command.purpose, description=command.purpose)
+        if arguments[:1] == [command.name]:
+            command.fill(added)
     args = parser.parse_args(arguments)
     status: int | None = args.run(args)
     return status or 0

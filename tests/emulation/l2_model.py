@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.models import shapes
+from gradops.bench.models import shapes
 
 LINE = 128
 # What a block takes at a time: a piece of 512 elements for each of its 8 warps. Its lines are touched together and so

@@ -1,10 +1,15 @@
-"""Parameter shapes of well-known networks, in torchvision's order, without their weights.
+"""Parameter shapes of networks; those of well-known ones are lists here, in torchvision's order.
 
-What an optimizer step costs depends on the shapes alone, so that these lists stand in for the models.
+What an optimizer step costs depends on the shapes alone, so that the lists stand in for the models.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator
+
+import torch
+
+from gradops.bench.zoo import make_model
 
 Shape = tuple[int, ...]
 
@@ -66,8 +71,8 @@ def _convnext_tiny() -> Iterator[Shape]:
     inputs = 3
     for stage, (width, depth) in enumerate(zip(widths, depths, strict=True)):
         patch = 4 if stage == 0 else 2
-        convolution = [(width, inputs, patch, patch), (width,)]
-        norm = [(width if stage == 0 else inputs,)] * 2
+        convolution: list[Shape] = [(width, inputs, patch, patch), (width,)]
+        norm: list[Shape] = [(width if stage == 0 else inputs,)] * 2
         yield from convolution + norm if stage == 0 else norm + convolution
         for _ in range(depth):
             yield from [(width, 1, 1), (width, 1, 7, 7), (width,), (width,), (width,)]
@@ -113,15 +118,29 @@ KNOWN = {
 }
 
 
+# Other names that people know these networks by.
+ALIASES = {"vit_base": "vit_b_16", "vit_base_patch16_224": "vit_b_16"}
+
+_SAME_TENSORS = re.compile(r"(\d+)x(\d+)")
+
+
 def shapes(name: str) -> list[Shape]:
-    """Parameter shapes of a model of `MODELS`, or of "NxM": N tensors of M elements.
+    """Parameter shapes of what `--model` names.
+
+    Args:
+        name: a network of `MODELS` or `ALIASES`; "NxM" for N tensors of M elements; "path.py:function" for a function
+            that returns a model; else a network of torchvision or timm.
 
     Raises:
         ValueError: if a list does not have the counts of the model it stands for.
+        ModelError: nothing of that name can be found or made.
     """
+    name = ALIASES.get(name, name)
+    if same := _SAME_TENSORS.fullmatch(name):
+        return [(int(same[2]),)] * int(same[1])
     if name not in MODELS:
-        tensors, elements = map(int, name.split("x"))
-        return [(elements,)] * tensors
+        with torch.device("meta"):
+            return [tuple(param.shape) for param in make_model(name).parameters()]
     found = list(MODELS[name]())
     counts = (sum(map(math.prod, found)), len(found))
     if counts != KNOWN[name]:

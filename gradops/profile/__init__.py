@@ -1,0 +1,1 @@
+"""`python -m gradops profile`: where a mixed-precision training step goes, natively and with gradops."""

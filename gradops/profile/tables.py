@@ -1,0 +1,173 @@
+"""The report's tables, written once for the terminal and for the HTML page."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from gradops.bench.units import duration
+from gradops.bench.units import memory as size
+from gradops.profile.loop import NAMES, PHASES, UPDATE, Record
+from gradops.profile.phases import OTHER, PARTS, Cost
+from gradops.profile.result import Result, trajectory
+
+WIDE = 0.25
+SHOWN_EVENTS = 12
+SHOWN_PARAMS = 3
+IN_THE_PASS = "in one pass"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells are text; all columns but the first are numbers. `emphasis` are rows that stand out."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    emphasis: frozenset[int] = frozenset()
+    note: str = ""
+
+
+def of_result(result: Result, device: str) -> list[Table]:
+    """All tables of one batch size."""
+    return [where_time_goes(result), launches(result, device), peak_memory(result), loss_scale(result)]
+
+
+def where_time_goes(result: Result) -> Table:
+    """Times and shares of a step's phases, then of the parts of the one pass, then of the whole step."""
+    native, ours = (result.costs[name] for name in NAMES)
+    totals = [sum(cost.seconds for name, cost in found.items() if name not in PARTS) for found in (native, ours)]
+    rows: list[tuple[str, ...]] = []
+    for name in (*PHASES, OTHER):
+        if name in native or name in ours:
+            cells = (*_time(native.get(name), totals[0]), *_time(ours.get(name), totals[1], name))
+            rows.append((name, *cells))
+        if name == "optimizer":
+            rows += [(f"  {part}", "", "", *_time(ours[part], totals[1])) for part in PARTS if part in ours]
+    update = [sum((found.get(name, Cost()) for name in UPDATE), Cost()).seconds for found in (native, ours)]
+    first = len(rows)
+    rows.append(("unscale to scale update", *_time(Cost(update[0]), totals[0]), *_time(Cost(update[1]), totals[1])))
+    rows.append(("step, profiled", *_time(Cost(totals[0]), totals[0]), *_time(Cost(totals[1]), totals[1])))
+    medians = [result.samples[name].median for name in NAMES]
+    rows.append(("step, not profiled", duration(medians[0]), "", duration(medians[1]), ""))
+    speeds = [f"{result.images_per_second(name):,.1f}" for name in NAMES]
+    rows.append(("images per second", speeds[0], "", speeds[1], ""))
+    return Table(
+        f"Where the time goes, batch size {result.batch_size}",
+        ("phase", "native", "share", "gradops", "share"),
+        rows,
+        frozenset(range(first, len(rows))),
+        verdict(result, update),
+    )
+
+
+def _time(cost: Cost | None, total: float, name: str = "") -> tuple[str, str]:
+    if cost is None:
+        return (IN_THE_PASS, "") if name in UPDATE else ("", "")
+    return duration(cost.seconds), f"{cost.seconds / total:.1%}"
+
+
+def verdict(result: Result, update: list[float]) -> str:
+    """What gradops changes, in a sentence, and what the figures must not be read without."""
+    low, middle, high = result.speedup_quartiles
+    steps = f"{_compare(middle)} with gradops (quartiles {low:.2f} and {high:.2f})"
+    told_apart = not low <= 1 <= high
+    after = f"{_compare(update[0] / update[1])} ({duration(update[0])} to {duration(update[1])}, profiled)"
+    native, ours = (result.samples[name].spread for name in NAMES)
+    overhead = max(result.profiler_overhead(name) for name in NAMES)
+    said = [
+        f"Steps are {steps}." if told_apart else f"Steps cannot be told apart: they are {steps}.",
+        f"What comes after the backward pass is {after}.",
+        f"Spread of the steps: {native:.0%} and {ours:.0%} of the median, {len(result.samples['native'].seconds)} rounds.",
+        f"Profiled steps take {overhead:+.0%}.",
+    ]
+    if max(native, ours) > WIDE:
+        said.append("That is a wide spread: the machine was not quiet.")
+    return " ".join(said)
+
+
+def _compare(ratio: float) -> str:
+    return f"{ratio:.2f} times as fast"
+
+
+def launches(result: Result, device: str) -> Table:
+    """What the host asks for and waits for."""
+    native, ours = (result.costs[name] for name in NAMES)
+    on_gpu = device == "cuda"
+    counted = "launches" if on_gpu else "operators"
+    own = (counted, "waits", "host", "device") if on_gpu else (counted, "reads")
+    rows = []
+    for name in (*PHASES, OTHER):
+        if name in native or name in ours:
+            rows.append((name, *_asked(native.get(name), on_gpu), *_asked(ours.get(name), on_gpu)))
+    kernels = "kernels launched" if on_gpu else "operators that touch data, and calls of the one pass"
+    waits = "waits: synchronisations" if on_gpu else "reads: tensors whose value Python asks for, a wait on a GPU"
+    return Table(
+        "What the host asks for: native, then gradops",
+        ("phase", *own, *own),
+        rows,
+        note=f"{counted}: {kernels}; {waits}.",
+    )
+
+
+def _asked(cost: Cost | None, on_gpu: bool) -> tuple[str, ...]:
+    if cost is None:
+        return ("",) * (4 if on_gpu else 2)
+    counts = (f"{cost.launches:,}", str(cost.waits))
+    return (*counts, duration(cost.seconds), duration(cost.device_seconds)) if on_gpu else counts
+
+
+def peak_memory(result: Result) -> Table:
+    """What is taken for what, then the peak of each phase."""
+    found = [result.memory[name] for name in NAMES]
+    rows = [
+        ("parameters and buffers", *(size(memory.params) for memory in found)),
+        ("optimizer state", *(size(memory.state) for memory in found)),
+        ("gradients", *(size(memory.grads) for memory in found)),
+        ("activations", *(size(memory.activations) for memory in found)),
+        ("temporaries after backward", *(size(memory.temporaries) for memory in found)),
+    ]
+    for name in PHASES:
+        if any(name in memory.peaks for memory in found):
+            cells = (size(memory.peaks[name]) if name in memory.peaks else IN_THE_PASS for memory in found)
+            rows.append((f"peak in {name}", *cells))
+    rows.append(("peak", *(size(memory.peak) for memory in found)))
+    return Table("Memory", ("what", *NAMES), rows, frozenset({len(rows) - 1}))
+
+
+def loss_scale(result: Result) -> Table:
+    """Loss scale, skipped steps, and where inf and NaN came from."""
+    rows = [
+        ("loss scale", *(trajectory(result.records[name]) for name in NAMES)),
+        ("skipped steps", *(_skipped(result.records[name]) for name in NAMES)),
+        ("last loss", *(f"{result.records[name][-1].loss:.4g}" for name in NAMES)),
+    ]
+    events = list(nonfinite_events(result.records["gradops"]))
+    rows += [(f"inf or NaN in step {step}", "not told", names) for step, names in events[:SHOWN_EVENTS]]
+    more = f"{len(events) - SHOWN_EVENTS} more steps had inf or NaN." if len(events) > SHOWN_EVENTS else ""
+    return Table("Loss scale and non-finite gradients", ("what", *NAMES), rows, note=more)
+
+
+def _skipped(records: list[Record]) -> str:
+    steps = [str(step) for step, record in enumerate(records, 1) if record.skipped]
+    return f"{len(steps)} of {len(records)}" + (f" ({', '.join(steps[:SHOWN_EVENTS])})" if steps else "")
+
+
+def nonfinite_events(records: Iterable[Record]) -> Iterable[tuple[int, str]]:
+    """The steps in which gradients were inf or NaN, from 1, with the parameters that had the most."""
+    for step, record in enumerate(records, 1):
+        if record.nonfinite:
+            worst = sorted(record.nonfinite.items(), key=lambda item: -item[1])
+            names = ", ".join(f"{name}: {count:,}" for name, count in worst[:SHOWN_PARAMS])
+            more = len(worst) - SHOWN_PARAMS
+            yield step, names + (f" and {more} more parameters" if more > 0 else "")
+
+
+def batch_sizes(results: list[Result]) -> Table:
+    """The effect of the batch size."""
+    rows = []
+    for result in results:
+        times = [duration(result.samples[name].median) for name in NAMES]
+        speeds = [f"{result.images_per_second(name):,.1f}" for name in NAMES]
+        peaks = [size(result.memory[name].peak) for name in NAMES]
+        rows.append((str(result.batch_size), *times, f"{result.speedup:.2f}x", *speeds, *peaks))
+    header = ("batch", "native", "gradops", "faster", "native/s", "gradops/s", "native mem", "gradops mem")
+    return Table("Batch sizes", header, rows, note="/s: images per second; mem: peak memory.")
