@@ -63,6 +63,8 @@ class StepStats:
 class StepBuffers:
     """The memory behind `StepStats` and behind the loss scale, in the order that csrc/step_plan.h gives it."""
 
+    stats: StepStats
+
     def __init__(self) -> None:
         self.scalars = torch.zeros(5, dtype=torch.float32)
         self.counters = torch.zeros(3, dtype=torch.int64)
