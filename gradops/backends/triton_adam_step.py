@@ -5,13 +5,12 @@ parameters for the relative step cap, where no update has done so.
 import triton
 import triton.language as tl
 
-from gradops.backends.triton_grad_stats import measure_chunk
-from gradops.backends.triton_math import abs_bits_of, adam_update, clamp_grad, power_sum
+from gradops.backends.triton_grad_stats import add_tile, chunk_stats, measure_chunk, measure_tiles
+from gradops.backends.triton_math import adam_update, clamp_grad
 from gradops.backends.triton_rows import (
     BETA2,
     CAPPED,
     CHUNK,
-    CHUNK_LEVELS,
     CLIP_COEF,
     CLIP_VALUE,
     DECAY,
@@ -35,33 +34,40 @@ from gradops.backends.triton_rows import (
     ROW_WORDS,
     RULE_WORDS,
     SKIP,
+    SMALL_TILE,
     STEP,
     STEP_SIZE,
     TAKES_PART,
-    scattered,
-    vector,
+    TILE,
+    pointers_of,
 )
 
 
 @triton.jit
-def update_elements(
-    param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, inside, rule, decision, clip_value, KIND_: tl.constexpr
+def update_tile(
+    row, layouts, at, rule, decision, clip_value, KIND_: tl.constexpr, VECTORS: tl.constexpr, SIZE: tl.constexpr
 ):
-    """Updates what the pointers point to, where `inside`, or everywhere if that is None; returns what was stored."""
-    m = tl.load(exp_avg, mask=inside, eviction_policy="evict_first")
-    v = tl.load(exp_avg_sq, mask=inside, eviction_policy="evict_first")
-    weight = tl.load(param, mask=inside, eviction_policy="evict_first")
-    g = tl.load(grad, mask=inside, eviction_policy="evict_first").to(tl.float32)
-    largest = v
+    """Updates SIZE elements, in the order of the row; returns what was stored of the parameter."""
+    param_at = pointers_of(row, layouts, at, PARAM, KIND_ % 3, VECTORS, SIZE)
+    exp_avg_at = pointers_of(row, layouts, at, EXP_AVG, 0, VECTORS, SIZE)
+    exp_avg_sq_at = pointers_of(row, layouts, at, EXP_AVG_SQ, 0, VECTORS, SIZE)
+    max_exp_avg_sq_at = pointers_of(row, layouts, at, MAX_EXP_AVG_SQ, 0, VECTORS, SIZE)
+    inside = None if VECTORS else at + tl.arange(0, SIZE) < tl.load(row + NUMEL)
+    grad_at = pointers_of(row, layouts, at, GRAD, KIND_ // 3 % 3, VECTORS, SIZE)
+    grad = tl.load(grad_at, mask=inside, eviction_policy="evict_first").to(tl.float32)
+    param = tl.load(param_at, mask=inside, eviction_policy="evict_first")
+    exp_avg = tl.load(exp_avg_at, mask=inside, eviction_policy="evict_first")
+    exp_avg_sq = tl.load(exp_avg_sq_at, mask=inside, eviction_policy="evict_first")
+    max_exp_avg_sq = exp_avg_sq
     if KIND_ >= 9:
-        largest = tl.load(max_exp_avg_sq, mask=inside, eviction_policy="evict_first")
-    g = clamp_grad(g * tl.load(decision + INV_SCALE), clip_value) * tl.load(decision + CLIP_COEF)
-    updated, m, v, largest = adam_update(
-        weight.to(tl.float32),
-        m,
-        v,
-        largest,
-        g * tl.load(rule + GRAD_SIGN),
+        max_exp_avg_sq = tl.load(max_exp_avg_sq_at, mask=inside, eviction_policy="evict_first")
+    grad = clamp_grad(grad * tl.load(decision + INV_SCALE), clip_value) * tl.load(decision + CLIP_COEF)
+    updated, exp_avg, exp_avg_sq, max_exp_avg_sq = adam_update(
+        param.to(tl.float32),
+        exp_avg,
+        exp_avg_sq,
+        max_exp_avg_sq,
+        grad * tl.load(rule + GRAD_SIGN),
         tl.load(rule + ONE_MINUS_BETA1),
         tl.load(rule + BETA2),
         tl.load(rule + ONE_MINUS_BETA2),
@@ -72,84 +78,61 @@ def update_elements(
         tl.load(rule + INV_BIAS_CORRECTION2_SQRT),
         KIND_ >= 9,
     )
-    stored = updated.to(weight.dtype)
-    tl.store(param, stored, mask=inside, eviction_policy="evict_first")
-    tl.store(exp_avg, m, mask=inside, eviction_policy="evict_first")
-    tl.store(exp_avg_sq, v, mask=inside, eviction_policy="evict_first")
+    stored = updated.to(param.dtype)
+    tl.store(param_at, stored, mask=inside, eviction_policy="evict_first")
+    tl.store(exp_avg_at, exp_avg, mask=inside, eviction_policy="evict_first")
+    tl.store(exp_avg_sq_at, exp_avg_sq, mask=inside, eviction_policy="evict_first")
     if KIND_ >= 9:
-        tl.store(max_exp_avg_sq, largest, mask=inside, eviction_policy="evict_first")
+        tl.store(max_exp_avg_sq_at, max_exp_avg_sq, mask=inside, eviction_policy="evict_first")
     return stored.to(tl.float32)
 
 
 @triton.jit
-def update_in_vectors(row, begin, rule, decision, clip_value, KIND_: tl.constexpr):
-    """A full chunk in 128-bit accesses."""
-    return update_elements(
-        vector(row, begin, PARAM, KIND_ % 3),
-        vector(row, begin, GRAD, KIND_ // 3 % 3),
-        vector(row, begin, EXP_AVG, 0),
-        vector(row, begin, EXP_AVG_SQ, 0),
-        vector(row, begin, MAX_EXP_AVG_SQ, 0),
-        None,
-        rule,
-        decision,
-        clip_value,
-        KIND_,
-    )
+def update_in_vectors(row, layouts, begin, end, rule, decision, clip_value, KIND_: tl.constexpr, CAPS: tl.constexpr):
+    """Updates a full chunk; with CAPS returns the sum of the stored parameters' squares, and its unit."""
+    sums = tl.zeros([TILE], tl.float32)
+    abs_max_bits = tl.zeros([TILE], tl.int32)
+    for at in range(begin, end, TILE):
+        stored = update_tile(row, layouts, at, rule, decision, clip_value, KIND_, True, TILE)
+        if CAPS:
+            sums, abs_max_bits = add_tile(sums, abs_max_bits, stored, float("inf"), 2)
+    total, unit = 0.0, 1.0
+    if CAPS:
+        tl.debug_barrier()  # a second look may read what another thread has stored
+        total, unit, _, _ = chunk_stats(
+            row, layouts, begin, end, 1.0, float("inf"), 2.0, sums, abs_max_bits, PARAM, KIND_ % 3, 2, True
+        )
+    return total, unit
 
 
 @triton.jit
-def update_scattered(row, layouts, begin, inside, rule, decision, clip_value, KIND_: tl.constexpr):
-    """A tail, or tensors with strides of their own or off 16 bytes."""
-    return update_elements(
-        scattered(row, layouts, begin, PARAM, KIND_ % 3),
-        scattered(row, layouts, begin, GRAD, KIND_ // 3 % 3),
-        scattered(row, layouts, begin, EXP_AVG, 0),
-        scattered(row, layouts, begin, EXP_AVG_SQ, 0),
-        scattered(row, layouts, begin, MAX_EXP_AVG_SQ, 0),
-        inside,
-        rule,
-        decision,
-        clip_value,
-        KIND_,
-    )
-
-
-@triton.jit
-def keep_squares(x, param_sums, chunk, chunk_count):
-    """The sum of squares of a chunk of parameters, for the relative step cap of the next step."""
-    total, unit = power_sum(x, tl.max(abs_bits_of(x)), 2.0, 2, CHUNK_LEVELS)
-    tl.store(param_sums + chunk, total)
-    tl.store(param_sums + chunk_count + chunk, unit)
+def update_elements(row, layouts, begin, end, rule, decision, clip_value, KIND_: tl.constexpr, CAPS: tl.constexpr):
+    """As `update_in_vectors`, for what is strided, off 16 bytes or a tail; it is read back to be measured."""
+    for at in range(begin, end, SMALL_TILE):
+        update_tile(row, layouts, at, rule, decision, clip_value, KIND_, False, SMALL_TILE)
+    total, unit = 0.0, 1.0
+    if CAPS:
+        tl.debug_barrier()
+        total, unit, _, _ = measure_tiles(row, layouts, begin, end, 1.0, float("inf"), 2.0, PARAM, KIND_ % 3, 2, False)
+    return total, unit
 
 
 @triton.jit
 def update_chunk(
-    row,
-    layouts,
-    chunk,
-    begin,
-    rule,
-    decision,
-    clip_value,
-    param_sums,
-    chunk_count,
-    KIND_: tl.constexpr,
-    CAPS: tl.constexpr,
+    row, layouts, begin, rule, decision, clip_value, param_sum, chunk_count, KIND_: tl.constexpr, CAPS: tl.constexpr
 ):
-    left = tl.load(row + NUMEL) - begin
-    if (tl.load(row + IN_VECTORS) != 0) & (left >= CHUNK):
-        stored = update_in_vectors(row, begin, rule, decision, clip_value, KIND_)
-        if CAPS:
-            keep_squares(stored, param_sums, chunk, chunk_count)
+    """Updates a chunk and, for the relative step cap of the next step, keeps the sum of its parameters' squares."""
+    end = tl.minimum(begin + CHUNK, tl.load(row + NUMEL))
+    if (tl.load(row + IN_VECTORS) != 0) & (end == begin + CHUNK):
+        total, unit = update_in_vectors(row, layouts, begin, end, rule, decision, clip_value, KIND_, CAPS)
     else:
-        inside = tl.arange(0, CHUNK) < left
-        stored = update_scattered(row, layouts, begin, inside, rule, decision, clip_value, KIND_)
-        if CAPS:
-            keep_squares(tl.where(inside, stored, 0.0), param_sums, chunk, chunk_count)
+        total, unit = update_elements(row, layouts, begin, end, rule, decision, clip_value, KIND_, CAPS)
+    if CAPS:
+        tl.store(param_sum, total)
+        tl.store(param_sum + chunk_count, unit)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunk_count"])
 def adam_step_kernel(
     rows,
     chunk_rows,
@@ -182,12 +165,11 @@ def adam_step_kernel(
         if KINDS_HERE & (1 << each):
             if kind == each:
                 begin = (chunk - first) * CHUNK
-                update_chunk(
-                    row, layouts, chunk, begin, rule, decision, clip_value, param_sums, chunk_count, each, CAPS
-                )
+                param_sum = param_sums + chunk
+                update_chunk(row, layouts, begin, rule, decision, clip_value, param_sum, chunk_count, each, CAPS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunk_count"])
 def param_squares_kernel(rows, chunk_rows, layouts, wanted, param_sums, chunk_count, DTYPES: tl.constexpr):
     """Measures the parameters of the rows that are `wanted`, as `adam_step_kernel` does while it updates them."""
     chunk = tl.program_id(0)

@@ -3,13 +3,7 @@
 import triton
 import triton.language as tl
 
-from gradops.backends.triton_math import (
-    MERGE_LEVELS,
-    clip_coef_of,
-    integer_power,
-    merge_stats,
-    norm_of,
-)
+from gradops.backends.triton_math import MERGE_LEVELS, clip_coef_of, integer_power, merge_stats, norm_of
 from gradops.backends.triton_rows import (
     BACKOFF_FACTOR,
     BETA1_OF,

@@ -1,7 +1,8 @@
 """The rules of csrc/math for Triton: the one deliberate second copy, held to the same oracle by the same tests.
 
 Sums are trees written out in elements, so that their order hangs neither on the dtype nor on the width of the accesses
-or the number of warps, and the interpreter adds as a GPU does. Every quotient and root is the rounded one.
+or the number of warps, and the interpreter adds as a GPU does. Every quotient and root is the rounded one. `NORM` is 1
+or 2 for those p, 0 for inf and 3 for any other.
 """
 
 import triton
@@ -13,13 +14,8 @@ LARGEST = tl.constexpr(3.4028234663852886e38)
 # A square below 2^-126 may vanish; 2^12 of them stay below 2^-32 of a sum of 2^-80.
 EXACT_SQUARES = tl.constexpr(2.0**-80)
 
-# What merges many entries: 2^8 lanes.
+# Many entries are merged on 2^8 lanes.
 MERGE_LEVELS = tl.constexpr(8)
-
-NORM_INF = tl.constexpr(0)
-NORM_L1 = tl.constexpr(1)
-NORM_L2 = tl.constexpr(2)
-NORM_GENERAL = tl.constexpr(3)
 
 
 @triton.jit
@@ -74,31 +70,27 @@ def power_of(x, p, NORM: tl.constexpr):
 
 
 @triton.jit
-def power_sum(x, abs_max_bits, p, NORM: tl.constexpr, LEVELS: tl.constexpr):
-    """Sum of |x|^p as (sum, unit): sum * unit^p, of 2^LEVELS values of which `abs_max_bits` is the largest.
-
-    The unit is 1 unless the plain float32 sum left the range in which it is exact; then values are measured in a unit
-    taken from the largest. For p = 1 and 2 it is a power of two and the quotients are exact.
-    """
-    total = 0.0
-    unit = 1.0
-    again = (abs_max_bits > 0) & (abs_max_bits < INF_BITS)
+def needs_unit(total, abs_max_bits, NORM: tl.constexpr):
+    """Whether a plain float32 sum of powers lost something; other powers than 1 and 2 have no plain sum."""
+    finite = (abs_max_bits > 0) & (abs_max_bits < INF_BITS)
     if NORM == 0:
-        again = False
-    if NORM == 1:
-        total = tree_sum(tl.abs(x), LEVELS)
-        again = again & (total > LARGEST)
-    if NORM == 2:
-        total = tree_sum(x * x, LEVELS)
-        again = again & ((total > LARGEST) | (total < EXACT_SQUARES))
-    if NORM > 0:
-        if again:
-            unit = tl.maximum(float_of(abs_max_bits), SMALLEST_NORMAL)
-            if NORM < 3:
-                unit = float_of(abs_bits_of(unit) & INF_BITS)
-            in_unit = tl.div_rn(tl.abs(x), tl.zeros_like(x) + unit)
-            total = tree_sum(power_of(in_unit, p, NORM), LEVELS)
-    return total, unit
+        needs = False
+    elif NORM == 1:
+        needs = finite & (total > LARGEST)
+    elif NORM == 2:
+        needs = finite & ((total > LARGEST) | (total < EXACT_SQUARES))
+    else:
+        needs = finite
+    return needs
+
+
+@triton.jit
+def unit_of(largest, NORM: tl.constexpr):
+    """The unit for a chunk with this largest element; for p = 1 and 2 a power of two, so that quotients are exact."""
+    unit = tl.maximum(largest, SMALLEST_NORMAL)
+    if NORM < 3:
+        unit = float_of(abs_bits_of(unit) & INF_BITS)
+    return unit
 
 
 @triton.jit

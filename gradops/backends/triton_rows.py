@@ -1,14 +1,18 @@
 """What the Triton kernels read: the words of the tables, and the elements of one chunk.
 
-A row is one parameter. It is cut into chunks of 4096 elements in the order in which its parameter lies in memory; one
-program takes one chunk.
+A row is one parameter. It is cut into chunks in the order in which its parameter lies in memory; one program takes one
+chunk, tile by tile. A tile is as large as the threads of a program can read at once in 128-bit accesses of 16-bit
+elements.
 """
 
 import triton
 import triton.language as tl
 
-CHUNK = tl.constexpr(4096)
-CHUNK_LEVELS = tl.constexpr(12)  # 2^12 elements
+CHUNK = tl.constexpr(8192)
+TILE = tl.constexpr(1024)
+TILE_LEVELS = tl.constexpr(10)  # 2^10 elements
+# Where elements are updated one by one: fewer at once, since each takes the registers of four addresses.
+SMALL_TILE = tl.constexpr(256)
 
 # The words of a row; addresses are 0 where there is nothing.
 PARAM, GRAD, EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ = (tl.constexpr(i) for i in range(5))
@@ -49,37 +53,42 @@ GROWTH_FACTOR, BACKOFF_FACTOR, GROWTH_INTERVAL, MIN_SCALE, MAX_SCALE = (tl.const
 INV_SCALE, CLIP_COEF, SKIP = (tl.constexpr(i) for i in range(3))
 
 
-@triton.jit
-def address(row, TENSOR: tl.constexpr, DTYPE: tl.constexpr):
-    """A tensor's address as a pointer."""
-    word = tl.load(row + TENSOR)
-    if DTYPE == 0:
-        pointer = word.to(tl.pointer_type(tl.float32))
-    elif DTYPE == 1:
-        pointer = word.to(tl.pointer_type(tl.bfloat16))
-    else:
-        pointer = word.to(tl.pointer_type(tl.float16))
-    return pointer
+@triton.constexpr_function
+def element_of(dtype):
+    """The type that a dtype's code stands for."""
+    return (tl.float32, tl.bfloat16, tl.float16)[dtype]
 
 
 @triton.jit
-def vector(row, begin, TENSOR: tl.constexpr, DTYPE: tl.constexpr):
-    """Pointers to a full chunk that is accessed in vectors."""
-    pointer = tl.multiple_of(address(row, TENSOR, DTYPE), 16)
-    return pointer + begin + tl.max_contiguous(tl.arange(0, CHUNK), CHUNK)
+def vectors_of(row, at, TENSOR: tl.constexpr, DTYPE: tl.constexpr):
+    """Pointers to a tile of a tensor that is accessed in vectors."""
+    # The hint must stand beside the cast: it would not survive the end of a function.
+    pointer = tl.multiple_of(tl.load(row + TENSOR).to(tl.pointer_type(element_of(DTYPE))), 16)
+    return pointer + at + tl.arange(0, TILE)
 
 
 @triton.jit
-def scattered(row, layouts, begin, TENSOR: tl.constexpr, DTYPE: tl.constexpr):
-    """Pointers to the elements of a chunk, wherever they lie."""
+def elements_of(row, layouts, at, TENSOR: tl.constexpr, DTYPE: tl.constexpr, SIZE: tl.constexpr):
+    """Pointers to SIZE elements, wherever they lie."""
     layout = layouts + tl.load(row + LAYOUT)
     dims = tl.load(layout)
-    left = begin + tl.arange(0, CHUNK)
-    place = tl.zeros([CHUNK], tl.int64)
+    left = at + tl.arange(0, SIZE)
+    place = tl.zeros([SIZE], tl.int64)
     dim = layout + 1
     for _ in range(1, dims):
         size = tl.load(dim)
-        place += left % size * tl.load(dim + 1 + TENSOR)
-        left = left // size
+        outer = left // size
+        place += (left - outer * size) * tl.load(dim + 1 + TENSOR)
+        left = outer
         dim += 1 + TENSORS
-    return address(row, TENSOR, DTYPE) + place + left * tl.load(dim + 1 + TENSOR)
+    return tl.load(row + TENSOR).to(tl.pointer_type(element_of(DTYPE))) + place + left * tl.load(dim + 1 + TENSOR)
+
+
+@triton.jit
+def pointers_of(
+    row, layouts, at, TENSOR: tl.constexpr, DTYPE: tl.constexpr, VECTORS: tl.constexpr, SIZE: tl.constexpr = TILE
+):
+    """Pointers to a tile, by whichever way it lies."""
+    if VECTORS:
+        return vectors_of(row, at, TENSOR, DTYPE)
+    return elements_of(row, layouts, at, TENSOR, DTYPE, SIZE)

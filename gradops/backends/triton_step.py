@@ -24,7 +24,7 @@ from gradops.loss_scale import DynamicLossScale
 from gradops.settings import loss_scale_policy
 
 # Products and sums are rounded each for itself, as the other backends round them.
-OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
+OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 
 
 def launch(kernel: Any, programs: int, arguments: dict[str, Any]) -> None:
