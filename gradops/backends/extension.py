@@ -1,11 +1,12 @@
 """`gradops._C`, where it was built: the one place that knows whether it was."""
 
+import importlib
 import warnings
 from types import ModuleType
 
 _C: ModuleType | None
 try:
-    from gradops import _C as _C
+    _C = importlib.import_module("gradops._C")
 except ModuleNotFoundError:
     _C = None
     MISSING = "gradops was installed without its native code (GRADOPS_NATIVE=0)"

@@ -68,7 +68,7 @@ def _update(call: StepCall, rows: list[Row], inv_scale: Tensor | None, coef: Ten
             assert row.grad is not None
             grad = torch_math.clamp(torch_math.unscale(row.grad, inv_scale), call.settings.clip_value) * coef
             torch_math.adam_update(row.param, grad, _state(row), group, rule, skip)
-        torch._foreach_add_(steps, (~skip).float())
+        torch._foreach_add_(steps, [(~skip).float()] * len(steps))
     return capped
 
 
