@@ -18,6 +18,12 @@ settings.register_profile("long", max_examples=1000, **common)
 settings.load_profile("default")
 
 
+if os.environ.get("TRITON_INTERPRET") == "1":
+    import interpreter
+
+    interpreter.install()
+
+
 def usable_backends():
     """Pairs of backend and device type: all that can run here; alone Triton, on the CPU, under its interpreter."""
     if os.environ.get("TRITON_INTERPRET") == "1":

@@ -68,7 +68,8 @@ class Meter:
 
 
 def install():
-    """Repairs the cast for the rest of the process."""
+    """Repairs the cast, and makes calls cheap, for the rest of the process."""
+    np.seterr(all="ignore")  # a GPU has no warnings
     interpreter.InterpreterBuilder.cast_impl = _cast
     plain = interpreter.InterpreterBuilder.create_fp_to_fp
     nearest = interpreter._ir.ROUNDING_MODE.RTNE
@@ -79,6 +80,15 @@ def install():
         return plain(self, src, dst_type, rounding_mode)
 
     interpreter.InterpreterBuilder.create_fp_to_fp = create_fp_to_fp
+    patch = interpreter._patch_lang
+
+    def patch_once(fn):
+        """A function that a kernel calls finds the language patched; to do it again takes most of a test's time."""
+        seen = [module for module in (tl, tl.core) if module in fn.__globals__.values()]
+        plain = any(tl.core.is_builtin(module.load) for module in seen)
+        return patch(fn) if plain else interpreter._LangPatchScope()
+
+    interpreter._patch_lang = patch_once
 
 
 @contextlib.contextmanager
