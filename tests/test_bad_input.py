@@ -8,6 +8,8 @@ from beside import assert_bitwise, snapshot
 
 import gradops
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 BAD_SETTINGS = [
     ({"max_norm": -1.0}, ValueError, r"max_norm must be positive.*got -1"),
     ({"max_norm": 0.0}, ValueError, r"max_norm must be positive.*got 0"),
