@@ -15,7 +15,7 @@ OptimizerT = TypeVar("OptimizerT", bound=torch.optim.Optimizer)
 
 _ARGUMENTS = """
     Args:
-        params: parameters, named parameters or groups: float32, bfloat16 and float16 on the CPU, of any layout.
+        params: parameters, named parameters or groups: float32, bfloat16 and float16 on one device, of any layout.
         *args, **kwargs: torch's arguments.
         max_norm: the gradients' norm is clipped to it, as by `torch.nn.utils.clip_grad_norm_`; positive.
         norm_type: p of that norm; positive, may be inf.
