@@ -1,7 +1,7 @@
 """The rules of csrc/math for Triton: the one deliberate second copy, held to the same oracle by the same tests.
 
-Sums are trees written out in elements, so that their order hangs neither on the dtype nor on the width of the accesses
-or the number of warps, and the interpreter adds as a GPU does. Every quotient and root is the rounded one. `NORM` is 1
+Sums are trees of pairs, so that their order hangs neither on the dtype nor on the width of the accesses or the number
+of warps, and the interpreter adds as a GPU does. Every quotient and root of an element is the rounded one. `NORM` is 1
 or 2 for those p, 0 for inf and 3 for any other.
 """
 
@@ -20,11 +20,10 @@ MERGE_LEVELS = tl.constexpr(8)
 
 @triton.jit
 def tree_sum(x, LEVELS: tl.constexpr):
-    """The sum of 2^LEVELS values, neighbours first."""
-    for level in tl.static_range(LEVELS):
-        left, right = tl.split(tl.reshape(x, [2 ** (LEVELS - 1 - level), 2]))
-        x = left + right
-    return tl.sum(x)  # of one value
+    """The sum of 2^LEVELS values, neighbours first. Of two values there is one sum, however the compiler takes it."""
+    for level in tl.static_range(1, LEVELS):
+        x = tl.sum(tl.reshape(x, [2 ** (LEVELS - level), 2]), axis=1)
+    return tl.sum(x)
 
 
 @triton.jit
