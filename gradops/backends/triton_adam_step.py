@@ -48,19 +48,20 @@ def update_tile(
     row, layouts, at, rule, decision, clip_value, KIND_: tl.constexpr, VECTORS: tl.constexpr, SIZE: tl.constexpr
 ):
     """Updates SIZE elements, in the order of the row; returns what was stored of the parameter."""
+    HINT: tl.constexpr = "evict_first" if VECTORS else ""  # a sector is used by several programs' elements otherwise
     param_at = pointers_of(row, layouts, at, PARAM, KIND_ % 3, VECTORS, SIZE)
     exp_avg_at = pointers_of(row, layouts, at, EXP_AVG, 0, VECTORS, SIZE)
     exp_avg_sq_at = pointers_of(row, layouts, at, EXP_AVG_SQ, 0, VECTORS, SIZE)
     max_exp_avg_sq_at = pointers_of(row, layouts, at, MAX_EXP_AVG_SQ, 0, VECTORS, SIZE)
     inside = None if VECTORS else at + tl.arange(0, SIZE) < tl.load(row + NUMEL)
     grad_at = pointers_of(row, layouts, at, GRAD, KIND_ // 3 % 3, VECTORS, SIZE)
-    grad = tl.load(grad_at, mask=inside, eviction_policy="evict_first").to(tl.float32)
-    param = tl.load(param_at, mask=inside, eviction_policy="evict_first")
-    exp_avg = tl.load(exp_avg_at, mask=inside, eviction_policy="evict_first")
-    exp_avg_sq = tl.load(exp_avg_sq_at, mask=inside, eviction_policy="evict_first")
+    grad = tl.load(grad_at, mask=inside, eviction_policy=HINT).to(tl.float32)
+    param = tl.load(param_at, mask=inside, eviction_policy=HINT)
+    exp_avg = tl.load(exp_avg_at, mask=inside, eviction_policy=HINT)
+    exp_avg_sq = tl.load(exp_avg_sq_at, mask=inside, eviction_policy=HINT)
     max_exp_avg_sq = exp_avg_sq
     if KIND_ >= 9:
-        max_exp_avg_sq = tl.load(max_exp_avg_sq_at, mask=inside, eviction_policy="evict_first")
+        max_exp_avg_sq = tl.load(max_exp_avg_sq_at, mask=inside, eviction_policy=HINT)
     grad = clamp_grad(grad * tl.load(decision + INV_SCALE), clip_value) * tl.load(decision + CLIP_COEF)
     updated, exp_avg, exp_avg_sq, max_exp_avg_sq = adam_update(
         param.to(tl.float32),
@@ -79,11 +80,11 @@ def update_tile(
         KIND_ >= 9,
     )
     stored = updated.to(param.dtype)
-    tl.store(param_at, stored, mask=inside, eviction_policy="evict_first")
-    tl.store(exp_avg_at, exp_avg, mask=inside, eviction_policy="evict_first")
-    tl.store(exp_avg_sq_at, exp_avg_sq, mask=inside, eviction_policy="evict_first")
+    tl.store(param_at, stored, mask=inside, eviction_policy=HINT)
+    tl.store(exp_avg_at, exp_avg, mask=inside, eviction_policy=HINT)
+    tl.store(exp_avg_sq_at, exp_avg_sq, mask=inside, eviction_policy=HINT)
     if KIND_ >= 9:
-        tl.store(max_exp_avg_sq_at, max_exp_avg_sq, mask=inside, eviction_policy="evict_first")
+        tl.store(max_exp_avg_sq_at, max_exp_avg_sq, mask=inside, eviction_policy=HINT)
     return stored.to(tl.float32)
 
 
