@@ -69,16 +69,18 @@ def norm_of(values: Tensor, largest: Tensor, norm_type: float) -> Tensor:
     """The norm of finite values, whose largest magnitude is known, in the wide dtype; right for huge and tiny ones."""
     if math.isinf(norm_type):
         return largest.to(wide_dtype(values.device))
-    # A power of two, so that dividing by it is exact; not subnormal, or dividing by it would overflow.
-    exponent = largest.clamp(min=2.0**-126).view(torch.int32) & 0x7F800000
-    unit = exponent.view(torch.float32)
-    values = (values / unit).abs()
+    # Not subnormal, or dividing by it would overflow.
+    unit = largest.clamp(min=2.0**-126)
+    if norm_type in (1.0, 2.0):
+        # A power of two, so that dividing by it is exact.
+        unit = (unit.view(torch.int32) & 0x7F800000).view(torch.float32)
+    values = values / unit
     if norm_type == 2.0:
         root = block_sum(values.square_()).sqrt()
     elif norm_type == 1.0:
-        root = block_sum(values)
+        root = block_sum(values.abs_())
     else:
-        root = block_sum(values.pow_(norm_type)).pow(1.0 / norm_type)
+        root = block_sum(values.abs_().pow_(norm_type)).pow(1.0 / norm_type)
     return root * unit
 
 
@@ -88,8 +90,8 @@ def grad_stats(grad: Tensor, inv_scale: Tensor | None, clip_value: float | None,
         zero = torch.zeros((), device=grad.device)
         return GradStats(zero.to(wide_dtype(grad.device)), zero, zero.long())
     values = unscale(grad, inv_scale)
-    abs_max = values.abs().amax()
-    nonfinite = values.isfinite().logical_not_().sum()
+    abs_max = torch.linalg.vector_norm(values, math.inf)
+    nonfinite = torch.count_nonzero(values - values)  # 0 for a number, NaN for inf and NaN
     largest = abs_max if clip_value is None else abs_max.clamp(max=clip_value)
     norm = norm_of(clamp(values, clip_value), largest, norm_type)
     return GradStats(torch.where(nonfinite > 0, abs_max, norm), abs_max, nonfinite)
@@ -168,19 +170,19 @@ def adam_update(
     beta1, beta2 = (float(beta) for beta in group["betas"])
     if group["maximize"]:
         grad = -grad
-    if weight_decay and group["decoupled_weight_decay"]:
-        weight = weight - rule.decay * weight
-    elif weight_decay:
-        grad = grad + weight_decay * weight
-    exp_avg = state["exp_avg"] + (grad - state["exp_avg"]) * (1.0 - beta1)
+    if weight_decay and not group["decoupled_weight_decay"]:
+        grad = grad.add(weight, alpha=weight_decay)
+    exp_avg = grad.sub(state["exp_avg"]).mul_(1.0 - beta1).add_(state["exp_avg"])
     # In this order, or the square of a huge gradient overflows.
-    exp_avg_sq = state["exp_avg_sq"] * beta2 + (grad * (1.0 - beta2)) * grad
+    exp_avg_sq = grad.mul(1.0 - beta2).mul_(grad).add_(state["exp_avg_sq"], alpha=beta2)
     moved = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
     second = exp_avg_sq
     if group["amsgrad"]:
         second = moved["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], second)
     denom = second.sqrt().mul_(rule.inv_bias_correction2_sqrt).add_(float(group["eps"]))
-    weight = weight - rule.step_size * (exp_avg / denom)
+    if weight_decay and group["decoupled_weight_decay"]:
+        weight = weight.sub(weight.mul(rule.decay))
+    weight = weight.sub(exp_avg.div(denom).mul_(rule.step_size))
     for key, value in moved.items():
-        state[key].copy_(torch.where(skip, state[key], value))
-    param.copy_(torch.where(skip, param, weight.to(param.dtype)))
+        torch.where(skip, state[key], value, out=state[key])
+    torch.where(skip, param, weight.to(param.dtype), out=param)
