@@ -207,6 +207,16 @@ def test_gradient_on_another_device_is_refused(device):
     refused_at_step(optimizer, r"layer\.weight.*meta")
 
 
+def test_moment_replaced_by_one_of_another_shape_is_refused(device):
+    optimizer, param = make(gradops.AdamW, device)
+    optimizer.step()
+    optimizer.state[param]["exp_avg"].data = torch.zeros(7, device=device)
+    before = snapshot(optimizer)
+    with pytest.raises(RuntimeError, match=r"exp_avg of 'layer\.weight' has shape.*7.*5"):
+        optimizer.step()
+    assert_bitwise(snapshot(optimizer), before)
+
+
 def test_bad_gradient_of_the_last_parameter_leaves_the_first_untouched(device):
     params = [torch.ones(3, device=device).requires_grad_() for _ in range(3)]
     optimizer = gradops.AdamW(params, lr=0.1)
