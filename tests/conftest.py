@@ -14,6 +14,7 @@ from gradops.settings import BACKENDS
 common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]}
 # Shrinking takes minutes; a failure is replayed, and shrunk, by --hypothesis-profile=long.
 settings.register_profile("default", max_examples=25, phases=[Phase.explicit, Phase.reuse, Phase.generate], **common)
+settings.register_profile("interpreter", max_examples=3, phases=[Phase.explicit, Phase.generate], **common)
 settings.register_profile("long", max_examples=1000, **common)
 settings.load_profile("default")
 

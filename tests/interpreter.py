@@ -118,18 +118,16 @@ def metered(meter):
 @contextlib.contextmanager
 def shuffled(seed):
     """Runs the programs of every launch in the block in an order drawn by the seed."""
-    builder = interpreter.interpreter_builder
-    plain, draw = type(builder).set_grid_idx, random.Random(seed)
-    orders = {}
+    builder, draw, order = interpreter.InterpreterBuilder, random.Random(seed), []
+    plain = builder.set_grid_idx
 
     def set_grid_idx(self, x, y, z):
-        order = orders.setdefault((id(self), self.grid_dim), [])
         if x == 0:
             order[:] = draw.sample(range(self.grid_dim[0]), self.grid_dim[0])
         plain(self, order[x], y, z)
 
-    type(builder).set_grid_idx = set_grid_idx
+    builder.set_grid_idx = set_grid_idx
     try:
         yield
     finally:
-        type(builder).set_grid_idx = plain
+        builder.set_grid_idx = plain
