@@ -1,4 +1,7 @@
-"""Builds `gradops._C` against the torch that is already installed; everything else is in pyproject.toml."""
+"""Builds `gradops._C` against the torch that is already installed; everything else is in pyproject.toml.
+
+With GRADOPS_NATIVE=0 nothing is built: the package then runs in Triton or in torch's own operations.
+"""
 
 import os
 import re
@@ -11,16 +14,23 @@ from setuptools import setup
 
 TORCH_FIRST = (
     "gradops is compiled against the torch you already have, and this build environment has none: run "
-    "`pip install torch setuptools ninja` first, then `pip install --no-build-isolation .`"
+    "`pip install torch setuptools ninja` first, then `pip install --no-build-isolation .`; or build no native code: "
+    "`GRADOPS_NATIVE=0 pip install .`"
 )
 
-try:
-    import torch
-    from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension
-except ModuleNotFoundError as missing:
-    if missing.name != "torch":
-        raise
-    sys.exit(TORCH_FIRST)
+WANTED = os.environ.get("GRADOPS_NATIVE", "")
+if WANTED not in ("", "0", "1"):
+    sys.exit(f"GRADOPS_NATIVE must be 0 or 1, got {WANTED!r}")
+NATIVE = WANTED != "0"
+
+if NATIVE:
+    try:
+        import torch
+        from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension
+    except ModuleNotFoundError as missing:
+        if missing.name != "torch":
+            raise
+        sys.exit(TORCH_FIRST)
 
 ROOT = Path(__file__).resolve().parent
 
@@ -126,15 +136,19 @@ def extension(environ):
     return ext
 
 
-class Build(BuildExtension):
+def build_command():
     """torch's build_ext with its object files kept in build/ for the next call; pip would use a temporary folder."""
 
-    def finalize_options(self):
-        super().finalize_options()
-        kind = "sanitize" if os.environ.get("GRADOPS_SANITIZE") else "plain"
-        python = f"cp{sys.version_info.major}{sys.version_info.minor}"
-        self.build_temp = str(Path("build", f"{kind}-{python}-torch{torch.__version__}"))
+    class Build(BuildExtension):
+        def finalize_options(self):
+            super().finalize_options()
+            kind = "sanitize" if os.environ.get("GRADOPS_SANITIZE") else "plain"
+            python = f"cp{sys.version_info.major}{sys.version_info.minor}"
+            self.build_temp = str(Path("build", f"{kind}-{python}-torch{torch.__version__}"))
+
+    return Build
 
 
 if __name__ == "__main__":
-    setup(ext_modules=[extension(os.environ)], cmdclass={"build_ext": Build})
+    native = {"ext_modules": [extension(os.environ)], "cmdclass": {"build_ext": build_command()}} if NATIVE else {}
+    setup(**native)

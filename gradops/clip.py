@@ -5,9 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from gradops import _C
-
-_NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+from gradops.backends.checks import DTYPES
 
 
 @torch.no_grad()
@@ -46,20 +44,20 @@ def clip_grad_norm_(
     grads = [param.grad for param in parameters if param.grad is not None]
     if not grads:
         return torch.tensor(0.0)
-    native = _C.has_backend(grads[0].device.type) and all(
-        type(g) is Tensor and g.device == grads[0].device and g.layout == torch.strided and g.dtype in _NATIVE_DTYPES
+    fused = all(
+        type(g) is Tensor and g.device == grads[0].device and g.layout == torch.strided and g.dtype in DTYPES
         for g in grads
     )
     if error_if_nonfinite:
-        norm = grad_norm(grads, norm_type, native)
+        norm = grad_norm(grads, norm_type, fused)
         if not norm.isfinite():
             raise RuntimeError(
                 f"The total norm of order {norm_type} for gradients from `parameters` is non-finite, so it cannot be "
                 "clipped. To disable this error and leave the gradients as they are, set `error_if_nonfinite=False`"
             )
-    if native:
+    if fused:
         return torch.ops.gradops.clip_grad_norm_(grads, float(max_norm), float(norm_type))
-    norm = grad_norm(grads, norm_type, native=False)
+    norm = grad_norm(grads, norm_type, fused=False)
     coef = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     coef = torch.where(norm.isfinite(), coef, torch.ones_like(coef))
     for grad in grads:
@@ -67,9 +65,9 @@ def clip_grad_norm_(
     return norm
 
 
-def grad_norm(grads: list[Tensor], norm_type: float, native: bool) -> Tensor:
+def grad_norm(grads: list[Tensor], norm_type: float, fused: bool) -> Tensor:
     """The norm over all gradients, as a 0-d tensor on the first one's device."""
-    if native:
+    if fused:
         return torch.ops.gradops.grad_stats(grads, norm_type=float(norm_type))[0]
     dtype = torch.float64 if any(grad.dtype == torch.float64 for grad in grads) else torch.float32
     device = grads[0].device

@@ -1,6 +1,6 @@
 """What `python -m gradops env` prints: versions, compilers, and which backends are built and usable."""
 
-import importlib
+import importlib.metadata
 import os
 import platform
 import re
@@ -8,22 +8,15 @@ import shutil
 import subprocess
 import textwrap
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import torch
 
+from gradops import backends
 from gradops._version import __version__
 
 WIDTH = 80
 _LABEL = 16
-
-
-def load_extension() -> tuple[ModuleType | None, str]:
-    """The native module, or None and the sentence that says why it cannot be loaded."""
-    try:
-        return importlib.import_module("gradops._C"), ""
-    except ImportError as error:
-        return None, f"not built, or built against another torch ({error})"
 
 
 def cpu_model() -> str:
@@ -44,32 +37,49 @@ def nvcc_version() -> str:
     return f"{release.group(1) if release else 'unknown release'} ({nvcc})"
 
 
-def _cuda_backend(extension: ModuleType | None) -> str:
-    if torch.version.cuda is None:
-        return "not built: this torch is a build without CUDA"
-    if extension is None or not extension.build_info()["cuda"]:
-        return "not built: nvcc was not found, or GRADOPS_CUDA=0 was set; reinstall with nvcc on PATH or in CUDA_HOME"
+def _native(device_type: str) -> str:
+    if reason := backends.missing("native", device_type):
+        return f"not built: {reason}"
+    extension: Any = backends.extension._C
+    if device_type == "cpu":
+        return f"usable, {extension.cpu_capability()} code"
     if not torch.cuda.is_available():
         return "built, not usable: torch finds no CUDA device"
     forms = (f"cuda:{index} {extension.launch_form(f'cuda:{index}')}" for index in range(torch.cuda.device_count()))
     return f"usable; {'; '.join(forms)}"
 
 
-def backends() -> dict[str, str]:
-    """Each backend's state: "usable", or why it is not."""
-    extension, reason = load_extension()
-    cpu = reason if extension is None else f"usable, {extension.cpu_capability()} code"
+def _triton() -> str:
+    if reason := backends.missing("triton", backends.TRITON_DEVICES[0]):
+        return f"not usable: {reason}"
+    version = importlib.metadata.version("triton")
+    if not any(getattr(torch, device).is_available() for device in backends.TRITON_DEVICES):
+        return f"{version}, not usable: torch finds no GPU"
+    return f"usable, {version}"
+
+
+def _chosen() -> str:
+    devices = ["cpu", *(name for name in backends.TRITON_DEVICES if getattr(torch, name).is_available())]
+    choices = [backends.choose(torch.device(name)) for name in devices]
+    return "; ".join(
+        f"{choice.device} {choice.name}" + (f" ({choice.reason})" if choice.reason else "") for choice in choices
+    )
+
+
+def states() -> dict[str, str]:
+    """Each backend's state: "usable", or why it is not; and which one runs on which device, and why."""
     return {
-        "CPU native": cpu,
-        "CUDA native": _cuda_backend(extension),
-        "Triton": "not built: this version has no Triton kernels",
-        "torch fallback": "not built: what the native code cannot fuse is refused, with the reason",
+        "CPU native": _native("cpu"),
+        "CUDA native": _native("cuda"),
+        "Triton": _triton(),
+        "torch fallback": "usable on every device",
+        "chosen": _chosen(),
     }
 
 
 def facts() -> dict[str, str]:
     """Every line of the report, by its label, backends last."""
-    extension, _ = load_extension()
+    extension = backends.extension._C
     build = extension.build_info() if extension is not None else {"compiler": "-", "torch": "-"}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
@@ -81,7 +91,7 @@ def facts() -> dict[str, str]:
         "threads": f"{torch.get_num_threads()} (torch.set_num_threads)",
         "built with": f"{build['compiler']}, for torch {build['torch']}",
         "nvcc": nvcc_version(),
-        **backends(),
+        **states(),
     }
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import optimizer as torch_optimizer
 
-from gradops import _C
+from gradops import backends
 from gradops.loss_scale import DynamicLossScale
 from gradops.relative_step import RelativeStepCap
 from gradops.settings import SETTINGS, LossScale, Settings, loss_scale_policy
@@ -34,11 +34,11 @@ CHECKPOINT_KEYS = (
 )
 
 
-def check_groups(param_groups: list[dict[str, Any]]) -> None:
+def check_groups(param_groups: list[dict[str, Any]], backend: str | None) -> None:
     """Refuses what the one pass cannot do, before anything has changed.
 
     Raises:
-        RuntimeError: naming the first parameter that cannot be stepped, and why.
+        RuntimeError: naming the first parameter that cannot be stepped, and why, or why the backend cannot run.
         ValueError: a parameter stands twice in the groups, or a group is differentiable.
     """
     seen = set()
@@ -49,7 +49,11 @@ def check_groups(param_groups: list[dict[str, Any]]) -> None:
         if param in seen:
             raise ValueError(f"parameter '{name}' is in the param_groups twice")
         seen.add(param)
-    _bind(_C.StepPlan(), param_groups, StepBuffers())
+    buffers = StepBuffers()
+    device = device_of(param_groups)
+    buffers.resize(param_names(param_groups), device)
+    plan = backends.make_plan(backends.choose(device, backend))
+    plan.bind_params(param_groups, param_names(param_groups), buffers)
 
 
 def param_names(param_groups: list[dict[str, Any]]) -> tuple[str, ...]:
@@ -71,11 +75,10 @@ def _params(param_groups: list[dict[str, Any]]) -> Iterable[Tensor]:
     return chain.from_iterable(group["params"] for group in param_groups)
 
 
-def _bind(plan: _C.StepPlan, param_groups: list[dict[str, Any]], buffers: StepBuffers) -> None:
-    names = param_names(param_groups)
+def device_of(param_groups: list[dict[str, Any]]) -> torch.device:
+    """Where the first parameter is, and so all must be."""
     first = next(iter(_params(param_groups)), None)
-    buffers.resize(names, torch.device("cpu") if first is None else first.device)
-    plan.bind_params(param_groups, names, *buffers.all())
+    return torch.device("cpu") if first is None else first.device
 
 
 StepT = TypeVar("StepT", bound=Callable[..., Any])
@@ -111,13 +114,14 @@ class OnePass(torch.optim.Optimizer):
     _step_supports_amp_scaling = True
 
     # Attributes besides the settings, for unwrap to remove.
-    RUNTIME = ("_settings_key", "_native", "_buffers", "_plan", "_scale_policy", "_scaled", "_unscaled")
+    RUNTIME = ("_settings_key", "_prepared", "_buffers", "_plan", "_choice", "_scale_policy", "_scaled", "_unscaled")
 
     max_norm: float | None
     norm_type: float
     clip_value: float | None
     max_relative_step: float | RelativeStepCap | None
     loss_scale: LossScale
+    backend: str | None
 
     # A GradScaler sets both around step().
     grad_scale: Tensor | None
@@ -132,17 +136,18 @@ class OnePass(torch.optim.Optimizer):
         clip_value: float | None = None,
         max_relative_step: float | RelativeStepCap | None = None,
         loss_scale: LossScale = None,
+        backend: str | None = None,
         **kwargs: Any,
     ) -> None:
-        settings = Settings(max_norm, norm_type, clip_value, max_relative_step, loss_scale)
-        settings.native()
+        settings = Settings(max_norm, norm_type, clip_value, max_relative_step, loss_scale, backend)
+        settings.checked()
         super().__init__(params, *args, **kwargs)
-        check_groups(self.param_groups)
+        check_groups(self.param_groups, backend)
         self._setup(settings)
 
     def _setup(self, settings: Settings) -> None:
         """Takes the settings; the groups have been checked."""
-        settings.native()
+        settings.checked()
         for name in SETTINGS:
             setattr(self, name, getattr(settings, name))
         saved = {key: self.param_groups[0].get(key) for key in CHECKPOINT_KEYS}
@@ -151,8 +156,8 @@ class OnePass(torch.optim.Optimizer):
         self._scale_policy: None | float | DynamicLossScale = None
         self._scaled = False  # a loss was scaled since the last step
         self._unscaled: Tensor | None = None  # found_inf of unscale_(), if it ran since then
-        self._plan = _C.StepPlan()
-        _bind(self._plan, self.param_groups, self._buffers)
+        self._choice: backends.Choice | None = None
+        self._bind()
         self._widen_moments()
         self._follow_policy()
         self._restore_scalars(saved)
@@ -185,14 +190,14 @@ class OnePass(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        settings = self._native_settings()
+        settings = self._plan_settings()
         if not self.state and self._is_ghost_step():
             self._link()
             return loss
         scaling = self._scaling()
         if not self._plan.step(self.param_groups, self.state, settings, *scaling):
             self._link()
-            if not self._plan.step(self.param_groups, self.state, settings, *scaling):
+            if not self._plan.step(self.param_groups, self.state, self._plan_settings(), *scaling):
                 raise RuntimeError("the optimizer's groups or state change while it steps")
             self._buffers.set_backend(self._plan.description())
         self._scaled = False
@@ -211,7 +216,7 @@ class OnePass(torch.optim.Optimizer):
         if self.loss_scale is None:
             return outputs
         if not self._scaled:
-            self._native_settings()
+            self._plan_settings()
             self._follow_policy()
         self._scaled = True
         # A copy: the live buffer moves at the next step, and autograd may still need this value then.
@@ -247,7 +252,7 @@ class OnePass(torch.optim.Optimizer):
             raise RuntimeError(_OUT_OF_ORDER)
         if self._unscaled is not None:
             raise RuntimeError("unscale_() has already been called since the last step()")
-        _bind(self._plan, self.param_groups, self._buffers)
+        self._bind()
         self._plan.params_without_state()  # checks every gradient before the first is changed
         grads = [param.grad for param in _params(self.param_groups) if param.grad is not None]
         self._unscaled = torch.ops.gradops.unscale_(grads, self._buffers.current_scale)
@@ -265,11 +270,11 @@ class OnePass(torch.optim.Optimizer):
         if not hasattr(self, "_plan"):
             return  # torch's constructor adds the first groups; _setup follows
         try:
-            check_groups(self.param_groups)
+            check_groups(self.param_groups, self.backend)
         except (RuntimeError, ValueError):
             self.param_groups.pop()
             raise
-        _bind(self._plan, self.param_groups, self._buffers)
+        self._bind()
 
     def state_dict(self) -> dict[str, Any]:
         """torch's state dict; loss scale and counters are `gradops_*` scalars in its first group. Synchronises."""
@@ -324,12 +329,25 @@ class OnePass(torch.optim.Optimizer):
         self._scaled = runtime["scaled"]
         self._unscaled = runtime["unscaled"]
 
-    def _native_settings(self) -> _C.StepSettings:
-        values = (self.max_norm, self.norm_type, self.clip_value, self.max_relative_step, self.loss_scale)
+    def _plan_settings(self) -> Any:
+        """What the attributes say, as the plan takes it; a plan for another backend is made here."""
+        values = (
+            self.max_norm, self.norm_type, self.clip_value, self.max_relative_step, self.loss_scale, self.backend
+        )  # fmt: skip
         if values != self._settings_key:
-            self._native = Settings(*values).native()
+            settings = Settings(*values).checked()
+            self._bind()
+            self._prepared = self._plan.prepare(settings)
             self._settings_key = values
-        return self._native
+        return self._prepared
+
+    def _bind(self) -> None:
+        """Gives the plan the groups as they are now."""
+        choice, names = backends.choose(device_of(self.param_groups), self.backend), param_names(self.param_groups)
+        if choice != self._choice:
+            self._plan, self._choice, self._settings_key = backends.make_plan(choice), choice, None
+        self._buffers.resize(names, choice.device)
+        self._plan.bind_params(self.param_groups, names, self._buffers)
 
     def _scaling(self) -> tuple[Tensor | None, bool, Tensor | None]:
         """The loss scale, whether the gradients still carry it, and found_inf of those who looked before."""
@@ -370,7 +388,7 @@ class OnePass(torch.optim.Optimizer):
     @torch.no_grad()
     def _link(self) -> None:
         """Binds the plan to the groups and the state as they are now, and creates the state that is missing."""
-        _bind(self._plan, self.param_groups, self._buffers)
+        self._bind()
         self._plan.params_without_state()  # raises for a gradient that does not fit, before any state is made
         params = [(param, group) for group in self.param_groups for param in group["params"]]
         self._gather_steps()

@@ -1,6 +1,6 @@
-"""Fake kernels of `torch.ops.gradops`, the phases of a step as functional operators for torch.compile and for people
-who build their own optimizer. The tensors of a call are on one device, the CPU or a GPU that the native code was built
-for, in float32, bfloat16 or float16, strided in any way.
+"""`torch.ops.gradops`: the phases of a step as functional operators for torch.compile and for people who build their
+own optimizer. The tensors of a call are on one device, in float32, bfloat16 or float16, strided in any way; where no
+native code was built for it, torch's own operations do the same.
 
 * `grad_stats(grads, grad_scale=None, clip_value=None, norm_type=2.0) -> (grad_norm, norms, abs_max, nonfinite)`:
   what `gradops.StepStats` has under these names. `grad_scale` is one float32 value, which the gradients are divided by.
@@ -16,7 +16,25 @@ for, in float32, bfloat16 or float16, strided in any way.
 import torch
 from torch import Tensor
 
-from gradops import _C as _C  # registers the operators
+from gradops.backends import extension, torch_ops
+
+_WRITTEN = {
+    "grad_stats": (),
+    "adam_step_": ("params", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "steps"),
+    "clip_grad_norm_": ("grads",),
+    "unscale_": ("grads",),
+    "update_loss_scale_": ("scale", "growth_tracker"),
+}
+
+# Kept, since the operators vanish with it.
+_library = torch.library.Library("gradops", "FRAGMENT")
+for _name, _written in _WRITTEN.items():
+    _kernel = getattr(torch_ops, _name)
+    if extension.MISSING:
+        _schema = torch.library.infer_schema(_kernel, mutates_args=_written)
+        _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
+    # For every device that has no kernel of its own.
+    _library.impl(_name, _kernel, "CompositeExplicitAutograd")
 
 
 def _scalar(beside: list[Tensor]) -> Tensor:

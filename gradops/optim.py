@@ -15,17 +15,18 @@ OptimizerT = TypeVar("OptimizerT", bound=torch.optim.Optimizer)
 
 _ARGUMENTS = """
     Args:
-        params: parameters, named parameters or groups: float32, bfloat16 and float16 on the CPU, of any layout.
+        params: parameters, named parameters or groups: float32, bfloat16 and float16 on one device, of any layout.
         *args, **kwargs: torch's arguments.
         max_norm: the gradients' norm is clipped to it, as by `torch.nn.utils.clip_grad_norm_`; positive.
         norm_type: p of that norm; positive, may be inf.
         clip_value: each unscaled gradient element is clamped to ±clip_value before the norm is taken; positive.
         max_relative_step: caps each tensor's learning rate by the size of its weights; a float or a `RelativeStepCap`.
         loss_scale: "dynamic", a `DynamicLossScale`, a fixed scale, or None for no scaling.
+        backend: "native", "triton" or "torch" forces what runs the step; None for the first of them that can.
 
     Raises:
         ValueError: a keyword is out of its range, a parameter stands twice in the groups, or `differentiable` is set.
-        RuntimeError: a parameter cannot be stepped; the message names it.
+        RuntimeError: a parameter cannot be stepped, or the backend cannot run; the message names it and says why.
 """
 
 
@@ -49,6 +50,7 @@ def wrap(
     clip_value: float | None = None,
     max_relative_step: float | RelativeStepCap | None = None,
     loss_scale: LossScale = None,
+    backend: str | None = None,
 ) -> OptimizerT:
     """Upgrades a torch.optim.Adam or AdamW in place: its step becomes the one pass.
 
@@ -57,7 +59,7 @@ def wrap(
 
     Args:
         optimizer: a torch.optim.Adam or AdamW, or an instance of a subclass that keeps torch's `step`.
-        max_norm, norm_type, clip_value, max_relative_step, loss_scale: as for `gradops.AdamW`.
+        max_norm, norm_type, clip_value, max_relative_step, loss_scale, backend: as for `gradops.AdamW`.
 
     Returns:
         The same object.
@@ -65,17 +67,18 @@ def wrap(
     Raises:
         TypeError: the optimizer is of another kind.
         ValueError: a keyword is out of its range, or the optimizer is wrapped already with other options.
-        RuntimeError: a parameter cannot be stepped, or somebody has replaced the optimizer's `step`.
+        RuntimeError: a parameter cannot be stepped, the backend cannot run, or somebody has replaced the optimizer's
+            `step`.
     """
-    settings = Settings(max_norm, norm_type, clip_value, max_relative_step, loss_scale)
-    settings.native()
+    settings = Settings(max_norm, norm_type, clip_value, max_relative_step, loss_scale, backend)
+    settings.checked()
     if isinstance(optimizer, OnePass):
         _check_same(optimizer, settings)
         return optimizer
     cls: type = type(optimizer)
     upgraded = _upgraded_class(cls)
     has_scheduler = _check_own_step(optimizer)
-    check_groups(optimizer.param_groups)
+    check_groups(optimizer.param_groups, backend)
     _swap_class(optimizer, upgraded, has_scheduler)
     optimizer._setup(settings)  # type: ignore[attr-defined]
     return optimizer

@@ -1,12 +1,14 @@
-"""The keywords that gradops adds to an optimizer: what they may be, and what the native code makes of them."""
+"""The keywords that gradops adds to an optimizer: what they may be."""
 
 import math
 from dataclasses import dataclass
 from typing import Any
 
-from gradops import _C
 from gradops.loss_scale import DynamicLossScale
 from gradops.relative_step import RelativeStepCap
+
+# In the order in which they are tried.
+BACKENDS = ("native", "triton", "torch")
 
 LossScale = None | float | str | DynamicLossScale
 
@@ -21,6 +23,7 @@ class Settings:
         clip_value: each unscaled gradient element is clamped to ±clip_value; positive, None for no clamping.
         max_relative_step: a `RelativeStepCap`, a float for a cap without warm-up, None for none.
         loss_scale: a `DynamicLossScale`, "dynamic" for the default one, a float for a fixed scale, None for none.
+        backend: "native", "triton" or "torch" forces what runs the step; None for the first of them that can.
     """
 
     max_norm: float | None = None
@@ -28,22 +31,24 @@ class Settings:
     clip_value: float | None = None
     max_relative_step: float | RelativeStepCap | None = None
     loss_scale: LossScale = None
+    backend: str | None = None
 
-    def native(self) -> _C.StepSettings:
-        """Checks every keyword and returns what the native step takes.
+    def checked(self) -> "Settings":
+        """The same with every number a float and every policy an object.
 
         Raises:
             ValueError: a value is out of its range.
             TypeError: a value is of the wrong kind.
         """
-        cap = relative_step_cap(self.max_relative_step)
-        policy = loss_scale_policy(self.loss_scale)
-        return _C.StepSettings(
-            max_norm=_positive("max_norm", self.max_norm),
+        if self.backend not in (None, *BACKENDS):
+            raise ValueError(f"backend must be None or one of {', '.join(BACKENDS)}, got {self.backend!r}")
+        return Settings(
+            max_norm=None if self.max_norm is None else _positive("max_norm", self.max_norm),
             norm_type=_positive("norm_type", self.norm_type),
-            clip_value=_positive("clip_value", self.clip_value),
-            relative_step=None if cap is None else _C.RelativeStepRule(cap.cap, cap.floor, cap.warmup_steps),
-            loss_scale_rule=_loss_scale_rule(policy),
+            clip_value=None if self.clip_value is None else _positive("clip_value", self.clip_value),
+            max_relative_step=relative_step_cap(self.max_relative_step),
+            loss_scale=loss_scale_policy(self.loss_scale),
+            backend=self.backend,
         )
 
 
@@ -57,10 +62,7 @@ def _number(name: str, value: Any) -> float:
         raise TypeError(f"{name} must be a number, got {value!r}") from None
 
 
-def _positive(name: str, value: float | None) -> float:
-    """The value as a float; None, which is allowed for all but norm_type, as the limit that never binds."""
-    if value is None and name != "norm_type":
-        return math.inf
+def _positive(name: str, value: float) -> float:
     number = _number(name, value)
     if not number > 0:
         raise ValueError(f"{name} must be positive, got {value}")
@@ -89,15 +91,3 @@ def loss_scale_policy(value: LossScale) -> None | float | DynamicLossScale:
     if not 0 < number < math.inf:
         raise ValueError(f"loss_scale must be positive and finite, got {value}")
     return number
-
-
-def _loss_scale_rule(policy: None | float | DynamicLossScale) -> _C.LossScaleRule | None:
-    if not isinstance(policy, DynamicLossScale):
-        return None
-    return _C.LossScaleRule(
-        growth_factor=policy.growth_factor,
-        backoff_factor=policy.backoff_factor,
-        growth_interval=policy.growth_interval,
-        min_scale=policy.min_scale,
-        max_scale=policy.max_scale,
-    )

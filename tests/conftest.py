@@ -1,23 +1,52 @@
 """Fixtures and hypothesis profiles: "default" for every run, "long" for nightly ones (--hypothesis-profile=long)."""
 
+import os
+
 import pytest
 import torch
 import torch.testing._internal.common_utils  # loads a hypothesis profile of its own, and must not do so after us
 from hypothesis import HealthCheck, Phase, settings
 
+from gradops import backends
+from gradops.settings import BACKENDS
+
 # Shared machines pause for longer than any deadline that would still find slow examples.
 common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]}
 # Shrinking takes minutes; a failure is replayed, and shrunk, by --hypothesis-profile=long.
 settings.register_profile("default", max_examples=25, phases=[Phase.explicit, Phase.reuse, Phase.generate], **common)
+settings.register_profile("interpreter", max_examples=3, phases=[Phase.explicit, Phase.generate], **common)
 settings.register_profile("long", max_examples=1000, **common)
 settings.load_profile("default")
 
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    import interpreter
+
+    interpreter.install()
 
 
-@pytest.fixture(params=DEVICES)
-def device(request):
-    return torch.device(request.param)
+def usable_backends():
+    """Pairs of backend and device type: all that can run here; alone Triton, on the CPU, under its interpreter."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return [("triton", "cpu")]
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    pairs = [(name, device) for device in devices for name in BACKENDS]
+    return [(name, device) for name, device in pairs if not backends.missing(name, device)]
+
+
+@pytest.fixture(params=usable_backends(), ids="-".join)
+def backend(request, monkeypatch):
+    """Runs a test once for each backend and device: the one that optimizers take which ask for none."""
+    name, _ = request.param
+    choose = backends.choose
+    monkeypatch.setattr(backends, "choose", lambda device, wanted=None: choose(device, wanted or name))
+    return name
+
+
+@pytest.fixture
+def device(backend, request):
+    """The device of the backend that the test runs with."""
+    return torch.device(request.node.callspec.params["backend"][1])
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,8 @@ from beside import assert_bitwise, snapshot
 
 import gradops
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 BAD_SETTINGS = [
     ({"max_norm": -1.0}, ValueError, r"max_norm must be positive.*got -1"),
     ({"max_norm": 0.0}, ValueError, r"max_norm must be positive.*got 0"),
@@ -203,6 +205,16 @@ def test_gradient_on_another_device_is_refused(device):
     except RuntimeError:
         pytest.skip("torch itself refuses to assign it")
     refused_at_step(optimizer, r"layer\.weight.*meta")
+
+
+def test_moment_replaced_by_one_of_another_shape_is_refused(device):
+    optimizer, param = make(gradops.AdamW, device)
+    optimizer.step()
+    optimizer.state[param]["exp_avg"].data = torch.zeros(7, device=device)
+    before = snapshot(optimizer)
+    with pytest.raises(RuntimeError, match=r"exp_avg of 'layer\.weight' has shape.*7.*5"):
+        optimizer.step()
+    assert_bitwise(snapshot(optimizer), before)
 
 
 def test_bad_gradient_of_the_last_parameter_leaves_the_first_untouched(device):

@@ -114,6 +114,45 @@ def test_misspelt_build_option_is_refused(checkout, variable, value):
         recipe(checkout)["extension"]({variable: value})
 
 
+def test_misspelt_wish_for_no_native_code_is_refused(checkout):
+    done = run_setup(checkout, GRADOPS_NATIVE="no")
+    assert done.returncode == 1
+    assert done.stderr.strip() == "GRADOPS_NATIVE must be 0 or 1, got 'no'"
+
+
+def test_install_without_native_code_needs_no_compiler_and_no_torch_and_works(checkout, tmp_path):
+    """What `GRADOPS_NATIVE=0 pip install .` puts into site-packages, imported from there."""
+    for name in ("pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
+        shutil.copy(ROOT / name, checkout)
+    shutil.copytree(ROOT / "gradops", checkout / "gradops", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    hiding, installed = checkout / "hiding", tmp_path / "installed"
+    hiding.mkdir()
+    (hiding / "torch.py").write_text('raise ModuleNotFoundError("No module named torch", name="torch")')
+    done = run_setup(
+        checkout, "build", "--build-lib", str(installed), GRADOPS_NATIVE="0", PATH="", PYTHONPATH=str(hiding)
+    )
+    assert done.returncode == 0, done.stderr
+    assert not list(installed.rglob("*.so"))
+    script = """
+import sys
+# An editable install would lend its extension.
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in getattr(finder, "__module__", "")]
+import torch, gradops
+param = torch.ones(3).requires_grad_()
+param.grad = torch.full((3,), 4.0)
+optimizer = gradops.AdamW([param], lr=0.1, weight_decay=0.0)
+assert gradops.clip_grad_norm_([param], 1.0) == 48**0.5
+optimizer.step()
+print(gradops.__file__, param.tolist(), optimizer.stats.backend)
+"""
+    command = [sys.executable, "-c", script]
+    environ = {**os.environ, "PYTHONPATH": str(installed)}
+    done = subprocess.run(command, cwd=installed, env=environ, capture_output=True, text=True, check=True)
+    assert str(installed) in done.stdout
+    assert "[0.8999999761581421, 0.8999999761581421, 0.8999999761581421]" in done.stdout
+    assert "GRADOPS_NATIVE=0" in done.stdout
+
+
 def test_sanitizers_reach_compiler_and_linker(checkout):
     extension = recipe(checkout)["extension"]({"GRADOPS_SANITIZE": "address,undefined"})
     assert "-fsanitize=address,undefined" in extension.extra_compile_args["cxx"]

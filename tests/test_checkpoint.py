@@ -18,6 +18,8 @@ from torch.distributed.checkpoint.state_dict import (
 
 import gradops
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 STEPS = 8
 SETTINGS = {
     "plain": {},

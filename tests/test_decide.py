@@ -23,6 +23,14 @@ def test_clip_coef_is_torchs_formula(max_norm, norm_type, device):
     assert optimizer.stats.clip_coef.item() == pytest.approx(min(1.0, max_norm / (norm + 1e-6)), rel=2e-5)
 
 
+def test_clip_coef_of_a_tiny_norm_has_torchs_epsilon(device):
+    param = torch.zeros(1, device=device).requires_grad_()
+    optimizer = gradops.Adam([param], max_norm=1e-6)
+    param.grad = torch.full_like(param, 3e-6)
+    optimizer.step()
+    assert optimizer.stats.clip_coef.item() == pytest.approx(0.25, rel=1e-5)
+
+
 def test_clip_coef_of_a_zero_gradient_is_one(device):
     param = torch.ones(5, device=device).requires_grad_()
     optimizer = gradops.AdamW([param], max_norm=1.0)

@@ -3,9 +3,10 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 
-from gradops import env
+from gradops import backends, env
 
 
 def test_report_fits_80_columns_and_names_versions_and_every_backend():
@@ -16,19 +17,49 @@ def test_report_fits_80_columns_and_names_versions_and_every_backend():
 
 
 def test_cpu_backend_names_the_vector_width_chosen_at_run_time():
-    assert env.backends()["CPU native"] in {f"usable, {width} code" for width in ("avx512", "avx2", "baseline")}
+    assert env.states()["CPU native"] in {f"usable, {width} code" for width in ("avx512", "avx2", "baseline")}
 
 
-def test_backend_that_is_not_usable_says_why():
-    assert env.backends()["Triton"].startswith("not built: ")
+def test_backend_that_is_not_usable_says_why(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.xpu, "is_available", lambda: False)
+    assert "not usable: torch finds no GPU" in env.states()["Triton"]
+    monkeypatch.setattr(backends, "missing", lambda name, device: "" if name == "torch" else f"no {name} for {device}")
+    assert env.states()["CUDA native"] == "not built: no native for cuda"
+    assert env.states()["Triton"] == "not usable: no triton for cuda"
 
 
-def test_extension_that_does_not_load_is_reported_and_not_raised(monkeypatch):
-    monkeypatch.setitem(sys.modules, "gradops._C", None)
-    extension, reason = env.load_extension()
-    assert extension is None
-    assert "another torch" in reason
-    assert "another torch" in env.report().replace("\n" + " " * 16, " ")
+def test_what_is_chosen_is_named_with_the_reason(monkeypatch):
+    assert env.states()["chosen"].startswith("cpu native")
+    monkeypatch.setattr(backends.extension, "missing_for", lambda device_type: "a reason")
+    assert env.states()["chosen"].startswith("cpu torch (a reason")
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [("sys.modules['gradops._C'] = None", "GRADOPS_NATIVE=0"), ("break_it()", "another torch (undefined symbol)")],
+)
+def test_extension_that_does_not_load_is_reported_and_not_raised(how, message):
+    code = f"""
+import sys, importlib.abc
+
+class Broken(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "gradops._C":
+            raise ImportError("undefined symbol")
+
+def break_it():
+    sys.meta_path.insert(0, Broken())
+
+{how}
+from gradops import env
+print(env.report())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    said = " ".join(done.stdout.split())
+    assert message in said
+    assert "cpu torch" in said
+    assert ("UserWarning" in done.stderr) is ("undefined symbol" in message)
 
 
 def test_thread_count_is_torchs(monkeypatch):

@@ -7,6 +7,8 @@ import torch
 
 import gradops
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 
 def grads(*rows, dtype=torch.float32):
     params = [torch.zeros(len(row), dtype=dtype).requires_grad_() for row in rows]

@@ -103,6 +103,7 @@ def test_this_machine_compares_more_than_one_width():
     assert len(capabilities()) >= 2
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("norm_type", NORM_TYPES)
 def test_runs_repeat_to_the_bit(norm_type):
     first = run(norm_type, **SETTINGS["capped"])
@@ -110,6 +111,7 @@ def test_runs_repeat_to_the_bit(norm_type):
         assert_bitwise(run(norm_type, **SETTINGS["capped"]), first)
 
 
+@pytest.mark.usefixtures("backend")
 def test_bits_do_not_depend_on_the_alignment_of_memory():
     results = []
     for layout in ("contiguous", "misaligned"):

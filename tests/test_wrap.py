@@ -10,6 +10,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import gradops
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 TORCH_CLASSES = [torch.optim.Adam, torch.optim.AdamW]
 MATCHING = {torch.optim.Adam: gradops.Adam, torch.optim.AdamW: gradops.AdamW}
 

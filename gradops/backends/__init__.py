@@ -1,0 +1,110 @@
+"""What runs a step: native code, Triton, or torch's own operations; chosen here and nowhere else."""
+
+import functools
+import importlib.util
+import os
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from gradops.backends import extension
+from gradops.backends.plan import StepPlan
+from gradops.backends.torch_step import TorchStep
+from gradops.settings import BACKENDS, Settings
+from gradops.stats import StepBuffers
+
+TRITON_DEVICES = ("cuda", "xpu")  # torch calls ROCm's devices cuda too
+
+
+class Plan(Protocol):
+    """What the optimizer asks of `StepPlan`, which says what each of these does, and of its native twin."""
+
+    def prepare(self, settings: Settings) -> Any: ...
+
+    def bind_params(self, param_groups: list[dict[str, Any]], names: tuple[str, ...], buffers: StepBuffers) -> None: ...
+
+    def bind_state(self, state: dict[Tensor, Any]) -> None: ...
+
+    def params_without_state(self) -> list[int]: ...
+
+    def step(
+        self,
+        param_groups: list[dict[str, Any]],
+        state: dict[Tensor, Any],
+        settings: Any,
+        loss_scale: Tensor | None,
+        grads_scaled: bool,
+        found_inf: Tensor | None,
+    ) -> bool: ...
+
+    def description(self) -> str: ...
+
+    def refresh(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A backend for the parameters of one device.
+
+    Attributes:
+        name: one of `gradops.settings.BACKENDS`.
+        device: where the parameters are.
+        reason: why none of those before it was taken; empty for the first.
+    """
+
+    name: str
+    device: torch.device
+    reason: str = ""
+
+
+def missing(name: str, device_type: str) -> str:
+    """Why this backend cannot step parameters on devices of this type; empty if it can."""
+    if name == "native":
+        return extension.missing_for(device_type)
+    if name == "triton":
+        return _missing_for_triton(device_type)
+    return ""
+
+
+def choose(device: torch.device, wanted: str | None = None) -> Choice:
+    """The backend for parameters on this device: the one that is `wanted`, or else the first that can run there.
+
+    Raises:
+        RuntimeError: the wanted one cannot; the message says why.
+    """
+    if wanted is not None:
+        if reason := missing(wanted, device.type):
+            raise RuntimeError(f"backend={wanted!r} cannot step parameters on {device}: {reason}")
+        return Choice(wanted, device, f"backend={wanted!r} was asked for")
+    reasons: list[str] = []
+    for name in BACKENDS:
+        # On the CPU Triton only has its interpreter, which is for tests.
+        if not (reason := missing(name, device.type)) and (name, device.type) != ("triton", "cpu"):
+            return Choice(name, device, "; ".join(reasons))
+        reasons += [reason] if reason else []
+    raise AssertionError("torch's own operations run everywhere")
+
+
+def make_plan(choice: Choice) -> Plan:
+    """A new plan for the chosen backend."""
+    if choice.name == "native":
+        from gradops.backends.native_plan import NativePlan
+
+        return NativePlan()
+    if choice.name == "triton":
+        from gradops.backends.triton_step import TritonStep
+
+        return StepPlan(TritonStep())
+    return StepPlan(TorchStep(choice.reason))
+
+
+@functools.cache
+def _missing_for_triton(device_type: str) -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if device_type not in TRITON_DEVICES and not (interpreted and device_type == "cpu"):
+        return f"Triton has no code for {device_type}"
+    return ""

@@ -1,0 +1,67 @@
+"""What one step of a plan is told, and what a backend in Python must do with it."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from gradops.settings import Settings
+from gradops.stats import StepBuffers
+
+
+@dataclass(slots=True)
+class Row:
+    """One parameter of the optimizer; rows are in the order of the groups.
+
+    Attributes:
+        param: the parameter.
+        name: what messages call it.
+        group: index into `StepCall.groups`.
+        grad: the gradient of this step; None for a parameter that takes no part.
+        state: `optimizer.state[param]`: `step` (one float32 value on the parameter's device), `exp_avg`,
+            `exp_avg_sq` and, with amsgrad, `max_exp_avg_sq` (float32). None until it is bound.
+        squares_known: whether what a backend gathered of the parameter's sum of squares is still true.
+    """
+
+    param: Tensor
+    name: str
+    group: int
+    grad: Tensor | None = None
+    state: dict[str, Any] | None = None
+    squares_known: bool = False
+
+
+@dataclass(slots=True)
+class StepCall:
+    """One step; everything in it has been checked, and at least one row has a gradient.
+
+    Attributes:
+        rows: one for each parameter. A backend may keep memory of its own by index, until `forget_rows`.
+        groups: the optimizer's `param_groups`.
+        settings: what the optimizer's attributes say.
+        loss_scale: one float32 value, what the loss was multiplied by; None for 1.
+        grads_scaled: whether the gradients still carry it.
+        found_inf: one value, not 0 if somebody saw an inf or NaN in the gradients before.
+        buffers: where statistics, counters and the loss scale live.
+    """
+
+    rows: list[Row]
+    groups: list[dict[str, Any]]
+    settings: Settings
+    loss_scale: Tensor | None
+    grads_scaled: bool
+    found_inf: Tensor | None
+    buffers: StepBuffers
+
+
+class Backend(Protocol):
+    """Carries out steps on one kind of device."""
+
+    def forget_rows(self) -> None:
+        """The rows are others than at the last step."""
+
+    def step(self, call: StepCall) -> None:
+        """One step: writes parameters, moments, step counts and buffers, never gradients; waits for no GPU."""
+
+    def description(self) -> str:
+        """What ran the last step, for people."""

@@ -1,0 +1,125 @@
+"""A step in torch's own operations, on every device that torch has.
+
+The last resort: same semantics and no waiting for the device, but temporaries of one parameter's size and dozens of
+launches a parameter.
+"""
+
+import torch
+from torch import Tensor
+
+from gradops.backends import torch_math
+from gradops.backends.call import Row, StepCall
+from gradops.backends.torch_math import GradStats
+from gradops.loss_scale import DynamicLossScale
+from gradops.relative_step import RelativeStepCap
+from gradops.settings import loss_scale_policy, relative_step_cap
+
+
+class TorchStep:
+    """The torch backend.
+
+    Args:
+        reason: why it was chosen, for people.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def forget_rows(self) -> None:
+        """Nothing is kept from step to step."""
+
+    def description(self) -> str:
+        """What ran the last step, for people."""
+        return f"torch's own operations, since {self._reason}"
+
+    def step(self, call: StepCall) -> None:
+        """One step; see `gradops.backends.call`."""
+        settings, device = call.settings, call.buffers.scalars.device
+        scale = torch.ones((), device=device) if call.loss_scale is None else call.loss_scale.reshape(()).to(device)
+        scaled = call.loss_scale is not None and call.grads_scaled
+        inv_scale = torch_math.inv_loss_scale(scale) if scaled else None
+        rows = [row for row in call.rows if row.grad is not None]
+        stats = [
+            torch_math.grad_stats(row.grad, inv_scale, settings.clip_value, settings.norm_type)
+            for row in rows
+            if row.grad is not None
+        ]
+        every = torch_math.merge(stats, settings.norm_type)
+        skip = every.nonfinite > 0
+        if call.found_inf is not None:
+            skip = skip | (call.found_inf.reshape(()).to(device) != 0)
+        coef = torch.where(skip, 1.0, torch_math.clip_coef(every.norm, settings.max_norm))
+        capped = _update(call, rows, inv_scale, coef, skip)
+        _write_scalars(call, every, coef, skip, scale)
+        _write_rows(call, stats, capped)
+
+
+def _update(call: StepCall, rows: list[Row], inv_scale: Tensor | None, coef: Tensor, skip: Tensor) -> list[Tensor]:
+    """Moves parameters, moments and step counts unless `skip`; returns whose rate was capped."""
+    capped: list[Tensor] = []
+    for index, group in enumerate(call.groups):
+        members = [row for row in rows if row.group == index]
+        if not members:
+            continue
+        steps = [_state(row)["step"] for row in members]
+        lr, step, limited = _rates(group["lr"], members, relative_step_cap(call.settings.max_relative_step))
+        capped += (limited & ~skip).unbind()
+        for row, rule in zip(members, torch_math.adam_rules(group, lr, step), strict=True):
+            assert row.grad is not None
+            grad = torch_math.clamp(torch_math.unscale(row.grad, inv_scale), call.settings.clip_value) * coef
+            torch_math.adam_update(row.param, grad, _state(row), group, rule, skip)
+        torch._foreach_add_(steps, [(~skip).float()] * len(steps))
+    return capped
+
+
+def _rates(lr: float | Tensor, rows: list[Row], cap: RelativeStepCap | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Each row's learning rate and the number of its update, in the wide dtype, and whether its rate was capped."""
+    wide = torch_math.wide_dtype(rows[0].param.device)
+    step = torch.stack([_state(row)["step"].reshape(()) for row in rows]).to(wide) + 1
+    if isinstance(lr, Tensor) and lr.device == step.device:
+        rate = lr.reshape(()).to(wide).expand_as(step)
+    else:
+        rate = torch.full_like(step, float(lr))
+    if cap is None:
+        return rate, step, torch.zeros_like(step, dtype=torch.bool)
+    rms = torch.stack([_rms(row.param) for row in rows])
+    limit = cap.cap * rms.clamp(min=cap.floor)
+    if cap.warmup_steps:
+        limit = limit * (step / cap.warmup_steps).clamp(max=1.0)
+    return torch.minimum(rate, limit), step, limit < rate
+
+
+def _rms(param: Tensor) -> Tensor:
+    stats = torch_math.grad_stats(param, None, None, 2.0)
+    return stats.norm / max(1, param.numel()) ** 0.5
+
+
+def _state(row: Row) -> dict[str, Tensor]:
+    assert row.state is not None
+    return row.state
+
+
+def _write_scalars(call: StepCall, every: GradStats, coef: Tensor, skip: Tensor, scale: Tensor) -> None:
+    buffers, policy = call.buffers, loss_scale_policy(call.settings.loss_scale)
+    following, tracker = buffers.current_scale, buffers.growth_tracker
+    if isinstance(policy, DynamicLossScale):
+        following, tracker = torch_math.next_loss_scale(following, tracker, policy, skip)
+    buffers.scalars.copy_(torch.stack([every.norm.float(), coef, skip.float(), scale, following]))
+    taken, skipped, _ = buffers.counters.unbind()
+    buffers.counters.copy_(torch.stack([taken + ~skip, skipped + skip, tracker]))
+
+
+def _write_rows(call: StepCall, stats: list[GradStats], capped: list[Tensor]) -> None:
+    """One row per parameter; zeros for those that took no part."""
+    buffers = call.buffers
+    part = [index for index, row in enumerate(call.rows) if row.grad is not None]
+    for buffer, values in (
+        (buffers.norms, [of_one.norm for of_one in stats]),
+        (buffers.abs_max, [of_one.abs_max for of_one in stats]),
+        (buffers.nonfinite, [of_one.nonfinite for of_one in stats]),
+        (buffers.capped, capped),
+    ):
+        row_values = [torch.zeros((), dtype=values[0].dtype, device=buffer.device)] * len(call.rows)
+        for index, value in zip(part, values, strict=True):
+            row_values[index] = value
+        buffer.copy_(torch.stack(row_values))

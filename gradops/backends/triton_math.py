@@ -1,0 +1,182 @@
+"""The rules of csrc/math for Triton: the one deliberate second copy, held to the same oracle by the same tests.
+
+Sums are trees of pairs, so that their order hangs neither on the dtype nor on the width of the accesses or the number
+of warps, and the interpreter adds as a GPU does. Every quotient and root of an element is the rounded one. `NORM` is 1
+or 2 for those p, 0 for inf and 3 for any other.
+"""
+
+import triton
+import triton.language as tl
+
+INF_BITS = tl.constexpr(0x7F800000)
+SMALLEST_NORMAL = tl.constexpr(2.0**-126)
+LARGEST = tl.constexpr(3.4028234663852886e38)
+# A square below 2^-126 may vanish; 2^12 of them stay below 2^-32 of a sum of 2^-80.
+EXACT_SQUARES = tl.constexpr(2.0**-80)
+
+# Many entries are merged on 2^8 lanes.
+MERGE_LEVELS = tl.constexpr(8)
+
+
+@triton.jit
+def tree_sum(x, LEVELS: tl.constexpr):
+    """The sum of 2^LEVELS values, neighbours first. Of two values there is one sum, however the compiler takes it."""
+    for level in tl.static_range(1, LEVELS):
+        x = tl.sum(tl.reshape(x, [2 ** (LEVELS - level), 2]), axis=1)
+    return tl.sum(x)
+
+
+@triton.jit
+def clamp_grad(x, clip_value):
+    """x inside ±clip_value; a NaN fails both comparisons and stays."""
+    x = tl.where(x > clip_value, clip_value, x)
+    return tl.where(x < -clip_value, -clip_value, x)
+
+
+@triton.jit
+def abs_bits_of(x):
+    """|x| as an integer: in the order of numbers, inf above every number and NaN above inf."""
+    return x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+
+
+@triton.jit
+def float_of(bits):
+    return bits.to(tl.int32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def root_of(x, p, NORM: tl.constexpr):
+    """x^(1/p) in float64."""
+    if NORM == 1:
+        root = x
+    elif NORM == 2:
+        root = tl.sqrt(x)
+    else:
+        root = tl.exp2(tl.log2(x) / p)
+    return root
+
+
+@triton.jit
+def power_of(x, p, NORM: tl.constexpr):
+    """x^p of what is not negative, in the precision of x."""
+    if NORM == 1:
+        power = x
+    elif NORM == 2:
+        power = x * x
+    else:
+        power = tl.where(x > 0, tl.exp2(p.to(x.dtype) * tl.log2(tl.where(x > 0, x, 1.0))), 0.0)
+    return power
+
+
+@triton.jit
+def needs_unit(total, abs_max_bits, NORM: tl.constexpr):
+    """Whether a plain float32 sum of powers lost something; other powers than 1 and 2 have no plain sum."""
+    finite = (abs_max_bits > 0) & (abs_max_bits < INF_BITS)
+    if NORM == 0:
+        needs = False
+    elif NORM == 1:
+        needs = finite & (total > LARGEST)
+    elif NORM == 2:
+        needs = finite & ((total > LARGEST) | (total < EXACT_SQUARES))
+    else:
+        needs = finite
+    return needs
+
+
+@triton.jit
+def unit_of(largest, NORM: tl.constexpr):
+    """The unit for a chunk with this largest element; for p = 1 and 2 a power of two, so that quotients are exact."""
+    unit = tl.maximum(largest, SMALLEST_NORMAL)
+    if NORM < 3:
+        unit = float_of(abs_bits_of(unit) & INF_BITS)
+    return unit
+
+
+@triton.jit
+def merge_stats(sums, counts, stride, first, count, p, NORM: tl.constexpr, LEVELS: tl.constexpr):
+    """Merges `count` entries, in the fixed order of 2^LEVELS lanes and a tree over them.
+
+    `sums` holds all entries' sums and then, `stride` further, their units; `counts` their largest absolute values, as
+    bits, and their numbers of elements that are not finite.
+    """
+    lanes = tl.arange(0, 2**LEVELS)
+    units = tl.zeros([2**LEVELS], tl.float64)
+    abs_max_bits = tl.zeros([2**LEVELS], tl.int64)
+    nonfinite = tl.zeros([2**LEVELS], tl.int64)
+    for begin in range(0, count, 2**LEVELS):
+        at = first + begin + lanes
+        inside = begin + lanes < count
+        part = tl.load(sums + at, mask=inside, other=0.0)
+        units = tl.maximum(units, tl.where(part > 0, tl.load(sums + stride + at, mask=inside, other=0.0), 0.0))
+        abs_max_bits = tl.maximum(abs_max_bits, tl.load(counts + at, mask=inside, other=0))
+        nonfinite += tl.load(counts + stride + at, mask=inside, other=0)
+    unit = tl.max(units)
+    unit = tl.where(unit > 0, unit, 1.0)
+    total = tl.zeros([2**LEVELS], tl.float64)
+    for begin in range(0, count, 2**LEVELS):
+        at = first + begin + lanes
+        inside = begin + lanes < count
+        part = tl.load(sums + at, mask=inside, other=0.0)
+        total += part * power_of(tl.load(sums + stride + at, mask=inside, other=1.0) / unit, p, NORM)
+    return tree_sum(total, LEVELS), unit, tl.max(abs_max_bits), tl.sum(nonfinite)
+
+
+@triton.jit
+def norm_of(total, unit, abs_max_bits, nonfinite, clip_value, p, NORM: tl.constexpr):
+    """In float64; NaN if any element is NaN, else inf if any is inf."""
+    abs_max = float_of(abs_max_bits)
+    if NORM == 0:
+        norm = tl.minimum(abs_max, clip_value).to(tl.float64)
+    else:
+        norm = tl.where(total > 0, unit * root_of(tl.where(total > 0, total, 1.0), p, NORM), 0.0)
+    return tl.where(nonfinite != 0, abs_max.to(tl.float64), norm)
+
+
+@triton.jit
+def clip_coef_of(grad_norm, max_norm):
+    """min(1, max_norm / (grad_norm + 1e-6)), the formula of torch.nn.utils.clip_grad_norm_; in float64."""
+    coef = tl.where(max_norm < float("inf"), max_norm / (grad_norm + 1e-6), 1.0)
+    return tl.where(coef < 1.0, coef, 1.0).to(tl.float32)
+
+
+@triton.jit
+def integer_power(base, exponent):
+    """base^exponent in float64, of a whole exponent below 2^25: what float32 counts."""
+    result = base * 0 + 1.0
+    left = exponent.to(tl.int32)
+    while left > 0:
+        result = tl.where(left % 2 == 1, result * base, result)
+        base = base * base
+        left = left // 2
+    return result
+
+
+@triton.jit
+def adam_update(
+    param,
+    exp_avg,
+    exp_avg_sq,
+    max_exp_avg_sq,
+    grad,
+    one_minus_beta1,
+    beta2,
+    one_minus_beta2,
+    eps,
+    l2,
+    decay,
+    step_size,
+    inv_bias_correction2_sqrt,
+    AMSGRAD: tl.constexpr,
+):
+    """One step of Adam or AdamW, element by element in float32; `grad` is unscaled, clipped and signed."""
+    grad = tl.where(l2 != 0, grad + l2 * param, grad)
+    param = tl.where(decay != 0, param - decay * param, param)
+    exp_avg += (grad - exp_avg) * one_minus_beta1
+    exp_avg_sq = exp_avg_sq * beta2 + one_minus_beta2 * grad * grad
+    second_moment = exp_avg_sq
+    if AMSGRAD:
+        max_exp_avg_sq = tl.where(max_exp_avg_sq > exp_avg_sq, max_exp_avg_sq, exp_avg_sq)
+        second_moment = max_exp_avg_sq
+    denom = tl.sqrt_rn(second_moment) * inv_bias_correction2_sqrt + eps
+    param -= step_size * tl.div_rn(exp_avg, denom)
+    return param, exp_avg, exp_avg_sq, max_exp_avg_sq

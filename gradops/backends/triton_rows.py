@@ -1,0 +1,94 @@
+"""What the Triton kernels read: the words of the tables, and the elements of one chunk.
+
+A row is one parameter. It is cut into chunks in the order in which its parameter lies in memory; one program takes one
+chunk, tile by tile. A tile is as large as the threads of a program can read at once in 128-bit accesses of 16-bit
+elements.
+"""
+
+import triton
+import triton.language as tl
+
+CHUNK = tl.constexpr(8192)
+TILE = tl.constexpr(1024)
+TILE_LEVELS = tl.constexpr(10)  # 2^10 elements
+# Where elements are updated one by one: fewer at once, since each takes the registers of four addresses.
+SMALL_TILE = tl.constexpr(256)
+
+# The words of a row; addresses are 0 where there is nothing.
+PARAM, GRAD, EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ = (tl.constexpr(i) for i in range(5))
+STEP = tl.constexpr(5)
+NUMEL = tl.constexpr(6)
+FIRST_CHUNK = tl.constexpr(7)
+CHUNKS = tl.constexpr(8)
+GROUP = tl.constexpr(9)
+TAKES_PART = tl.constexpr(10)
+KIND = tl.constexpr(11)
+IN_VECTORS = tl.constexpr(12)  # whether every tensor lies in one order without gaps and begins at 16 bytes
+LAYOUT = tl.constexpr(13)  # place of its layout
+ROW_WORDS = tl.constexpr(14)
+
+# A layout is the number of dimensions, then for each, innermost first, its size and the stride in each tensor.
+TENSORS = tl.constexpr(5)
+
+# A kind says which code a row takes: dtype of the parameter + 3 * dtype of the gradient + 9 * amsgrad.
+FLOAT32, BFLOAT16, FLOAT16 = (tl.constexpr(i) for i in range(3))
+KINDS = tl.constexpr(18)
+
+# What `plan_row` leaves for the update of a row.
+GRAD_SIGN, ONE_MINUS_BETA1, BETA2, ONE_MINUS_BETA2, EPS, L2, DECAY, STEP_SIZE = (tl.constexpr(i) for i in range(8))
+INV_BIAS_CORRECTION2_SQRT = tl.constexpr(8)
+CAPPED = tl.constexpr(9)
+RULE_WORDS = tl.constexpr(10)
+
+# The words of a param group's hyper-parameters, in float64; a tensor lr stands in a table of its own.
+LR, BETA1_OF, BETA2_OF, EPS_OF, WEIGHT_DECAY, DECOUPLED, MAXIMIZE = (tl.constexpr(i) for i in range(7))
+LR_IS_DOUBLE = tl.constexpr(7)
+GROUP_WORDS = tl.constexpr(8)
+
+# The words of the step's settings, in float64.
+MAX_NORM, NORM_TYPE, CLIP_VALUE, CAP, FLOOR, WARMUP_STEPS = (tl.constexpr(i) for i in range(6))
+GROWTH_FACTOR, BACKOFF_FACTOR, GROWTH_INTERVAL, MIN_SCALE, MAX_SCALE = (tl.constexpr(i) for i in range(6, 11))
+
+# What the first kernel tells the second.
+INV_SCALE, CLIP_COEF, SKIP = (tl.constexpr(i) for i in range(3))
+
+
+@triton.constexpr_function
+def element_of(dtype):
+    """The type that a dtype's code stands for."""
+    return (tl.float32, tl.bfloat16, tl.float16)[dtype]
+
+
+@triton.jit
+def vectors_of(row, at, TENSOR: tl.constexpr, DTYPE: tl.constexpr):
+    """Pointers to a tile of a tensor that is accessed in vectors."""
+    # The hint must stand beside the cast: it would not survive the end of a function.
+    pointer = tl.multiple_of(tl.load(row + TENSOR).to(tl.pointer_type(element_of(DTYPE))), 16)
+    return pointer + at + tl.arange(0, TILE)
+
+
+@triton.jit
+def elements_of(row, layouts, at, TENSOR: tl.constexpr, DTYPE: tl.constexpr, SIZE: tl.constexpr):
+    """Pointers to SIZE elements, wherever they lie."""
+    layout = layouts + tl.load(row + LAYOUT)
+    dims = tl.load(layout)
+    left = at + tl.arange(0, SIZE)
+    place = tl.zeros([SIZE], tl.int64)
+    dim = layout + 1
+    for _ in range(1, dims):
+        size = tl.load(dim)
+        outer = left // size
+        place += (left - outer * size) * tl.load(dim + 1 + TENSOR)
+        left = outer
+        dim += 1 + TENSORS
+    return tl.load(row + TENSOR).to(tl.pointer_type(element_of(DTYPE))) + place + left * tl.load(dim + 1 + TENSOR)
+
+
+@triton.jit
+def pointers_of(
+    row, layouts, at, TENSOR: tl.constexpr, DTYPE: tl.constexpr, VECTORS: tl.constexpr, SIZE: tl.constexpr = TILE
+):
+    """Pointers to a tile, by whichever way it lies."""
+    if VECTORS:
+        return vectors_of(row, at, TENSOR, DTYPE)
+    return elements_of(row, layouts, at, TENSOR, DTYPE, SIZE)

@@ -1,0 +1,211 @@
+"""The step in Triton: two launches, whatever the number of tensors."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from gradops.backends import triton_rows as words
+from gradops.backends.call import Row, StepCall
+from gradops.backends.triton_adam_step import adam_step_kernel, param_squares_kernel
+from gradops.backends.triton_grad_stats import grad_stats_kernel
+from gradops.backends.triton_tables import (
+    DeviceTable,
+    RowTable,
+    first_chunks,
+    form_of,
+    group_words,
+    is_capturing,
+    setting_words,
+)
+from gradops.loss_scale import DynamicLossScale
+from gradops.settings import loss_scale_policy
+
+# Products and sums are rounded each for itself, as the other backends round them.
+OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
+
+
+def launch(kernel: Any, programs: int, arguments: dict[str, Any]) -> None:
+    """The one place that starts a kernel, so that tests see what is compiled and how."""
+    kernel[(programs,)](**arguments, **OPTIONS)
+
+
+class Workspace:
+    """Device memory that programs hand to each other. `param_sums` outlives a step; the rest is written in each."""
+
+    def __init__(self, rows: int, chunks: int, device: torch.device) -> None:
+        def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        self.chunk_sums = zeros(2, chunks, dtype=torch.float64)
+        self.chunk_counts = zeros(2, chunks, dtype=torch.int64)
+        self.param_sums = zeros(2, chunks, dtype=torch.float64)
+        self.param_counts = zeros(2, chunks, dtype=torch.int64)
+        self.row_sums = zeros(2, rows, dtype=torch.float64)
+        self.row_counts = zeros(2, rows, dtype=torch.int64)
+        self.row_rules = zeros(rows, words.RULE_WORDS.value, dtype=torch.float32)
+        self.decision = zeros(3, dtype=torch.float32)
+        self.tickets = zeros(rows + 1, dtype=torch.int32)
+
+
+class TritonStep:
+    """Steps by Triton kernels. Tables on the device say where the tensors lie; they are written when one has moved.
+
+    A tensor whose strides differ from its parameter's, or that begins off 16 bytes, is read and written element by
+    element, in the order of the parameter's memory; nothing is copied.
+    """
+
+    def __init__(self) -> None:
+        self._rows, self._layouts = DeviceTable(torch.int64), DeviceTable(torch.int64)
+        self._chunk_rows = DeviceTable(torch.int32)
+        self._groups, self._lr_pointers = DeviceTable(torch.float64), DeviceTable(torch.int64)
+        self._settings = DeviceTable(torch.float64)
+        self._in_graphs: list[Any] = []
+        self._device = "none yet"
+        self.forget_rows()
+
+    def forget_rows(self) -> None:
+        self._forms: list[Any] = []
+        self._table = RowTable()
+        self._numels: list[int] = []
+        self._work: Workspace | None = None
+        self._measured: set[int] = set()
+
+    def description(self) -> str:
+        return f"{self._device}, triton {triton.__version__}, two launches"
+
+    def step(self, call: StepCall) -> None:
+        device = call.buffers.scalars.device
+        self._device = str(device)
+        with _current(device):
+            work = self._link(call.rows, call.groups, device)
+            held, arguments = self._arguments(call, work, device)
+            self._measure_params(call.rows, arguments, device)
+            self._launch_both(call, work, arguments)
+        if is_capturing(device):
+            self._captured(held)
+
+    def _link(self, rows: list[Row], groups: list[dict[str, Any]], device: torch.device) -> Workspace:
+        """Makes the table that of the rows as they are; what was measured stays as long as no size changes."""
+        numels = [row.param.numel() for row in rows]
+        work = self._work
+        if work is None or numels != self._numels or work.decision.device != device:
+            work = self._work = Workspace(len(rows), first_chunks(rows)[-1], device)
+            self._numels, self._measured, self._forms = numels, set(), []
+        amsgrad = [bool(groups[row.group]["amsgrad"]) for row in rows]
+        forms = [form_of(row, flag) for row, flag in zip(rows, amsgrad, strict=True)]
+        if forms != self._forms:
+            table = RowTable()
+            for row, first, flag in zip(rows, first_chunks(rows)[:-1], amsgrad, strict=True):
+                table.add(row, first, flag)
+            self._table, self._forms = table, forms
+        return work
+
+    def _arguments(self, call: StepCall, work: Workspace, device: torch.device) -> tuple[list[Tensor], dict[str, Any]]:
+        """What both kernels take, and the tensors among it that only this step holds."""
+        firsts = first_chunks(call.rows)
+        chunk_rows = [row for row in range(len(call.rows)) for _ in range(firsts[row], firsts[row + 1])]
+        lrs = [_lr_on(group["lr"], device) for group in call.groups]
+        scalars = [_scalar_on(value, device) for value in (call.loss_scale, call.found_inf)]
+        arguments = {
+            "rows": self._rows.update(self._table.words, device),
+            "chunk_rows": self._chunk_rows.update(chunk_rows, device),
+            "layouts": self._layouts.update(self._table.layouts or [0], device),
+            "settings": self._settings.update(setting_words(call.settings), device),
+            "groups": self._groups.update(
+                [word for group, lr in zip(call.groups, lrs, strict=True) for word in group_words(group, lr)], device
+            ),
+            "lr_pointers": self._lr_pointers.update(
+                [lr.data_ptr() if isinstance(lr, Tensor) else 0 for lr in lrs], device
+            ),
+            "loss_scale": scalars[0],
+            "found_inf": scalars[1],
+            "param_sums": work.param_sums,
+            "row_rules": work.row_rules,
+            "decision": work.decision,
+            "chunk_count": firsts[-1],
+            "CAPS": call.settings.max_relative_step is not None,
+        }
+        return [value for value in (*lrs, *scalars) if isinstance(value, Tensor)], arguments
+
+    def _kinds(self) -> list[int]:
+        """The kinds of the rows that take part."""
+        size, table = words.ROW_WORDS.value, self._table.words
+        rows = (table[at : at + size] for at in range(0, len(table), size))
+        return [row[words.KIND.value] for row in rows if row[words.TAKES_PART.value]]
+
+    def _measure_params(self, rows: list[Row], arguments: dict[str, Any], device: torch.device) -> None:
+        """Reads the parameters that no step has measured as they are now."""
+        taking_part = {index for index, row in enumerate(rows) if row.grad is not None}
+        if not arguments["CAPS"]:
+            self._measured -= taking_part  # they are about to change, and nothing will measure them
+            return
+        wanted = {index for index in taking_part if not rows[index].squares_known} | taking_part - self._measured
+        self._measured |= taking_part
+        if not wanted:
+            return
+        flags = DeviceTable(torch.int32).update([int(index in wanted) for index in range(len(rows))], device)
+        taken = ("rows", "chunk_rows", "layouts", "param_sums", "chunk_count")
+        dtypes = _bits(kind % 3 for kind in self._kinds())
+        shared = {name: arguments[name] for name in taken}
+        launch(param_squares_kernel, arguments["chunk_count"], {**shared, "wanted": flags, "DTYPES": dtypes})
+
+    def _launch_both(self, call: StepCall, work: Workspace, arguments: dict[str, Any]) -> None:
+        kinds, chunks = self._kinds(), arguments["chunk_count"]
+        scalars, counters, norms, abs_max, nonfinite, capped = call.buffers.all()
+        first = {
+            **arguments,
+            **{name: getattr(work, name) for name in ("chunk_sums", "chunk_counts", "param_counts", "row_sums")},
+            "row_counts": work.row_counts,
+            "tickets": work.tickets,
+            "scalars": scalars,
+            "counters": counters,
+            "norms": norms,
+            "abs_max": abs_max,
+            "nonfinite_of": nonfinite,
+            "row_count": len(call.rows),
+            "DTYPES": _bits(kind // 3 % 3 for kind in kinds),
+            "NORM": _norm_code(call.settings.norm_type),
+            "SCALED": call.grads_scaled,
+            "MOVES_LOSS_SCALE": isinstance(loss_scale_policy(call.settings.loss_scale), DynamicLossScale),
+        }
+        launch(grad_stats_kernel, chunks, first)
+        taken = ("rows", "chunk_rows", "layouts", "settings", "row_rules", "decision", "param_sums", "chunk_count")
+        second = {name: arguments[name] for name in (*taken, "CAPS")}
+        launch(adam_step_kernel, chunks, {**second, "capped": capped, "KINDS_HERE": _bits(kinds)})
+
+    def _captured(self, held: list[Tensor]) -> None:
+        """A graph reads these addresses whenever it is replayed: they stay as long as this does."""
+        for table in (self._rows, self._layouts, self._chunk_rows, self._groups, self._lr_pointers, self._settings):
+            table.captured()
+        self._in_graphs += [self._work, *held]
+
+
+def _current(device: torch.device) -> AbstractContextManager[Any]:
+    """Makes the device the one that kernels are launched on."""
+    return nullcontext() if device.type == "cpu" else torch.get_device_module(device).device(device)
+
+
+def _bits(numbers: Any) -> int:
+    """An integer with each of these bits."""
+    return sum(1 << number for number in set(numbers))
+
+
+def _norm_code(norm_type: float) -> int:
+    """As triton_math counts norms."""
+    return {float("inf"): 0, 1.0: 1, 2.0: 2}.get(float(norm_type), 3)
+
+
+def _lr_on(lr: float | Tensor, device: torch.device) -> float | Tensor:
+    """An lr that the kernel can read on the device; one on the CPU is a number."""
+    if not isinstance(lr, Tensor) or (lr.device != device and lr.device.type == "cpu"):
+        return float(lr)
+    if lr.dtype not in (torch.float32, torch.float64):
+        raise RuntimeError(f"gradops: a tensor lr must be Float or Double, got {lr.dtype}")
+    return lr.to(device, non_blocking=True)
+
+
+def _scalar_on(value: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if value is None else value.to(device, torch.float32, non_blocking=True)

@@ -1,0 +1,163 @@
+"""What the Triton kernels read, as arrays on the device: written where something moved, read at every step."""
+
+import math
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradops.backends import triton_rows as words
+from gradops.backends.call import Row
+from gradops.loss_scale import DynamicLossScale
+from gradops.settings import Settings, loss_scale_policy, relative_step_cap
+
+CHUNK: int = words.CHUNK.value
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+
+# Size of a dimension and the strides of the tensors in it.
+Dim = tuple[int, tuple[int, ...]]
+
+
+class DeviceTable:
+    """The device's copy of numbers that change rarely.
+
+    A change is written to new memory by a copy that nobody waits for: kernels that are under way, and graphs, read the
+    old. The staging memory is pinned, and torch keeps it until the copy is done.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._values: Sequence[Any] = ()
+        self._tensor: Tensor | None = None
+        self._captured: list[Tensor] = []
+
+    def update(self, values: Sequence[Any], device: torch.device) -> Tensor:
+        """The numbers on the device.
+
+        Raises:
+            RuntimeError: they changed while a graph is captured, which would copy from memory that is gone at replay.
+        """
+        if self._tensor is None or self._tensor.device != device or values != self._values:
+            capturing = is_capturing(device)
+            if capturing:
+                raise RuntimeError(
+                    "gradops: this would copy to the GPU where tensors or param_groups now are, which a graph cannot "
+                    "capture; take a step like it before the capture"
+                )
+            staging = torch.tensor(values, dtype=self._dtype, pin_memory=device.type == "cuda")
+            self._tensor = staging.to(device, non_blocking=True)
+            self._values = values
+        return self._tensor
+
+    def captured(self) -> None:
+        """A graph holds the address from now on."""
+        if self._tensor is not None and (not self._captured or self._captured[-1] is not self._tensor):
+            self._captured.append(self._tensor)
+
+
+def is_capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def chunks_of(numel: int) -> int:
+    """A row without elements has one, too: its program counts its step."""
+    return max(1, -(-numel // CHUNK))
+
+
+def layout_of(tensors: Sequence[Tensor]) -> list[Dim]:
+    """The dimensions in which all tensors are walked, innermost first: in the order of the first one's memory.
+
+    Dimensions that follow one another in every tensor are one.
+    """
+    shape = tensors[0].shape
+    strides = [tensor.stride() for tensor in tensors]
+    order = (
+        []
+        if 0 in shape
+        else sorted((dim for dim, size in enumerate(shape) if size != 1), key=lambda dim: strides[0][dim])
+    )
+    dims: list[Dim] = []
+    for dim in order:
+        steps = tuple(stride[dim] for stride in strides)
+        if dims:
+            size, inner = dims[-1]
+            if all(step == size * before for step, before in zip(steps, inner, strict=True)):
+                dims[-1] = (size * shape[dim], inner)
+                continue
+        dims.append((shape[dim], steps))
+    return dims or [(1, (1,) * len(tensors))]
+
+
+class RowTable:
+    """The words of each row, and the layouts that they name."""
+
+    def __init__(self) -> None:
+        self.words: list[int] = []
+        self.layouts: list[int] = []
+
+    def add(self, row: Row, first_chunk: int, amsgrad: bool) -> None:
+        """Appends a row; without a gradient only what places it among the others."""
+        numel = row.param.numel()
+        place = [numel, first_chunk, chunks_of(numel), row.group]
+        if row.grad is None or row.state is None:
+            self.words += [0] * words.STEP.value + [0, *place, 0, 0, 0, 0]
+            return
+        tensors = [row.param, row.grad, *(row.state[key] for key in moments_of(amsgrad))]
+        pointers = [tensor.data_ptr() for tensor in tensors] + [0] * (5 - len(tensors))
+        dims = layout_of(tensors)
+        linear = len(dims) == 1 and all(stride == 1 for stride in dims[0][1])
+        in_vectors = linear and all(pointer % 16 == 0 for pointer in pointers)
+        kind = DTYPES[row.param.dtype] + 3 * DTYPES[row.grad.dtype] + 9 * amsgrad
+        step = row.state["step"].data_ptr()
+        self.words += [*pointers, step, *place, 1, kind, int(in_vectors), len(self.layouts)]
+        self.layouts.append(len(dims))
+        for size, strides in dims:
+            self.layouts += [size, *strides, *[0] * (5 - len(strides))]
+
+
+def moments_of(amsgrad: bool) -> tuple[str, ...]:
+    return MOMENTS if amsgrad else MOMENTS[:2]
+
+
+def form_of(row: Row, amsgrad: bool) -> tuple[Any, ...] | None:
+    """What the words of a row hang on; None for one that takes no part."""
+    if row.grad is None or row.state is None:
+        return None
+    param, grad, state = row.param, row.grad, row.state
+    tensors = [param, grad, *(state[key] for key in moments_of(amsgrad))]
+    forms = [(tensor.data_ptr(), tensor.stride()) for tensor in tensors]
+    return (param.shape, param.dtype, grad.dtype, state["step"].data_ptr(), row.group, *forms)
+
+
+def group_words(group: dict[str, Any], lr: float | Tensor) -> list[float]:
+    """A group's hyper-parameters; those of a tensor lr only tell its dtype."""
+    is_tensor = isinstance(lr, Tensor)
+    beta1, beta2 = group["betas"]
+    return [
+        0.0 if is_tensor else float(lr),
+        *(float(value) for value in (beta1, beta2, group["eps"], group["weight_decay"])),
+        float(group["decoupled_weight_decay"]),
+        float(group["maximize"]),
+        float(is_tensor and lr.dtype == torch.float64),
+    ]
+
+
+def setting_words(settings: Settings) -> list[float]:
+    """The settings of a step, and inf where nothing is limited."""
+    cap = relative_step_cap(settings.max_relative_step)
+    policy = loss_scale_policy(settings.loss_scale)
+    limits = [settings.max_norm, settings.norm_type, settings.clip_value]
+    numbers = [math.inf if value is None else float(value) for value in limits]
+    numbers += [math.inf, 0.0, 0.0] if cap is None else [cap.cap, cap.floor, float(cap.warmup_steps)]
+    if not isinstance(policy, DynamicLossScale):
+        return [*numbers, 1.0, 1.0, 1.0, 1.0, 1.0]
+    numbers += [policy.growth_factor, policy.backoff_factor, float(policy.growth_interval)]
+    return [*numbers, policy.min_scale, policy.max_scale]
+
+
+def first_chunks(rows: Sequence[Row]) -> list[int]:
+    """The first chunk of each row, and behind the last the number of all."""
+    return [0, *accumulate(chunks_of(row.param.numel()) for row in rows)]

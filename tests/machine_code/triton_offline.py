@@ -1,0 +1,82 @@
+"""Triton kernels, compiled for devices that are not here, from the very arguments of a launch."""
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.compiler.compiler import make_backend
+from triton.runtime.jit import create_function_from_signature
+
+from gradops.backends import triton_step
+from gradops.backends.call import Row, StepCall
+from gradops.backends.triton_tables import MOMENTS
+from gradops.settings import Settings
+from gradops.stats import StepBuffers
+
+NVIDIA = ("80", "90", "100", "120")
+AMD = ("gfx90a", "gfx942", "gfx1100")
+
+
+def target_of(arch):
+    """A GPU by NVIDIA's or AMD's name of its architecture; gfx1 and later have waves of 32."""
+    if arch in NVIDIA:
+        return GPUTarget("cuda", int(arch), 32)
+    return GPUTarget("hip", arch, 32 if arch.startswith("gfx1") else 64)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel with the arguments and options it was launched with."""
+
+    kernel: triton.runtime.JITFunction
+    programs: int
+    arguments: dict
+    options: dict
+
+    def compile(self, arch):
+        """What a launch on a device of this architecture would compile: types, alignment and all."""
+        target = target_of(arch)
+        backend = make_backend(target)
+        binder = create_function_from_signature(self.kernel.signature, self.kernel.params, backend)
+        keywords = {**self.arguments, **self.options}
+        bound, specialization, options = binder(**keywords)
+        options, signature, constants, attributes = self.kernel._pack_args(
+            backend, {**keywords, "debug": False}, bound, specialization, options
+        )
+        source = ASTSource(self.kernel, signature, constants, attributes)
+        return triton.compile(source, target=target, options=options.__dict__)
+
+
+@contextlib.contextmanager
+def recorded():
+    """Yields a list to which each launch in the block is added; nothing runs."""
+    launches, before = [], triton_step.launch
+
+    def record(kernel, programs, arguments):
+        launches.append(Launch(kernel, programs, arguments, dict(triton_step.OPTIONS)))
+
+    triton_step.launch = record
+    try:
+        yield launches
+    finally:
+        triton_step.launch = before
+
+
+def launches_of(param_dtype, grad_dtype, amsgrad=False, **settings):
+    """The launches of one step of two parameters, a large and a small one."""
+    params = [torch.zeros(64, 128, dtype=param_dtype), torch.zeros(7, dtype=param_dtype)]
+    group = {"lr": 0.01, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1, "maximize": False}
+    group |= {"amsgrad": amsgrad, "decoupled_weight_decay": True, "params": params}
+    rows = []
+    for index, param in enumerate(params):
+        moments = {key: torch.zeros_like(param, dtype=torch.float32) for key in MOMENTS}
+        state = {"step": torch.zeros(()), **moments}
+        rows.append(Row(param, str(index), 0, torch.zeros_like(param, dtype=grad_dtype), state))
+    buffers = StepBuffers()
+    buffers.resize(("0", "1"), torch.device("cpu"))
+    with recorded() as launches:
+        triton_step.TritonStep().step(StepCall(rows, [group], Settings(**settings), None, True, None, buffers))
+    return launches

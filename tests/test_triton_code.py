@@ -1,0 +1,92 @@
+"""What Triton makes of the kernels, compiled as a launch would compile them for GPUs that are not here.
+
+Each gate is first shown kernels with a planted fault (machine_code/planted_triton.py).
+"""
+
+import functools
+import os
+
+import pytest
+import torch
+from machine_code import toolchain
+
+pytest.importorskip("triton")
+from machine_code import planted_triton, triton_gates, triton_offline
+
+from gradops.backends import triton_step
+
+NEEDS = [name for name in ("nvdisasm", "cuobjdump") if toolchain.find_binary(name) is None]
+pytestmark = [
+    pytest.mark.skipif(bool(NEEDS), reason=f"not found: {', '.join(NEEDS)}"),
+    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing"),
+]
+ARCHS = (*triton_offline.NVIDIA, *triton_offline.AMD)
+# Parameter and gradient; the others are combinations of the same loads.
+DTYPES = {"float32": (torch.float32, torch.float32), "bfloat16": (torch.bfloat16, torch.bfloat16)}
+QUICK = [("90", "float32"), ("90", "bfloat16"), ("gfx942", "float32")]
+CASES = [
+    pytest.param(arch, dtype, marks=() if (arch, dtype) in QUICK else pytest.mark.slow, id=f"{arch}-{dtype}")
+    for arch in ARCHS
+    for dtype in DTYPES
+]
+PLANTED = {
+    "good_kernel": set(),
+    "scalar_kernel": {"wide_accesses", "no_scalar_main_loop"},
+    "scalar_store_kernel": {"wide_accesses", "no_scalar_main_loop"},
+    "spilling_kernel": {"nothing_is_spilled"},
+}
+
+
+def per_thread(arch):
+    """Elements of a tile that one thread takes."""
+    return 1024 // (triton_step.OPTIONS["num_warps"] * triton_offline.target_of(arch).warp_size)
+
+
+def wide(arch, *sizes):
+    """128-bit accesses of one turn, for tensors with elements of these sizes."""
+    return sum(per_thread(arch) * size // 16 for size in sizes)
+
+
+@functools.cache
+def launches(dtype, **settings):
+    return {launch.kernel.__name__: launch for launch in triton_offline.launches_of(*DTYPES[dtype], **settings)}
+
+
+@pytest.mark.parametrize("arch", ["90", "gfx942"])
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_fault_is_caught_by_its_gate_and_by_no_other(name, arch):
+    arguments = {"table": torch.zeros(4, dtype=torch.int64), "n": 7}
+    launch = triton_offline.Launch(getattr(planted_triton, name), 1, arguments, triton_step.OPTIONS)
+    expected = {"load": wide(arch, 4, 4), "store": wide(arch, 4)}
+    assert triton_gates.complaints(triton_gates.code_of(launch, arch), expected).keys() == PLANTED[name]
+
+
+@pytest.mark.parametrize(("arch", "dtype"), CASES)
+def test_update_takes_full_chunks_in_vectors_and_spills_nothing(arch, dtype):
+    code = triton_gates.code_of(launches(dtype)["adam_step_kernel"], arch)
+    size = DTYPES[dtype][0].itemsize
+    expected = {"load": wide(arch, size, size, 4, 4), "store": wide(arch, size, 4, 4)}
+    assert not triton_gates.complaints(code, expected)
+    assert code.registers <= 128, "fewer than four programs fit on a multiprocessor at once"
+
+
+@pytest.mark.parametrize(("arch", "dtype"), CASES)
+def test_gradients_are_measured_in_vectors_and_nothing_is_spilled(arch, dtype):
+    code = triton_gates.code_of(launches(dtype)["grad_stats_kernel"], arch)
+    tiles = 8
+    expected = {"load": tiles * wide(arch, DTYPES[dtype][1].itemsize), "store": 0}
+    assert not triton_gates.complaints(code, expected)
+    assert code.registers <= 128, "fewer than four programs fit on a multiprocessor at once"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHS)
+def test_every_option_compiles_for_every_device(arch):
+    for options in ({"norm_type": 3.0, "clip_value": 1.0}, {"max_relative_step": 0.1}, {"loss_scale": "dynamic"}):
+        for launch in triton_offline.launches_of(torch.float16, torch.float32, amsgrad=True, **options):
+            assert not list(triton_gates.nothing_is_spilled(triton_gates.code_of(launch, arch), {}))
+
+
+def test_a_step_is_two_launches_and_a_first_one_with_a_cap_three():
+    assert list(launches("float32")) == ["grad_stats_kernel", "adam_step_kernel"]
+    assert next(iter(launches("float32", max_relative_step=0.1))) == "param_squares_kernel"

@@ -1,0 +1,210 @@
+"""The Triton step in Triton's interpreter: bytes, bounds, order of programs; and the shared test bodies.
+
+What runs in the interpreter runs in a pytest of its own, with TRITON_INTERPRET=1, that the tests at the end start. What
+the interpreter cannot show stands in interpreter.py.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from beside import assert_bitwise, snapshot
+from cases import CHUNK, ParamCase
+
+import gradops
+
+pytest.importorskip("triton")
+import triton
+import triton.language as tl
+from interpreter import Meter, metered, shuffled
+
+from gradops.backends import triton_step
+
+HERE = Path(__file__).resolve().parent
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+interpreted = pytest.mark.skipif(not INTERPRETED, reason="started in the interpreter by the tests below")
+outside = pytest.mark.skipif(INTERPRETED, reason="this is what starts the interpreter")
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """The kernels that were launched and their arguments."""
+    seen, launch = [], triton_step.launch
+
+    def noted(kernel, programs, arguments):
+        seen.append((kernel.fn.__name__, programs, arguments))
+        launch(kernel, programs, arguments)
+
+    monkeypatch.setattr(triton_step, "launch", noted)
+    return seen
+
+
+def step_of(cases, steps=2, **settings):
+    """An optimizer after some steps; the same random numbers each time."""
+    torch.manual_seed(5)
+    optimizer = gradops.AdamW([case.param() for case in cases], lr=0.1, backend="triton", **settings)
+    for _ in range(steps):
+        for case, param in zip(cases, optimizer.param_groups[0]["params"], strict=True):
+            param.grad = case.grad()
+        optimizer.step()
+    return optimizer
+
+
+@interpreted
+def test_a_step_is_two_launches_whatever_the_number_of_tensors(launches):
+    optimizer = step_of([ParamCase((3,))] * 12, steps=1, max_norm=1.0)
+    assert [name for name, _, _ in launches] == ["grad_stats_kernel", "adam_step_kernel"]
+    assert "triton" in optimizer.stats.backend
+
+
+@interpreted
+def test_sizes_are_read_once_for_the_relative_step_cap_and_then_gathered(launches):
+    step_of([ParamCase((3,)), ParamCase((9,))], steps=3, max_relative_step=0.01)
+    assert [name for name, _, _ in launches].count("param_squares_kernel") == 1
+
+
+def bytes_of_a_step(launches, cases, **settings):
+    """Bytes that the third step of AdamW moves; everything outside the tensors of the step is out of bounds."""
+    optimizer = step_of(cases, **settings)
+    params = optimizer.param_groups[0]["params"]
+    meter = Meter()
+    meter.allow(*params, *(param.grad for param in params))
+    meter.allow(*(value for state in optimizer.state.values() for value in state.values()))
+    meter.allow(*(value for _, _, arguments in launches for value in arguments.values() if torch.is_tensor(value)))
+    with metered(meter):
+        optimizer.step()
+    return meter.loaded + meter.stored
+
+
+@interpreted
+@pytest.mark.parametrize(("dtype", "expected"), [(torch.float32, 32), (torch.bfloat16, 24)])
+def test_a_step_moves_the_promised_bytes_and_small_tables(dtype, expected, launches):
+    """Gradient twice, parameter and moments read and written once; tables: under 4 KiB a chunk and 3 KiB a row."""
+    chunks = 6
+    case = ParamCase((chunks * CHUNK,), dtype, grad_dtype=dtype)
+    extra = bytes_of_a_step(launches, [case], max_norm=1.0) - expected * chunks * CHUNK
+    assert 0 <= extra < 4096 * chunks + 3 * 1024 + 2 * 256 * 32
+    assert extra < 0.02 * expected * chunks * CHUNK
+
+
+@interpreted
+def test_tails_strides_and_misalignment_stay_inside_their_tensors(launches):
+    cases = [
+        ParamCase((CHUNK + 5,)),
+        ParamCase((2, 3, 4, 5), layout="channels_last", grad_layout="strided"),
+        ParamCase((40, 30), layout="transposed"),
+        ParamCase((999,), torch.bfloat16, layout="misaligned", grad_layout="misaligned"),
+        ParamCase((0,)),
+        ParamCase(()),
+    ]
+    assert bytes_of_a_step(launches, cases, max_relative_step=0.02, norm_type=3.0) > 0
+
+
+@interpreted
+@pytest.mark.parametrize(
+    "settings", [{"max_norm": 1.0}, {"max_norm": 1.0, "norm_type": 3.0, "max_relative_step": 0.01}]
+)
+def test_any_order_of_programs_gives_the_same_bits(settings):
+    cases = [ParamCase((2 * CHUNK + 5,)), ParamCase((33,), magnitude=1e20), ParamCase((7,)), ParamCase((CHUNK + 1,))]
+    expected = snapshot(step_of(cases, max_norm=1.0, **settings))
+    with shuffled(0):
+        assert_bitwise(snapshot(step_of(cases, max_norm=1.0, **settings)), expected)
+
+
+@interpreted
+def test_layout_and_alignment_do_not_change_a_bit():
+    plain = [ParamCase((CHUNK,), dtype) for dtype in (torch.float32, torch.bfloat16)]
+    moved = [ParamCase((CHUNK,), case.dtype, layout="misaligned", grad_layout="strided") for case in plain]
+    settings = {"max_norm": 1.0, "max_relative_step": 0.01}
+    assert_bitwise(snapshot(step_of(moved, **settings)), snapshot(step_of(plain, **settings)))
+
+
+@triton.jit
+def copy_kernel(source, target, n, BLOCK: tl.constexpr):
+    places = tl.arange(0, BLOCK)
+    tl.store(target + places, tl.load(source + places).to(tl.bfloat16), mask=places < n)
+
+
+@interpreted
+def test_the_interpreter_rounds_to_bfloat16_as_torch_does():
+    source = torch.cat([torch.randn(4096), torch.tensor([1e-40, -1e-40, 3.4e38, torch.inf, -torch.inf, torch.nan])])
+    source = torch.cat([source, torch.zeros(8192 - source.numel())])
+    target = torch.empty(8192, dtype=torch.bfloat16)
+    copy_kernel[(1,)](source, target, 8192, 8192)
+    assert torch.equal(target.nan_to_num(7.0), source.bfloat16().nan_to_num(7.0))
+
+
+@interpreted
+def test_the_meter_catches_a_load_behind_the_end():
+    source, target = torch.zeros(60), torch.zeros(64, dtype=torch.bfloat16)
+    meter = Meter()
+    meter.allow(source, target)
+    with metered(meter), pytest.raises(Exception, match=r"load out of bounds: 4 lanes"):
+        copy_kernel[(1,)](source, target, 60, 64)
+
+
+@triton.jit
+def order_kernel(tickets, target):
+    tl.store(target + tl.program_id(0), tl.atomic_add(tickets, 1))
+
+
+@interpreted
+def test_shuffled_programs_show_what_hangs_on_their_order():
+    tickets, target = torch.zeros(1, dtype=torch.int32), torch.zeros(50, dtype=torch.int32)
+    with shuffled(0):
+        order_kernel[(50,)](tickets, target)
+    assert target.tolist() != list(range(50))
+    assert sorted(target.tolist()) == list(range(50))
+
+
+def run_interpreted(*arguments):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=interpreter"]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(
+        [*command, *arguments], cwd=HERE, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+
+
+# By file, what is fast enough for every run: words of the names of its tests.
+QUICK = {
+    "test_adam_step.py": "any_sequence or expanded or side_by_side or rounded_to_nearest or own_hyperparameters",
+    "test_decide.py": "leaves_every_bit or huge or tiny",
+    "test_relative_step.py": "any_sequence or floor",
+    "test_stats.py": "promised",
+}
+
+
+@outside
+def test_this_file_passes_in_the_interpreter():
+    run_interpreted("test_triton_step.py")
+
+
+@outside
+@pytest.mark.parametrize("name", QUICK)
+def test_shared_bodies_pass_in_the_interpreter(name):
+    run_interpreted(name, "-k", QUICK[name])
+
+
+@outside
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "test_adam_step.py",
+        "test_checkpoint.py",
+        "test_decide.py",
+        "test_grad_stats.py",
+        "test_loss_scale.py",
+        "test_relative_step.py",
+        "test_same_bits.py",
+        "test_stats.py",
+        "test_step_plan.py",
+    ],
+)
+def test_all_shared_bodies_pass_in_the_interpreter(name):
+    run_interpreted(name)
