@@ -171,7 +171,9 @@ def scaling(results: Results) -> str:
     for recipe in dict.fromkeys(row["recipe"] for row in rows):
         times = {(row["params"], row["tensors"]): duration(row["seconds"]) for row in rows if row["recipe"] == recipe}
         body.append([recipe, *(times.get(end, "") for end in ends)])
-    return f"{source(document)}\n\n{markdown(header, body)}"
+    widest = max(row["spread"] for row in rows)
+    spread = f"The widest spread, interquartile range over median, is {widest:.0%}."
+    return f"{source(document)} {spread}\n\n{markdown(header, body)}"
 
 
 def first(rows: list[Row], key: str) -> tuple[int, int]:

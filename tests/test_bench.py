@@ -67,6 +67,13 @@ def test_picture_is_written_for_models_and_for_scaling(tmp_path):
     assert (tmp_path / "scaling.png").stat().st_size > 10_000
 
 
+def test_bandwidth_line_is_that_of_the_largest_case():
+    stream = replace(OURS, recipe="stream in_turn")
+    rows = [replace(stream, params=10, bytes_per_second=9e9), stream, replace(stream, bytes_per_second=5e9), NATIVE]
+    assert plot.memory_bandwidth(rows) == 64e9
+    assert plot.memory_bandwidth([NATIVE, OURS]) is None
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_table_fits_80_columns_and_shows_ratio_bandwidth_and_waits(device):
     text = printed([NATIVE, OURS], device)

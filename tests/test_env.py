@@ -79,8 +79,16 @@ def test_command_prints_plain_text_when_piped():
     assert "CPU native" in done.stdout
 
 
-def test_demo_without_its_extra_names_the_extra():
-    code = "import sys; sys.modules['rich'] = None; from gradops.__main__ import main; main(['demo'])"
+@pytest.mark.parametrize(("name", "extra"), [("demo", "demo"), ("bench", "report"), ("profile", "report")])
+def test_command_without_its_extra_names_the_extra(name, extra):
+    code = f"import sys; sys.modules['rich'] = None; from gradops.__main__ import main; main(['{name}'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "pip install 'gradops[demo]'" in done.stderr
+    assert f"pip install 'gradops[{extra}]'" in done.stderr
+
+
+def test_help_lists_every_command_without_what_it_needs():
+    code = "import sys; sys.modules['rich'] = None; from gradops.__main__ import main; main(['--help'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in ("env", "demo", "bench", "profile"))

@@ -107,6 +107,7 @@ def test_page_works_in_a_browser(output):
     dom = subprocess.run([browser, *options, page], capture_output=True, text=True, check=True, timeout=120).stdout
     assert 'data-ready="yes"' in dom, "the page's script did not come to its end"
     assert dom.count("<canvas") == 2
+    assert dom.count("<button>after the backward pass</button>") == 2
     for text in ("Batch sizes", "Where the time goes, batch size 4", "gradops.adam_step", "skipped steps"):
         assert text in dom
 

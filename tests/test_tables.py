@@ -10,7 +10,7 @@ from gradops.bench.machine import describe
 from gradops.bench.rows import Row
 
 HEAD = {"command": "python -m gradops", "when": "2026-01-02T03:04:05+00:00", "machine": describe()}
-ROW = Row("100x100", "torch fused + clip", 10_000, 100, seconds=2e-3)
+ROW = Row("100x100", "torch fused + clip", 10_000, 100, seconds=2e-3, spread=0.4)
 
 
 @pytest.fixture
@@ -51,6 +51,7 @@ def test_scaling_shows_where_work_is_least_and_most(results):
     assert "10,000 params in 100 tensors | 1,000,000 params in 100 tensors" in text
     assert "| torch fused + clip | 2 ms | 3 ms | 3 ms | 4 s |" in text
     assert "python -m gradops" in text
+    assert "40%" in text
 
 
 def test_profile_says_what_comes_after_the_backward_pass(results):

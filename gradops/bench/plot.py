@@ -102,10 +102,13 @@ _SECONDS = FuncFormatter(lambda value, _: duration(value) if value else "0")
 def _lines(rows: list[Row]) -> Figure:
     figure = Figure(figsize=(11, 6.2), layout="constrained")
     by_params, by_tensors = figure.subplots(1, 2)
+    bandwidth = memory_bandwidth(rows)
     growing = [row for row in rows if row.tensors == scaling.TENSORS]
-    _line_panel(by_params, growing, lambda row: row.params, f"parameters, in {scaling.TENSORS} tensors")
+    _line_panel(by_params, growing, lambda row: row.params, f"parameters, in {scaling.TENSORS} tensors", bandwidth)
     splitting = [row for row in rows if row.params == scaling.PARAMS]
-    _line_panel(by_tensors, splitting, lambda row: row.tensors, f"tensors, of {scaling.PARAMS:,} parameters together")
+    _line_panel(
+        by_tensors, splitting, lambda row: row.tensors, f"tensors, of {scaling.PARAMS:,} parameters together", bandwidth
+    )
     by_params.set_ylabel("one optimizer phase", color=INK)
     handles, labels = by_params.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8.5)
@@ -113,7 +116,14 @@ def _lines(rows: list[Row]) -> Figure:
     return figure
 
 
-def _line_panel(axes: Axes, rows: list[Row], work: Callable[[Row], int], title: str) -> None:
+def memory_bandwidth(rows: list[Row]) -> float | None:
+    """Bytes a second of the plain stream that is told from the largest case: of memory, and not of the caches."""
+    streams = [row for row in rows if is_stream(row) and row.bytes_per_second]
+    largest = max((row.params for row in streams), default=0)
+    return max((row.bytes_per_second or 0.0 for row in streams if row.params == largest), default=None)
+
+
+def _line_panel(axes: Axes, rows: list[Row], work: Callable[[Row], int], title: str, bandwidth: float | None) -> None:
     for recipe in dict.fromkeys(row.recipe for row in rows if not is_stream(row)):
         points = sorted((work(row), row.seconds) for row in rows if row.recipe == recipe)
         style = "--" if is_scaled(recipe) else ":" if "max_relative_step" in recipe else "-"
@@ -127,10 +137,8 @@ def _line_panel(axes: Axes, rows: list[Row], work: Callable[[Row], int], title: 
             markersize=3,
             label=recipe,
         )
-    # The widest case tells what memory does, and not the caches.
-    largest = max((row for row in rows if is_stream(row)), key=lambda row: row.params, default=None)
-    if largest is not None and largest.bytes_per_second:
-        points = sorted({(work(row), BYTES_PER_PARAM * row.params / largest.bytes_per_second) for row in rows})
+    if bandwidth:
+        points = sorted({(work(row), BYTES_PER_PARAM * row.params / bandwidth) for row in rows})
         axes.plot(
             *zip(*points, strict=True),
             color="black",

@@ -72,11 +72,12 @@ def verdict(result: Result, update: list[float]) -> str:
     told_apart = not low <= 1 <= high
     after = f"{_compare(update[0] / update[1])} ({duration(update[0])} to {duration(update[1])}, profiled)"
     native, ours = (result.samples[name].spread for name in NAMES)
+    rounds = len(result.samples["native"].seconds)
     overhead = max(result.profiler_overhead(name) for name in NAMES)
     said = [
         f"Steps are {steps}." if told_apart else f"Steps cannot be told apart: they are {steps}.",
         f"What comes after the backward pass is {after}.",
-        f"Spread of the steps: {native:.0%} and {ours:.0%} of the median, {len(result.samples['native'].seconds)} rounds.",
+        f"Spread of the steps: {native:.0%} and {ours:.0%} of the median, {rounds} rounds.",
         f"Profiled steps take {overhead:+.0%}.",
     ]
     if max(native, ours) > WIDE:

@@ -49,7 +49,7 @@ def draw(result: Result, title: str, source: str, path: Path) -> None:
     FigureCanvasAgg(figure)
     panels = figure.subplots(3, 2, width_ratios=(2, 1.3), height_ratios=(1, 1, 1.4))
     steps = {name: typical(result.trace.steps(name)) for name in NAMES}
-    tails = {name: _tail(step) for name, step in steps.items()}
+    tails = {name: after_backward(step) for name, step in steps.items()}
     longest = max(step.whole.length for step in steps.values())
     longest_tail = max(end - start for start, end in tails.values())
     for row, name in enumerate(NAMES):
@@ -71,7 +71,7 @@ def _length(microseconds: float) -> str:
     return duration(microseconds * 1e-6)
 
 
-def _tail(step: Step) -> tuple[float, float]:
+def after_backward(step: Step) -> tuple[float, float]:
     """Beginning and end of what comes between the last backward pass and zero_grad."""
     after = ranges(step, UPDATE)
     return (after[0].start, after[-1].end)
