@@ -19,7 +19,7 @@ def describe(device: str = "cpu") -> dict[str, Any]:
         "cpu": env.cpu_model(),
         "cores": cores,
         "threads": torch.get_num_threads(),
-        "backend": env.backends()["CPU native"].removeprefix("usable, "),
+        "backend": env.states()["CPU native"].removeprefix("usable, "),
         "torch": torch.__version__,
         "python": sys.version.split()[0],
         "gradops": __version__,
