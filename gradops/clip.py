@@ -71,7 +71,8 @@ def grad_norm(grads: list[Tensor], norm_type: float, fused: bool) -> Tensor:
         return torch.ops.gradops.grad_stats(grads, norm_type=float(norm_type))[0]
     dtype = torch.float64 if any(grad.dtype == torch.float64 for grad in grads) else torch.float32
     device = grads[0].device
-    largest = torch.stack([grad.abs().max().to(device, dtype) for grad in grads if grad.numel()]).max()
+    zero = torch.zeros((), dtype=dtype, device=device)  # of gradients without elements
+    largest = torch.stack([zero, *(grad.abs().max().to(device, dtype) for grad in grads if grad.numel())]).max()
     if norm_type == float("inf"):
         return largest
     # Measured in units of the largest element, so that no power leaves the range of the dtype.

@@ -196,3 +196,12 @@ def test_sparse_gradients_are_refused_or_clipped_right(device):
     embedding(torch.tensor([1, 1], device=device)).sum().backward()
     with pytest.raises(RuntimeError, match=r"(?i)sparse"):
         gradops.clip_grad_norm_(embedding.parameters(), 1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_without_elements_have_norm_0(dtype, device):
+    param = torch.zeros(0, dtype=dtype, device=device).requires_grad_()
+    param.grad = torch.zeros_like(param)
+    norm = gradops.clip_grad_norm_([param], 1.0)
+    assert norm.dtype == dtype
+    assert norm == 0.0
