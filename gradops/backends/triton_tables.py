@@ -134,14 +134,13 @@ def form_of(row: Row, amsgrad: bool) -> tuple[Any, ...] | None:
 
 def group_words(group: dict[str, Any], lr: float | Tensor) -> list[float]:
     """A group's hyper-parameters; those of a tensor lr only tell its dtype."""
-    is_tensor = isinstance(lr, Tensor)
     beta1, beta2 = group["betas"]
     return [
-        0.0 if is_tensor else float(lr),
+        0.0 if isinstance(lr, Tensor) else float(lr),
         *(float(value) for value in (beta1, beta2, group["eps"], group["weight_decay"])),
         float(group["decoupled_weight_decay"]),
         float(group["maximize"]),
-        float(is_tensor and lr.dtype == torch.float64),
+        float(isinstance(lr, Tensor) and lr.dtype == torch.float64),
     ]
 
 
