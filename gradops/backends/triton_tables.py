@@ -35,14 +35,14 @@ class DeviceTable:
         self._captured: list[Tensor] = []
 
     def update(self, values: Sequence[Any], device: torch.device) -> Tensor:
-        """The numbers on the device.
+        """The numbers on the device; a list that has been given once must not change any more.
 
         Raises:
             RuntimeError: they changed while a graph is captured, which would copy from memory that is gone at replay.
         """
-        if self._tensor is None or self._tensor.device != device or values != self._values:
-            capturing = is_capturing(device)
-            if capturing:
+        known = values is self._values or values == self._values
+        if self._tensor is None or self._tensor.device != device or not known:
+            if is_capturing(device):
                 raise RuntimeError(
                     "gradops: this would copy to the GPU where tensors or param_groups now are, which a graph cannot "
                     "capture; take a step like it before the capture"
