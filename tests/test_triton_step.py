@@ -104,9 +104,7 @@ def test_tails_strides_and_misalignment_stay_inside_their_tensors(launches):
 
 
 @interpreted
-@pytest.mark.parametrize(
-    "settings", [{"max_norm": 1.0}, {"max_norm": 1.0, "norm_type": 3.0, "max_relative_step": 0.01}]
-)
+@pytest.mark.parametrize("settings", [{}, {"norm_type": 3.0, "max_relative_step": 0.01}])
 def test_any_order_of_programs_gives_the_same_bits(settings):
     cases = [ParamCase((2 * CHUNK + 5,)), ParamCase((33,), magnitude=1e20), ParamCase((7,)), ParamCase((CHUNK + 1,))]
     expected = snapshot(step_of(cases, max_norm=1.0, **settings))
@@ -160,12 +158,11 @@ def test_shuffled_programs_show_what_hangs_on_their_order():
     assert sorted(target.tolist()) == list(range(50))
 
 
-def run_interpreted(*arguments):
+def run_interpreted(name, *arguments):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=interpreter"]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(
-        [*command, *arguments], cwd=HERE, env=environment, capture_output=True, text=True, check=False
-    )
+    command += [str(HERE / name), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
 
@@ -173,9 +170,9 @@ def run_interpreted(*arguments):
 # By file, what is fast enough for every run: words of the names of its tests.
 QUICK = {
     "test_adam_step.py": "any_sequence or expanded or side_by_side or rounded_to_nearest or own_hyperparameters",
-    "test_decide.py": "leaves_every_bit or huge or tiny",
-    "test_relative_step.py": "any_sequence or floor",
-    "test_stats.py": "promised",
+    "test_decide.py": "first_step_may or tiny_norm or all_groups or tells_nan",
+    "test_relative_step.py": "any_sequence or floor or gathered_while or read_anew",
+    "test_stats.py": "promised or one_step or left_as_backward",
 }
 
 

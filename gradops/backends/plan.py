@@ -35,7 +35,8 @@ class _Known:
     device: torch.device
     param: Form | None = None
     grad: tuple[Any, ...] | None = None
-    state: tuple[tuple[Any, Form], ...] | None = None  # every entry with its form; None: moved, to be bound again
+    # Every tensor with its address and shape; None where there is none, or where it must be bound again.
+    state: tuple[tuple[Tensor, int, torch.Size], ...] | None = None
     version: int = -1  # of the parameter, after the update that gathered its sum of squares
 
     def follow(self) -> None:
@@ -51,8 +52,7 @@ class _Known:
         row.grad = grad = param.grad
         if grad is None:
             return
-        # The keys tell sparse tensors, subclasses and lazy views apart.
-        kind = (torch._C._dispatch_keys(grad).raw_repr(), grad.device, grad.dtype, grad.shape)
+        kind = (type(grad), grad.layout, grad.is_neg(), grad.device, grad.dtype, grad.shape)
         if kind != self.grad or grad.untyped_storage().data_ptr() == 0:
             check_like(grad, param, "grad", row.name)
             self.grad = kind
@@ -87,7 +87,8 @@ class _Known:
             got = f"{step.dtype} on {step.device} of shape {list(step.shape)}"
             raise RuntimeError(f"gradops: step of '{row.name}' must be one float32 on {self.device}, got {got}")
         row.state = state
-        self.state = tuple((value, form_of(value)) for value in state.values() if isinstance(value, Tensor))
+        tensors = [value for value in state.values() if isinstance(value, Tensor)]
+        self.state = tuple((value, value.data_ptr(), value.shape) for value in tensors)
 
     def _entry(self, state: dict[str, Any], key: str) -> Tensor:
         value = state.get(key)
@@ -104,7 +105,8 @@ class _Known:
             return not state and self.row.state is None
         now = [value for value in state.values() if isinstance(value, Tensor)]
         return len(now) == len(self.state) and all(
-            value is known and form_of(value) == form for value, (known, form) in zip(now, self.state, strict=True)
+            value is known and value.data_ptr() == address and value.shape == shape
+            for value, (known, address, shape) in zip(now, self.state, strict=True)
         )
 
 

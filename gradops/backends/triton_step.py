@@ -70,6 +70,8 @@ class TritonStep:
         self._forms: list[Any] = []
         self._table = RowTable()
         self._numels: list[int] = []
+        self._first_chunks: list[int] = []
+        self._rows_of_chunks: list[int] = []
         self._work: Workspace | None = None
         self._measured: set[int] = set()
 
@@ -92,26 +94,26 @@ class TritonStep:
         numels = [row.param.numel() for row in rows]
         work = self._work
         if work is None or numels != self._numels or work.decision.device != device:
-            work = self._work = Workspace(len(rows), first_chunks(rows)[-1], device)
             self._numels, self._measured, self._forms = numels, set(), []
+            self._first_chunks = firsts = first_chunks(rows)
+            self._rows_of_chunks = [row for row in range(len(rows)) for _ in range(firsts[row], firsts[row + 1])]
+            work = self._work = Workspace(len(rows), firsts[-1], device)
         amsgrad = [bool(groups[row.group]["amsgrad"]) for row in rows]
         forms = [form_of(row, flag) for row, flag in zip(rows, amsgrad, strict=True)]
         if forms != self._forms:
             table = RowTable()
-            for row, first, flag in zip(rows, first_chunks(rows)[:-1], amsgrad, strict=True):
+            for row, first, flag in zip(rows, self._first_chunks[:-1], amsgrad, strict=True):
                 table.add(row, first, flag)
             self._table, self._forms = table, forms
         return work
 
     def _arguments(self, call: StepCall, work: Workspace, device: torch.device) -> tuple[list[Tensor], dict[str, Any]]:
         """What both kernels take, and the tensors among it that only this step holds."""
-        firsts = first_chunks(call.rows)
-        chunk_rows = [row for row in range(len(call.rows)) for _ in range(firsts[row], firsts[row + 1])]
         lrs = [_lr_on(group["lr"], device) for group in call.groups]
         scalars = [_scalar_on(value, device) for value in (call.loss_scale, call.found_inf)]
         arguments = {
             "rows": self._rows.update(self._table.words, device),
-            "chunk_rows": self._chunk_rows.update(chunk_rows, device),
+            "chunk_rows": self._chunk_rows.update(self._rows_of_chunks, device),
             "layouts": self._layouts.update(self._table.layouts or [0], device),
             "settings": self._settings.update(setting_words(call.settings), device),
             "groups": self._groups.update(
@@ -125,7 +127,7 @@ class TritonStep:
             "param_sums": work.param_sums,
             "row_rules": work.row_rules,
             "decision": work.decision,
-            "chunk_count": firsts[-1],
+            "chunk_count": self._first_chunks[-1],
             "CAPS": call.settings.max_relative_step is not None,
         }
         return [value for value in (*lrs, *scalars) if isinstance(value, Tensor)], arguments

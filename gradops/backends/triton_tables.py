@@ -35,14 +35,14 @@ class DeviceTable:
         self._captured: list[Tensor] = []
 
     def update(self, values: Sequence[Any], device: torch.device) -> Tensor:
-        """The numbers on the device.
+        """The numbers on the device; a list that has been given once must not change any more.
 
         Raises:
             RuntimeError: they changed while a graph is captured, which would copy from memory that is gone at replay.
         """
-        if self._tensor is None or self._tensor.device != device or values != self._values:
-            capturing = is_capturing(device)
-            if capturing:
+        known = values is self._values or values == self._values
+        if self._tensor is None or self._tensor.device != device or not known:
+            if is_capturing(device):
                 raise RuntimeError(
                     "gradops: this would copy to the GPU where tensors or param_groups now are, which a graph cannot "
                     "capture; take a step like it before the capture"
@@ -134,14 +134,13 @@ def form_of(row: Row, amsgrad: bool) -> tuple[Any, ...] | None:
 
 def group_words(group: dict[str, Any], lr: float | Tensor) -> list[float]:
     """A group's hyper-parameters; those of a tensor lr only tell its dtype."""
-    is_tensor = isinstance(lr, Tensor)
     beta1, beta2 = group["betas"]
     return [
-        0.0 if is_tensor else float(lr),
+        0.0 if isinstance(lr, Tensor) else float(lr),
         *(float(value) for value in (beta1, beta2, group["eps"], group["weight_decay"])),
         float(group["decoupled_weight_decay"]),
         float(group["maximize"]),
-        float(is_tensor and lr.dtype == torch.float64),
+        float(isinstance(lr, Tensor) and lr.dtype == torch.float64),
     ]
 
 
