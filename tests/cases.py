@@ -2,10 +2,14 @@
 
 from dataclasses import dataclass
 
+import pytest
 import torch
 from hypothesis import strategies as st
 
 import gradops
+from gradops.backends import extension
+
+needs_native = pytest.mark.skipif(bool(extension.MISSING), reason=extension.MISSING)
 
 CHUNK = 8192
 SHAPES = [(), (0,), (1,), (3,), (16,), (17,), (5, 7), (3, 0, 2), (2, 3, 4, 5), (31, 33), (CHUNK - 1,), (CHUNK + 1,)]

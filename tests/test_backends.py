@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from beside import Beside, assert_bitwise, params_of, snapshot
-from cases import CHUNK, DTYPES, LAYOUTS, ParamCase
+from cases import CHUNK, DTYPES, LAYOUTS, ParamCase, needs_native
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -67,6 +67,7 @@ def test_misspelt_backend_is_refused():
         make(backend="cuda")
 
 
+@needs_native
 def test_forced_backend_runs_and_is_named():
     for name, said in (("native", "cpu, "), ("torch", "torch's own operations, since backend='torch' was asked for")):
         optimizer, _ = make(backend=name)
@@ -74,6 +75,7 @@ def test_forced_backend_runs_and_is_named():
         assert optimizer.stats.backend.startswith(said)
 
 
+@needs_native
 def test_backend_may_be_changed_in_mid_run():
     case = ParamCase((40, 30))
     both = Beside(gradops.AdamW([case.param()], lr=0.1, max_norm=1.0), max_norm=1.0)
@@ -212,6 +214,7 @@ def test_torch_step_gives_the_same_bits_for_any_number_of_threads(norm_type):
             assert_bitwise(run(), alone)
 
 
+@needs_native
 @pytest.mark.parametrize("names", [("native", "torch"), ("torch", "native")])
 def test_state_of_one_backend_is_taken_on_by_another(names):
     def run(names):
@@ -231,6 +234,7 @@ def test_state_of_one_backend_is_taken_on_by_another(names):
     torch.testing.assert_close(run(names), run(("native", "native")), rtol=1e-5, atol=1e-6)
 
 
+@needs_native
 def test_operators_have_one_schema_with_and_without_native_code():
     code = (
         "import torch, gradops; print({name: str(getattr(torch.ops.gradops, name).default._schema) for name in NAMES})"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cases import needs_native
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -159,6 +160,7 @@ def test_sanitizers_reach_compiler_and_linker(checkout):
     assert "-fsanitize=address,undefined" in extension.extra_link_args
 
 
+@needs_native
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads the loaded libraries from /proc")
 def test_extension_brings_no_second_openmp_library():
     """Two libgomps would be two thread pools, and torch.set_num_threads would reach one of them."""

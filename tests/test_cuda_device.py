@@ -14,8 +14,9 @@ from beside import assert_bitwise, assert_same_bits, params_of, snapshot
 from cases import CHUNK
 
 import gradops
+from gradops import backends
 
-HAS_BACKEND = torch.cuda.is_available() and gradops._C.build_info()["cuda"]
+HAS_BACKEND = torch.cuda.is_available() and not backends.missing("native", "cuda")
 pytestmark = pytest.mark.skipif(not HAS_BACKEND, reason="needs a GPU, and gradops built with its CUDA kernels")
 needs_two = pytest.mark.skipif(not HAS_BACKEND or torch.cuda.device_count() < 2, reason="needs two GPUs")
 

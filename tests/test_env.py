@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from cases import needs_native
 
 from gradops import backends, env
 
@@ -16,6 +17,7 @@ def test_report_fits_80_columns_and_names_versions_and_every_backend():
         assert word in report
 
 
+@needs_native
 def test_cpu_backend_names_the_vector_width_chosen_at_run_time():
     assert env.states()["CPU native"] in {f"usable, {width} code" for width in ("avx512", "avx2", "baseline")}
 
@@ -29,6 +31,7 @@ def test_backend_that_is_not_usable_says_why(monkeypatch):
     assert env.states()["Triton"] == "not usable: no triton for cuda"
 
 
+@needs_native
 def test_what_is_chosen_is_named_with_the_reason(monkeypatch):
     assert env.states()["chosen"].startswith("cpu native")
     monkeypatch.setattr(backends.extension, "missing_for", lambda device_type: "a reason")

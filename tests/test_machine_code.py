@@ -10,6 +10,7 @@ import pytest
 from machine_code import gates, sass, toolchain
 
 import gradops
+from gradops import backends
 
 pytestmark = pytest.mark.skipif(bool(toolchain.missing()), reason=f"not found: {', '.join(toolchain.missing())}")
 
@@ -183,8 +184,8 @@ def extension_cubins(folder):
 
 def test_extension_holds_machine_code_that_passes_every_gate(tmp_path):
     """It has no line numbers to tell element code by, so its instructions must be those that were read above."""
-    if not gradops._C.build_info()["cuda"]:
-        pytest.skip("this extension was built without CUDA")
+    if reason := backends.missing("native", "cuda"):
+        pytest.skip(reason)
     read = {}
     for source, arch in COMPILED:
         for name, (kernel, _) in gates.read_cubin(toolchain.compile_cubin(source, arch), arch).items():

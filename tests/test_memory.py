@@ -7,6 +7,7 @@ import textwrap
 
 import pytest
 import torch
+from cases import needs_native
 
 import gradops
 
@@ -65,6 +66,7 @@ def run(script):
     return done.stdout
 
 
+@needs_native
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
 def test_peak_extra_memory_for_resnet50_is_below_2_mb():
     *steps, four_mib = (int(number) for number in run(STEPS).split())
@@ -98,6 +100,7 @@ def test_gradients_in_read_only_memory_can_be_stepped_with(tmp_path):
         run(script.replace("len(sys.argv) > 1", "True"))
 
 
+@needs_native
 @pytest.mark.parametrize("settings", [{}, {"max_norm": 1e-3, "clip_value": 0.1, "max_relative_step": 0.01}])
 def test_step_allocates_no_tensor_of_the_parameters_size(settings):
     params = [torch.randn(200, 200).requires_grad_() for _ in range(10)]

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from beside import assert_bitwise, snapshot
-from cases import CHUNK, ParamCase
+from cases import CHUNK, ParamCase, needs_native
 
 import gradops
 
@@ -75,6 +75,7 @@ SETTINGS = {
 }
 
 
+@needs_native
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("norm_type", NORM_TYPES)
 def test_one_thread_and_several_give_the_same_bits(norm_type, settings):
@@ -85,6 +86,7 @@ def test_one_thread_and_several_give_the_same_bits(norm_type, settings):
             assert_bitwise(run(norm_type, **settings), alone)
 
 
+@needs_native
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("norm_type", NORM_TYPES)
 def test_every_vector_width_gives_the_same_bits(norm_type, settings):
@@ -96,6 +98,7 @@ def test_every_vector_width_gives_the_same_bits(norm_type, settings):
             assert_bitwise(run(norm_type, **settings), baseline)
 
 
+@needs_native
 def test_this_machine_compares_more_than_one_width():
     """Otherwise the test above says nothing; every x86-64 server of the last decade has AVX2."""
     if not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
@@ -126,11 +129,13 @@ def test_bits_do_not_depend_on_the_alignment_of_memory():
     assert_bitwise(*results)
 
 
+@needs_native
 def test_unknown_capability_is_refused():
     with pytest.raises((ValueError, RuntimeError), match="avx1024"):
         gradops._C.set_cpu_capability("avx1024")
 
 
+@needs_native
 @pytest.mark.parametrize("norm_type", NORM_TYPES)
 def test_clip_grad_norm_gives_the_same_bits(norm_type):
     def clipped():

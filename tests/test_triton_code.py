@@ -76,7 +76,8 @@ def test_gradients_are_measured_in_vectors_and_nothing_is_spilled(arch, dtype):
     tiles = 8
     expected = {"load": tiles * wide(arch, DTYPES[dtype][1].itemsize), "store": 0}
     assert not triton_gates.complaints(code, expected)
-    assert code.registers <= 128, "fewer than four programs fit on a multiprocessor at once"
+    # All loads of a chunk are on their way at once: three programs on a multiprocessor keep 96 KiB of them.
+    assert code.registers <= 168, "fewer than three programs fit on a multiprocessor at once"
 
 
 @pytest.mark.slow

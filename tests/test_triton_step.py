@@ -193,7 +193,6 @@ def test_shared_bodies_pass_in_the_interpreter(name):
     "name",
     [
         "test_adam_step.py",
-        "test_checkpoint.py",
         "test_decide.py",
         "test_grad_stats.py",
         "test_loss_scale.py",

@@ -39,36 +39,16 @@ from gradops.backends.triton_rows import (
     STEP_SIZE,
     TAKES_PART,
     TILE,
+    addresses_of,
     pointers_of,
 )
 
 
 @triton.jit
-def update_tile(
-    row, layouts, at, rule, decision, clip_value, KIND_: tl.constexpr, VECTORS: tl.constexpr, SIZE: tl.constexpr
-):
-    """Updates SIZE elements, in the order of the row; returns what was stored of the parameter."""
-    HINT: tl.constexpr = "evict_first" if VECTORS else ""  # a sector is used by several programs' elements otherwise
-    param_at = pointers_of(row, layouts, at, PARAM, KIND_ % 3, VECTORS, SIZE)
-    exp_avg_at = pointers_of(row, layouts, at, EXP_AVG, 0, VECTORS, SIZE)
-    exp_avg_sq_at = pointers_of(row, layouts, at, EXP_AVG_SQ, 0, VECTORS, SIZE)
-    max_exp_avg_sq_at = pointers_of(row, layouts, at, MAX_EXP_AVG_SQ, 0, VECTORS, SIZE)
-    inside = None if VECTORS else at + tl.arange(0, SIZE) < tl.load(row + NUMEL)
-    grad_at = pointers_of(row, layouts, at, GRAD, KIND_ // 3 % 3, VECTORS, SIZE)
-    grad = tl.load(grad_at, mask=inside, eviction_policy=HINT).to(tl.float32)
-    param = tl.load(param_at, mask=inside, eviction_policy=HINT)
-    exp_avg = tl.load(exp_avg_at, mask=inside, eviction_policy=HINT)
-    exp_avg_sq = tl.load(exp_avg_sq_at, mask=inside, eviction_policy=HINT)
-    max_exp_avg_sq = exp_avg_sq
-    if KIND_ >= 9:
-        max_exp_avg_sq = tl.load(max_exp_avg_sq_at, mask=inside, eviction_policy=HINT)
-    grad = clamp_grad(grad * tl.load(decision + INV_SCALE), clip_value) * tl.load(decision + CLIP_COEF)
-    updated, exp_avg, exp_avg_sq, max_exp_avg_sq = adam_update(
-        param.to(tl.float32),
-        exp_avg,
-        exp_avg_sq,
-        max_exp_avg_sq,
-        grad * tl.load(rule + GRAD_SIGN),
+def rule_of(rule):
+    """A row's rule as `adam_update` takes it; loaded before a loop, as `addresses_of`."""
+    return (
+        tl.load(rule + GRAD_SIGN),
         tl.load(rule + ONE_MINUS_BETA1),
         tl.load(rule + BETA2),
         tl.load(rule + ONE_MINUS_BETA2),
@@ -77,6 +57,46 @@ def update_tile(
         tl.load(rule + DECAY),
         tl.load(rule + STEP_SIZE),
         tl.load(rule + INV_BIAS_CORRECTION2_SQRT),
+    )
+
+
+@triton.jit
+def update_tile(
+    addresses,
+    row,
+    layouts,
+    at,
+    decided,
+    rule,
+    clip_value,
+    KIND_: tl.constexpr,
+    VECTORS: tl.constexpr,
+    SIZE: tl.constexpr,
+):
+    """Updates SIZE elements, in the order of the row; returns what was stored of the parameter."""
+    HINT: tl.constexpr = "evict_first" if VECTORS else ""  # a sector is used by several programs' elements otherwise
+    param_at = pointers_of(addresses, row, layouts, at, PARAM, KIND_ % 3, VECTORS, SIZE)
+    exp_avg_at = pointers_of(addresses, row, layouts, at, EXP_AVG, 0, VECTORS, SIZE)
+    exp_avg_sq_at = pointers_of(addresses, row, layouts, at, EXP_AVG_SQ, 0, VECTORS, SIZE)
+    max_exp_avg_sq_at = pointers_of(addresses, row, layouts, at, MAX_EXP_AVG_SQ, 0, VECTORS, SIZE)
+    inside = None if VECTORS else at + tl.arange(0, SIZE) < tl.load(row + NUMEL)
+    inv_scale, clip_coef = decided
+    grad_at = pointers_of(addresses, row, layouts, at, GRAD, KIND_ // 3 % 3, VECTORS, SIZE)
+    grad = tl.load(grad_at, mask=inside, eviction_policy=HINT).to(tl.float32)
+    param = tl.load(param_at, mask=inside, eviction_policy=HINT)
+    exp_avg = tl.load(exp_avg_at, mask=inside, eviction_policy=HINT)
+    exp_avg_sq = tl.load(exp_avg_sq_at, mask=inside, eviction_policy=HINT)
+    max_exp_avg_sq = exp_avg_sq
+    if KIND_ >= 9:
+        max_exp_avg_sq = tl.load(max_exp_avg_sq_at, mask=inside, eviction_policy=HINT)
+    grad = clamp_grad(grad * inv_scale, clip_value) * clip_coef
+    updated, exp_avg, exp_avg_sq, max_exp_avg_sq = adam_update(
+        param.to(tl.float32),
+        exp_avg,
+        exp_avg_sq,
+        max_exp_avg_sq,
+        grad,
+        rule,
         KIND_ >= 9,
     )
     stored = updated.to(param.dtype)
@@ -91,10 +111,12 @@ def update_tile(
 @triton.jit
 def update_in_vectors(row, layouts, begin, end, rule, decision, clip_value, KIND_: tl.constexpr, CAPS: tl.constexpr):
     """Updates a full chunk; with CAPS returns the sum of the stored parameters' squares, and its unit."""
+    addresses, values = addresses_of(row), rule_of(rule)
+    decided = (tl.load(decision + INV_SCALE), tl.load(decision + CLIP_COEF))
     sums = tl.zeros([TILE], tl.float32)
     abs_max_bits = tl.zeros([TILE], tl.int32)
     for at in range(begin, end, TILE):
-        stored = update_tile(row, layouts, at, rule, decision, clip_value, KIND_, True, TILE)
+        stored = update_tile(addresses, row, layouts, at, decided, values, clip_value, KIND_, True, TILE)
         if CAPS:
             sums, abs_max_bits = add_tile(sums, abs_max_bits, stored, float("inf"), 2)
     total, unit = 0.0, 1.0
@@ -109,8 +131,10 @@ def update_in_vectors(row, layouts, begin, end, rule, decision, clip_value, KIND
 @triton.jit
 def update_elements(row, layouts, begin, end, rule, decision, clip_value, KIND_: tl.constexpr, CAPS: tl.constexpr):
     """As `update_in_vectors`, for what is strided, off 16 bytes or a tail; it is read back to be measured."""
+    addresses, values = addresses_of(row), rule_of(rule)
+    decided = (tl.load(decision + INV_SCALE), tl.load(decision + CLIP_COEF))
     for at in range(begin, end, SMALL_TILE):
-        update_tile(row, layouts, at, rule, decision, clip_value, KIND_, False, SMALL_TILE)
+        update_tile(addresses, row, layouts, at, decided, values, clip_value, KIND_, False, SMALL_TILE)
     total, unit = 0.0, 1.0
     if CAPS:
         tl.debug_barrier()

@@ -36,6 +36,7 @@ from gradops.backends.triton_rows import (
     TAKES_PART,
     TILE,
     TILE_LEVELS,
+    addresses_of,
     pointers_of,
 )
 
@@ -43,7 +44,7 @@ from gradops.backends.triton_rows import (
 @triton.jit
 def read_tile(row, layouts, at, inv_scale, TENSOR: tl.constexpr, DTYPE: tl.constexpr, VECTORS: tl.constexpr):
     """A tile, unscaled, and 0 behind the end of the row."""
-    pointers = pointers_of(row, layouts, at, TENSOR, DTYPE, VECTORS)
+    pointers = pointers_of(addresses_of(row), row, layouts, at, TENSOR, DTYPE, VECTORS)
     if VECTORS:  # gradients are read once more soon
         x = tl.load(pointers, eviction_policy="evict_last").to(tl.float32) * inv_scale
     else:

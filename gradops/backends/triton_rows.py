@@ -60,15 +60,27 @@ def element_of(dtype):
 
 
 @triton.jit
-def vectors_of(row, at, TENSOR: tl.constexpr, DTYPE: tl.constexpr):
+def addresses_of(row):
+    """Every tensor's, loaded before a loop: a compiler must not do so, for all it knows of what the loop stores."""
+    return (
+        tl.load(row + PARAM),
+        tl.load(row + GRAD),
+        tl.load(row + EXP_AVG),
+        tl.load(row + EXP_AVG_SQ),
+        tl.load(row + MAX_EXP_AVG_SQ),
+    )
+
+
+@triton.jit
+def vectors_of(addresses, at, TENSOR: tl.constexpr, DTYPE: tl.constexpr):
     """Pointers to a tile of a tensor that is accessed in vectors."""
     # The hint must stand beside the cast: it would not survive the end of a function.
-    pointer = tl.multiple_of(tl.load(row + TENSOR).to(tl.pointer_type(element_of(DTYPE))), 16)
+    pointer = tl.multiple_of(addresses[TENSOR].to(tl.pointer_type(element_of(DTYPE))), 16)
     return pointer + at + tl.arange(0, TILE)
 
 
 @triton.jit
-def elements_of(row, layouts, at, TENSOR: tl.constexpr, DTYPE: tl.constexpr, SIZE: tl.constexpr):
+def elements_of(addresses, row, layouts, at, TENSOR: tl.constexpr, DTYPE: tl.constexpr, SIZE: tl.constexpr):
     """Pointers to SIZE elements, wherever they lie."""
     layout = layouts + tl.load(row + LAYOUT)
     dims = tl.load(layout)
@@ -81,14 +93,21 @@ def elements_of(row, layouts, at, TENSOR: tl.constexpr, DTYPE: tl.constexpr, SIZ
         place += (left - outer * size) * tl.load(dim + 1 + TENSOR)
         left = outer
         dim += 1 + TENSORS
-    return tl.load(row + TENSOR).to(tl.pointer_type(element_of(DTYPE))) + place + left * tl.load(dim + 1 + TENSOR)
+    return addresses[TENSOR].to(tl.pointer_type(element_of(DTYPE))) + place + left * tl.load(dim + 1 + TENSOR)
 
 
 @triton.jit
 def pointers_of(
-    row, layouts, at, TENSOR: tl.constexpr, DTYPE: tl.constexpr, VECTORS: tl.constexpr, SIZE: tl.constexpr = TILE
+    addresses,
+    row,
+    layouts,
+    at,
+    TENSOR: tl.constexpr,
+    DTYPE: tl.constexpr,
+    VECTORS: tl.constexpr,
+    SIZE: tl.constexpr = TILE,
 ):
     """Pointers to a tile, by whichever way it lies."""
     if VECTORS:
-        return vectors_of(row, at, TENSOR, DTYPE)
-    return elements_of(row, layouts, at, TENSOR, DTYPE, SIZE)
+        return vectors_of(addresses, at, TENSOR, DTYPE)
+    return elements_of(addresses, row, layouts, at, TENSOR, DTYPE, SIZE)
