@@ -26,9 +26,11 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 
 def usable_backends():
-    """Pairs of backend and device type: all that can run here; alone Triton, on the CPU, under its interpreter."""
+    """Pairs of backend and device type: all that can run here, or the one that is interpreted or emulated on the CPU."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         return [("triton", "cpu")]
+    if "GRADOPS_EMULATED_FORM" in os.environ:
+        return [("native", "cpu")]
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     pairs = [(name, device) for device in devices for name in BACKENDS]
     return [(name, device) for name, device in pairs if not backends.missing(name, device)]
