@@ -26,7 +26,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 
 def usable_backends():
-    """Pairs of backend and device type: all that can run here, or the one that is interpreted or emulated on the CPU."""
+    """Pairs of backend and device type: all that can run here, or the one that the CPU interprets or emulates."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         return [("triton", "cpu")]
     if "GRADOPS_EMULATED_FORM" in os.environ:
