@@ -117,7 +117,9 @@ def merge_stats(sums, counts, stride, first, count, p, NORM: tl.constexpr, LEVEL
         at = first + begin + lanes
         inside = begin + lanes < count
         part = tl.load(sums + at, mask=inside, other=0.0)
-        total += part * power_of(tl.load(sums + stride + at, mask=inside, other=1.0) / unit, p, NORM)
+        ratio = tl.load(sums + stride + at, mask=inside, other=0.0) / unit
+        # A sum of 0 has unit 1, which may be so far above the others that its power is inf.
+        total += tl.where(part > 0, part * power_of(ratio, p, NORM), 0.0)
     return tree_sum(total, LEVELS), unit, tl.max(abs_max_bits), tl.sum(nonfinite)
 
 
