@@ -143,6 +143,7 @@ void StepPlan::bind_state(const py::dict& state) {
 }
 
 bool StepPlan::same_params(const py::list& param_groups) const {
+  if (!rows_.empty() && THPVariable_Unpack(rows_.front().object()).device() != device_) return false;
   if (py::len(param_groups) != group_sizes_.size()) return false;
   size_t row = 0;
   for (size_t g = 0; g < group_sizes_.size(); ++g) {

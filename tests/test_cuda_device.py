@@ -210,6 +210,16 @@ def test_a_steady_step_allocates_nothing():
     assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
 
 
+def test_a_model_may_move_to_the_gpu_before_the_first_step():
+    param = torch.randn(9).requires_grad_()
+    optimizer = gradops.AdamW([param], max_norm=1.0, loss_scale="dynamic")
+    param.data = param.data.cuda()
+    optimizer.backward((param**2).sum())
+    optimizer.step()
+    assert optimizer.stats.norms.is_cuda
+    assert int(optimizer.stats.steps_taken) == 1
+
+
 def test_gradients_are_left_as_backward_made_them():
     optimizer = make_optimizer(max_norm=0.1, clip_value=0.5)
     feed(optimizer, 0)

@@ -221,6 +221,8 @@ class StepPlan:
 
     def _same_params(self, param_groups: list[dict[str, Any]]) -> bool:
         params = list(chain.from_iterable(group["params"] for group in param_groups))
+        if params and self._known and params[0].device != self._known[0].device:
+            return False
         groups = chain.from_iterable([index] * len(group["params"]) for index, group in enumerate(param_groups))
         return len(params) == len(self._known) and all(
             known.row.param is param and known.row.group == group
