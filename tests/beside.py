@@ -81,6 +81,7 @@ class Beside:
             settings["loss_scale"] = gradops.DynamicLossScale()
         settings["max_relative_step"] = policy(settings.get("max_relative_step"))
         self.oracle = Reference(optimizer.param_groups, **settings)
+        self.moments_before = [0.0] * len(self.oracle.params)  # largest first moment of each parameter before the step
         self.powers = settings.get("norm_type", 2.0) not in (1.0, 2.0, math.inf)
 
     def step(self, grads):
