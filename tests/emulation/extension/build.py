@@ -33,7 +33,7 @@ def main(target):
     # The emulator's speed lies in its runtime; the kernels compile in a fraction of the time at -O1.
     flags += ["-DGRADOPS_EMULATE", "-O1", "-Wno-unknown-pragmas", f"-isystem{emulator.cuda_include()}"]
 
-    class Build(names["Build"]):
+    class Build(names["build_command"]()):
         def finalize_options(self):
             super().finalize_options()
             self.build_temp = "build/emulated-objects"
