@@ -7,7 +7,9 @@ from typing import Any, TypeVar
 import torch
 from torch.optim import optimizer as torch_optimizer
 
-from gradops.one_pass import CHECKPOINT_KEYS, OnePass, check_groups, torchs_step
+from gradops.checkpoint import CHECKPOINT_KEYS, torchs_step
+from gradops.one_pass import OnePass
+from gradops.param_groups import check_groups
 from gradops.relative_step import RelativeStepCap
 from gradops.settings import SETTINGS, LossScale, Settings
 
@@ -148,7 +150,8 @@ def _upgraded_class(cls: type) -> type[OnePass]:
 
 
 def _downgraded_class(cls: type) -> type:
-    return cls.__mro__[cls.__mro__.index(OnePass) + 1]
+    after_ours = cls.__mro__[cls.__mro__.index(OnePass) :]
+    return next(base for base in after_ours if base not in OnePass.__mro__)
 
 
 def _reduce_upgraded(self: OnePass, protocol: int) -> Any:

@@ -1,0 +1,124 @@
+"""An optimizer's state on its way out and in: state dicts, pickles, copies."""
+
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradops.loss_scale import DynamicLossScale
+from gradops.loss_scaling import LossScaled
+from gradops.param_groups import params_of
+from gradops.settings import SETTINGS, Settings
+
+# Values of the state dict that hold what plain torch has no place for. They ride in the first group, as flat scalars:
+# distributed checkpoints keep those and plain torch ignores them.
+CHECKPOINT_KEYS = (
+    "gradops_loss_scale",
+    "gradops_growth_tracker",
+    "gradops_steps_taken",
+    "gradops_steps_skipped",
+)
+
+
+def torchs_step(step: Tensor, group: dict[str, Any]) -> Tensor:
+    """A copy of a step counter, where torch's Adam with the group's settings keeps it."""
+    on_device = group.get("fused") or group.get("capturable")
+    return step.clone() if on_device else step.to("cpu", copy=True)
+
+
+class Checkpointed(LossScaled):
+    """State dicts that plain torch reads too, and that resume a run bit for bit."""
+
+    def _setup(self, settings: Settings) -> None:
+        raise NotImplementedError
+
+    def refresh_(self) -> None:
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """torch's state dict; loss scale and counters are `gradops_*` scalars in its first group. Synchronises."""
+        self._publish()
+        packed = super().state_dict()
+        for group in packed["param_groups"]:
+            for index in group["params"]:
+                if "step" in (entry := packed["state"].get(index, {})):
+                    packed["state"][index] = {**entry, "step": torchs_step(entry["step"], group)}
+        return packed
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, for state dicts of gradops and of plain torch; the moments stay float32.
+
+        The settings given to the constructor or to `wrap` stay; a dynamic loss scale and the counters are restored.
+        """
+        final: dict[str, Any] = {}
+        handles = [
+            self.register_load_state_dict_pre_hook(lambda _, loaded: final.update(loaded)),
+            self.register_load_state_dict_post_hook(lambda _: self._restore_moments(final), prepend=True),
+        ]
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for handle in handles:
+                handle.remove()
+        self._restore_scalars({key: self.param_groups[0].get(key) for key in CHECKPOINT_KEYS})
+        self._scaled = False
+        self._unscaled = None
+        self.refresh_()
+        self._publish()
+
+    def __getstate__(self) -> dict[str, Any]:
+        runtime = {
+            "settings": Settings(**{name: getattr(self, name) for name in SETTINGS}),
+            "policy": self._scale_policy,
+            "buffers": [buffer.clone() for buffer in self._buffers.all()],
+            "scaled": self._scaled,
+            "unscaled": self._unscaled,
+        }
+        return {**super().__getstate__(), "_gradops": runtime}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        runtime = state.get("_gradops")
+        super().__setstate__({key: value for key, value in state.items() if key != "_gradops"})
+        if runtime is None:
+            return  # torch's load_state_dict comes this way too
+        self._setup(runtime["settings"])
+        for buffer, saved in zip(self._buffers.all(), runtime["buffers"], strict=True):
+            buffer.copy_(saved)
+        self._scale_policy = runtime["policy"]
+        self._scaled = runtime["scaled"]
+        self._unscaled = runtime["unscaled"]
+
+    def _widen_moments(self) -> None:
+        """Moments of half-precision parameters become float32, where plain torch made them."""
+        for state in self.state.values():
+            for key, value in state.items():
+                if key != "step" and isinstance(value, Tensor) and value.is_floating_point():
+                    state[key] = value.float()
+
+    def _restore_moments(self, state_dict: dict[str, Any]) -> None:
+        """Undoes the cast to the parameter's dtype that torch's loader makes before any hook sees the state."""
+        indices = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        for index, param in zip(indices, params_of(self.param_groups), strict=True):
+            for key, value in state_dict["state"].get(index, {}).items():
+                if key != "step" and isinstance(value, Tensor) and value.is_floating_point():
+                    self.state[param][key] = value.to(device=param.device, dtype=torch.float32)
+
+    def _publish(self) -> None:
+        """Puts scale and counters where a state dict takes them from."""
+        values = (
+            float(self._buffers.current_scale),
+            int(self._buffers.growth_tracker),
+            int(self._buffers.stats.steps_taken),
+            int(self._buffers.stats.steps_skipped),
+        )
+        self.param_groups[0].update(zip(CHECKPOINT_KEYS, values, strict=True))
+
+    def _restore_scalars(self, saved: dict[str, Any]) -> None:
+        scale, tracker, taken, skipped = (saved[key] for key in CHECKPOINT_KEYS)
+        if taken is not None:
+            self._buffers.stats.steps_taken.fill_(taken)
+            self._buffers.stats.steps_skipped.fill_(skipped)
+        if scale is not None and isinstance(self._scale_policy, DynamicLossScale):
+            self._buffers.current_scale.fill_(scale).clamp_(self._scale_policy.min_scale, self._scale_policy.max_scale)
+            self._buffers.growth_tracker.fill_(tracker)

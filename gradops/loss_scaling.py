@@ -1,0 +1,125 @@
+"""An optimizer's own loss scale: scaling losses, unscaling gradients, and who of two scalers is at work."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradops import backends
+from gradops.loss_scale import DynamicLossScale
+from gradops.param_groups import params_of
+from gradops.settings import LossScale, loss_scale_policy
+from gradops.stats import StepBuffers
+
+_OUT_OF_ORDER = (
+    "loss_scale is set, but neither scale() nor backward() ran since the last step(): these gradients belong to an "
+    "unscaled loss, and dividing them by the scale would hide that. Call optimizer.backward(loss)"
+)
+_TWO_SCALERS = (
+    "this optimizer has its own loss_scale and is stepped by a GradScaler too: the gradients would be unscaled twice. "
+    "Use one of them"
+)
+
+
+class LossScaled(torch.optim.Optimizer):
+    """What an optimizer does with its `loss_scale`, and with the scale that a GradScaler hands it."""
+
+    loss_scale: LossScale
+
+    # A GradScaler sets both around step().
+    grad_scale: Tensor | None
+    found_inf: Tensor
+
+    _buffers: StepBuffers
+    _plan: backends.Plan
+    _scale_policy: None | float | DynamicLossScale
+    _scaled: bool  # a loss was scaled since the last step
+    _unscaled: Tensor | None  # found_inf of unscale_(), if it ran since then
+
+    def _plan_settings(self) -> Any:
+        raise NotImplementedError
+
+    def _bind(self) -> None:
+        raise NotImplementedError
+
+    def scale(self, outputs: Any) -> Any:
+        """Multiplies a loss, or an iterable of losses, by the loss scale; returned unchanged without one.
+
+        Args:
+            outputs: a tensor or a (nested) list or tuple of tensors.
+
+        Returns:
+            The same structure, scaled. The scale is a float32 scalar on the device, never synchronised.
+        """
+        if self.loss_scale is None:
+            return outputs
+        if not self._scaled:
+            self._plan_settings()
+            self._follow_policy()
+        self._scaled = True
+        # A copy: the live buffer moves at the next step, and autograd may still need this value then.
+        factor = self._buffers.current_scale.clone()
+
+        def scaled(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value * factor.to(value.device)
+            if isinstance(value, (list, tuple)):
+                return type(value)(scaled(item) for item in value)
+            raise TypeError(f"outputs must be a tensor or a list or tuple of tensors, got {type(value).__name__}")
+
+        return scaled(outputs)
+
+    def backward(self, loss: Tensor, **kwargs: Any) -> None:
+        """`self.scale(loss).backward(**kwargs)`: the line that replaces `loss.backward()`."""
+        self.scale(loss).backward(**kwargs)
+
+    @torch.no_grad()
+    def unscale_(self) -> None:
+        """Divides the gradients by the loss scale in place, for code that reads or edits them before the step.
+
+        The step then does not unscale again. An inf or NaN seen here makes the step skip even if it is edited away, as
+        with torch.amp.GradScaler. Without a loss scale there is nothing to do.
+
+        Raises:
+            RuntimeError: no loss was scaled since the last step, the gradients are unscaled already, or a gradient does
+                not fit its parameter.
+        """
+        if self.loss_scale is None:
+            return
+        if not self._scaled:
+            raise RuntimeError(_OUT_OF_ORDER)
+        if self._unscaled is not None:
+            raise RuntimeError("unscale_() has already been called since the last step()")
+        self._bind()
+        self._plan.params_without_state()  # checks every gradient before the first is changed
+        grads = [param.grad for param in params_of(self.param_groups) if param.grad is not None]
+        self._unscaled = torch.ops.gradops.unscale_(grads, self._buffers.current_scale)
+
+    def _scaling(self) -> tuple[Tensor | None, bool, Tensor | None]:
+        """The loss scale, whether the gradients still carry it, and found_inf of those who looked before."""
+        if hasattr(self, "found_inf"):
+            if self.loss_scale is not None:
+                raise RuntimeError(_TWO_SCALERS)
+            return self.grad_scale, True, self.found_inf
+        if self.loss_scale is None and not self._scaled:
+            return None, True, None
+        if not self._scaled:
+            raise RuntimeError(_OUT_OF_ORDER)
+        if self._scale_policy != loss_scale_policy(self.loss_scale):
+            raise RuntimeError("loss_scale was changed between scale() and step(); change it right after a step")
+        return self._buffers.current_scale, self._unscaled is None, self._unscaled
+
+    def _follow_policy(self) -> None:
+        """Makes the current scale one that the policy allows, when the policy has changed."""
+        policy, before = loss_scale_policy(self.loss_scale), self._scale_policy
+        if policy == before:
+            return
+        self._scale_policy = policy
+        scale = self._buffers.current_scale
+        if not isinstance(policy, DynamicLossScale):
+            scale.fill_(1.0 if policy is None else policy)
+        elif isinstance(before, DynamicLossScale):
+            scale.clamp_(policy.min_scale, policy.max_scale)
+        else:
+            scale.fill_(policy.init_scale)
+            self._buffers.growth_tracker.zero_()

@@ -1,0 +1,52 @@
+"""The parameters of an optimizer's groups: which they are, their names, and whether the one pass can step them."""
+
+from collections.abc import Iterable
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradops import backends
+from gradops.stats import StepBuffers
+
+
+def check_groups(param_groups: list[dict[str, Any]], backend: str | None) -> None:
+    """Refuses what the one pass cannot do, before anything has changed.
+
+    Raises:
+        RuntimeError: naming the first parameter that cannot be stepped, and why, or why the backend cannot run.
+        ValueError: a parameter stands twice in the groups, or a group is differentiable.
+    """
+    seen = set()
+    for group in param_groups:
+        if group.get("differentiable"):
+            raise ValueError("differentiable=True cannot be fused; leave this optimizer to torch")
+    for param, name in zip(params_of(param_groups), param_names(param_groups), strict=True):
+        if param in seen:
+            raise ValueError(f"parameter '{name}' is in the param_groups twice")
+        seen.add(param)
+    buffers = StepBuffers()
+    device = device_of(param_groups)
+    buffers.resize(param_names(param_groups), device)
+    plan = backends.make_plan(backends.choose(device, backend))
+    plan.bind_params(param_groups, param_names(param_groups), buffers)
+
+
+def param_names(param_groups: list[dict[str, Any]]) -> tuple[str, ...]:
+    """One name per parameter: those of named parameters, else `param_<position>`."""
+    names: list[str] = []
+    for group in param_groups:
+        start = len(names)
+        names += group.get("param_names") or [f"param_{start + i}" for i in range(len(group["params"]))]
+    return tuple(names)
+
+
+def params_of(param_groups: list[dict[str, Any]]) -> Iterable[Tensor]:
+    return chain.from_iterable(group["params"] for group in param_groups)
+
+
+def device_of(param_groups: list[dict[str, Any]]) -> torch.device:
+    """Where the first parameter is, and so all must be."""
+    first = next(iter(params_of(param_groups)), None)
+    return torch.device("cpu") if first is None else first.device

@@ -1,0 +1,100 @@
+"""A recorded training run: arrays per step, per parameter and per layer, and the file that holds them."""
+
+import json
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FORMAT_VERSION = 1
+
+
+@dataclass
+class Run:
+    """What a `gradops.Recorder` saw, oldest step first: S steps, P parameters, G groups, L layers, B histogram bins.
+
+    Per-parameter columns follow `names`, the order in which the model defines them; what a step did not measure (a
+    skipped step's update, a loss nobody gave) is NaN.
+
+    Attributes:
+        names: [P] the parameters' names. sizes: [P] int64, their elements. groups: [P] int64, their group.
+        layers: [L] the names of the modules whose outputs were watched; empty without a model.
+        steps: [S] int64, the attempted step, counted from 0, skipped ones included.
+        grad_norm: [S] float32, the global norm before clipping; inf or NaN where the step found one.
+        clip_coef: [S] float32, what the gradients were multiplied by.
+        loss: [S] float32. loss_scale: [S] float32. skipped: [S] bool. lr: [S, G] float32.
+        norms: [S, P] float32, gradient norms. abs_max: [S, P] float32. nonfinite: [S, P] int64, elements.
+        update_ratio: [S, P] float32, the update's norm over the parameter's. param_rms: [S, P] float32.
+        capped: [S, P] bool, whether `max_relative_step` bound.
+        activation_mean, activation_std, activation_abs_max: [S, L] float32, of the finite values.
+        activation_near_zero, activation_negative: [S, L] float32, shares of all values.
+        activation_nonfinite: [S, L] int64, elements.
+        activation_histogram: [S, L, B] int64, counts of the finite values between the edges, the outermost bins open.
+        histogram_edges: [B - 1] float32, the inner edges, ascending, negative ones included.
+        about: settings and versions: "max_norm", "loss_scale" (policy), "min_scale", "optimizer", "torch", "device".
+    """
+
+    names: list[str]
+    sizes: NDArray[np.int64]
+    groups: NDArray[np.int64]
+    layers: list[str]
+    steps: NDArray[np.int64]
+    grad_norm: NDArray[np.float32]
+    clip_coef: NDArray[np.float32]
+    loss: NDArray[np.float32]
+    loss_scale: NDArray[np.float32]
+    skipped: NDArray[np.bool_]
+    lr: NDArray[np.float32]
+    norms: NDArray[np.float32]
+    abs_max: NDArray[np.float32]
+    nonfinite: NDArray[np.int64]
+    update_ratio: NDArray[np.float32]
+    param_rms: NDArray[np.float32]
+    capped: NDArray[np.bool_]
+    activation_mean: NDArray[np.float32]
+    activation_std: NDArray[np.float32]
+    activation_abs_max: NDArray[np.float32]
+    activation_near_zero: NDArray[np.float32]
+    activation_negative: NDArray[np.float32]
+    activation_nonfinite: NDArray[np.int64]
+    activation_histogram: NDArray[np.int64]
+    histogram_edges: NDArray[np.float32]
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes an .npz file; whoever reads `path` meanwhile, or after a crash, finds the old file or the new one."""
+        arrays = {column.name: getattr(self, column.name) for column in fields(self) if column.name != "about"}
+        about = json.dumps({**self.about, "format_version": FORMAT_VERSION})
+        unfinished = Path(f"{os.fspath(path)}.{os.getpid()}.part")
+        with unfinished.open("wb") as file:
+            np.savez_compressed(file, about=about, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Run":
+        """Reads what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no run of this format.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            about = json.loads(str(arrays.pop("about")))
+            version = about.pop("format_version")
+        except (KeyError, ValueError, OSError) as error:
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise ValueError(f"{path} is no recorded run: {error}") from error
+        if version != FORMAT_VERSION:
+            raise ValueError(f"{path} has format {version}, this gradops reads {FORMAT_VERSION}")
+        columns: dict[str, Any] = {**arrays, "about": about}
+        for name in ("names", "layers"):
+            columns[name] = [str(value) for value in columns[name]]
+        return cls(**columns)
