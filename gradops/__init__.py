@@ -9,6 +9,7 @@ from gradops._version import __version__
 from gradops.clip import clip_grad_norm_
 from gradops.loss_scale import DynamicLossScale, GradScaler
 from gradops.optim import Adam, AdamW, unwrap, wrap
+from gradops.record.recorder import Recorder
 from gradops.relative_step import RelativeStepCap
 from gradops.stats import StepStats
 
@@ -17,6 +18,7 @@ __all__ = [
     "AdamW",
     "DynamicLossScale",
     "GradScaler",
+    "Recorder",
     "RelativeStepCap",
     "StepStats",
     "__version__",

@@ -66,6 +66,8 @@ class Checkpointed(LossScaled):
         self._unscaled = None
         self.refresh_()
         self._publish()
+        for watcher in self._watchers:
+            watcher.after_load()
 
     def __getstate__(self) -> dict[str, Any]:
         runtime = {

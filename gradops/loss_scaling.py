@@ -10,6 +10,7 @@ from gradops.loss_scale import DynamicLossScale
 from gradops.param_groups import params_of
 from gradops.settings import LossScale, loss_scale_policy
 from gradops.stats import StepBuffers
+from gradops.step_watcher import StepWatcher
 
 _OUT_OF_ORDER = (
     "loss_scale is set, but neither scale() nor backward() ran since the last step(): these gradients belong to an "
@@ -29,6 +30,9 @@ class LossScaled(torch.optim.Optimizer):
     # A GradScaler sets both around step().
     grad_scale: Tensor | None
     found_inf: Tensor
+
+    # On the class: a copy of an optimizer is not watched.
+    _watchers: tuple[StepWatcher, ...] = ()
 
     _buffers: StepBuffers
     _plan: backends.Plan
@@ -71,6 +75,8 @@ class LossScaled(torch.optim.Optimizer):
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
         """`self.scale(loss).backward(**kwargs)`: the line that replaces `loss.backward()`."""
+        for watcher in self._watchers:
+            watcher.loss(loss)
         self.scale(loss).backward(**kwargs)
 
     @torch.no_grad()

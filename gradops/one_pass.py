@@ -29,7 +29,17 @@ class OnePass(Checkpointed):
     _step_supports_amp_scaling = True
 
     # Attributes besides the settings, for unwrap to remove.
-    RUNTIME = ("_settings_key", "_prepared", "_buffers", "_plan", "_choice", "_scale_policy", "_scaled", "_unscaled")
+    RUNTIME = (
+        "_settings_key",
+        "_prepared",
+        "_buffers",
+        "_plan",
+        "_choice",
+        "_scale_policy",
+        "_scaled",
+        "_unscaled",
+        "_watchers",
+    )
 
     max_norm: float | None
     norm_type: float
@@ -112,6 +122,8 @@ class OnePass(Checkpointed):
             self._buffers.set_backend(self._plan.description())
         self._scaled = False
         self._unscaled = None
+        for watcher in self._watchers:
+            watcher.after_step(loss)
         return loss
 
     def refresh_(self) -> None:

@@ -89,8 +89,8 @@ def wrap(
 def unwrap(optimizer: OptimizerT) -> OptimizerT:
     """Undoes `wrap`: the object becomes plain torch's again, with its state; also for `gradops.Adam` and `AdamW`.
 
-    Loss scale and counters are dropped. Moments of half-precision parameters become half precision, as torch needs
-    them.
+    Loss scale and counters are dropped, and recorders closed. Moments of half-precision parameters become half
+    precision, as torch needs them.
 
     Returns:
         The same object; one that is not wrapped is left alone.
@@ -98,6 +98,8 @@ def unwrap(optimizer: OptimizerT) -> OptimizerT:
     if not isinstance(optimizer, OnePass):
         return optimizer
     has_scheduler = _check_own_step(optimizer)
+    for watcher in optimizer._watchers:
+        watcher.close()
     for group in optimizer.param_groups:
         for param in group["params"]:
             for name, value in optimizer.state.get(param, {}).items():

@@ -1,0 +1,237 @@
+"""`Recorder`: what every step did to every parameter, kept on the device until somebody asks."""
+
+import atexit
+import importlib.util
+import os
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from gradops.loss_scale import DynamicLossScale
+from gradops.one_pass import OnePass
+from gradops.record.activations import ActivationWatch
+from gradops.record.history import History
+from gradops.record.tape import Reading, Tape
+from gradops.settings import loss_scale_policy
+
+if TYPE_CHECKING:
+    from gradops.record.run import Run
+
+# Writing the file may take this share of the time; a long record is written less often.
+_WRITING_SHARE = 0.01
+
+
+class Recorder:
+    """Keeps what each step of an optimizer measured, and statistics of what the model's layers put out.
+
+    Per step and parameter: gradient norm, largest gradient, count of non-finite elements, ratio of update to weight,
+    RMS of the weights, whether `max_relative_step` bound. Per step: global norm, clip coefficient, loss, loss scale,
+    learning rates, whether the step was skipped. `gradops.record.run.Run` defines each of them.
+
+    Nothing waits for the device: the values are copied into a ring of `capacity` steps on the device, which is copied
+    to the CPU, asynchronously, when it is full or when somebody asks.
+
+        with gradops.Recorder(optimizer, model, path="run.npz"):
+            for inputs, targets in loader:
+                optimizer.backward(criterion(model(inputs), targets))  # records the loss
+                optimizer.step()
+                optimizer.zero_grad()
+
+    Code that calls `loss.backward()` itself records the loss by `recorder.loss(loss)`. A step that was captured in a
+    CUDA graph is recorded by `recorder.after_step()` after each replay. In a module that `torch.compile` compiles, each
+    watched layer breaks the graph.
+
+    Args:
+        optimizer: an optimizer that `gradops.wrap` returned, or a `gradops.Adam` or `AdamW`.
+        model: the model whose activations are to be watched; None for none. It also names the parameters, where the
+            optimizer was made without their names.
+        capacity: steps that the ring holds.
+        path: a file to which the record is written when the ring is full, if that takes no more than a hundredth of the
+            time, by `close`, and when the interpreter exits.
+        callback: called with a dictionary of numbers for each step, as `rows` gives them, when they are read out.
+        modules: names of the modules whose outputs are watched; None for those that have no modules in them.
+        activations_every: activations are measured in every so-manieth step.
+        near_zero: the largest magnitude of an activation that counts as near zero.
+
+    Raises:
+        TypeError: the optimizer is none of gradops'.
+        ValueError: `capacity` or `activations_every` is not positive, or the model has no module of such a name.
+        ImportError: numpy is missing.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        model: nn.Module | None = None,
+        *,
+        capacity: int = 256,
+        path: str | os.PathLike[str] | None = None,
+        callback: Callable[[dict[str, float]], object] | None = None,
+        modules: Iterable[str] | None = None,
+        activations_every: int = 1,
+        near_zero: float = 1e-3,
+    ) -> None:
+        if not isinstance(optimizer, OnePass):
+            raise TypeError(f"Recorder takes an optimizer from gradops.wrap, got {type(optimizer).__name__}")
+        for name, value in (("capacity", capacity), ("activations_every", activations_every)):
+            if value < 1:
+                raise ValueError(f"{name} must be positive, got {value}")
+        if importlib.util.find_spec("numpy") is None:
+            raise ImportError("gradops.Recorder needs numpy: pip install numpy")
+        self._optimizer, self._callback = optimizer, callback
+        self._path = None if path is None else os.path.abspath(path)
+        names = {} if model is None else {id(param): name for name, param in model.named_parameters()}
+        self._watch = None if model is None else ActivationWatch(model, modules, near_zero)
+        self._tape = Tape(optimizer, names, self._watch, capacity, activations_every)
+        self._history = History([] if self._watch is None else self._watch.layers, list(names.values()))
+        self._readings: list[Reading] = []
+        self._loss: Tensor | None = None
+        self._about: dict[str, Any] | None = None  # once it is closed
+        self._shown = 0  # steps that TensorBoard has
+        self._attempted = 0  # steps up to the last one in the history
+        self._written_at, self._writing_took = time.monotonic(), 0.0
+        optimizer._watchers = (*optimizer._watchers, self)
+        self._at_exit: Callable[[], None] | None = _closer(self)
+        atexit.register(self._at_exit)
+
+    def loss(self, loss: Tensor | float) -> None:
+        """Records the loss of the step to come; called by `optimizer.backward`.
+
+        The losses of several calls before one step are added up, as their gradients are.
+        """
+        device = self._tape.device
+        if isinstance(loss, Tensor):
+            value = loss.detach().sum().to(device, torch.float32, non_blocking=True, copy=True)
+        else:
+            value = torch.full((), loss, dtype=torch.float32, device=device)
+        self._loss = value if self._loss is None else self._loss.add_(value)
+
+    def after_step(self, loss: Any = None) -> None:
+        """Records the step that was just taken; called by `optimizer.step`.
+
+        Args:
+            loss: of that step, where `self.loss` was not called.
+        """
+        if self._tape.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return
+        if self._tape.is_stale():
+            self._take()
+        if self._loss is None and loss is not None:
+            self.loss(loss)
+        full = self._tape.record(self._loss)
+        self._loss = None
+        if full:
+            self._take()
+        if self._readings and self._readings[0].snapshot.arrived():
+            self._collect()
+            self._write_if_cheap()
+
+    def after_load(self) -> None:
+        """Notes the counters of the checkpoint that was loaded; called by `optimizer.load_state_dict`."""
+        self._tape.note_counters()
+
+    def run(self) -> "Run":
+        """The record so far; waits for the device."""
+        if self._about is None:
+            self._take()
+            self._collect()
+        return self._history.run(self._tape.params, self._about or _about(self._optimizer))
+
+    def rows(self) -> Iterator[dict[str, float]]:
+        """One flat dictionary a step, for a logger; see `gradops.record.sinks.rows`. Waits for the device."""
+        from gradops.record.sinks import rows
+
+        return rows(self.run())
+
+    def to_tensorboard(self, writer: Any) -> None:
+        """Writes what was recorded since the last call to a `torch.utils.tensorboard.SummaryWriter`."""
+        from gradops.record.sinks import write_tensorboard
+
+        run = self.run()
+        write_tensorboard(run, writer, self._shown)
+        self._shown = len(run.steps)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the record so far to an .npz file, which `gradops.record.run.Run.load` reads; waits for the device.
+
+        Whoever reads `path` meanwhile, or after a crash, finds the old file or the new one.
+        """
+        self.run().save(path)
+
+    def close(self) -> None:
+        """Ends the recording: removes every hook and writes the file at `path`. The record stays readable."""
+        if self._at_exit is None:
+            return
+        atexit.unregister(self._at_exit)
+        self._at_exit = None
+        self._optimizer._watchers = tuple(watcher for watcher in self._optimizer._watchers if watcher is not self)
+        if self._watch is not None:
+            self._watch.close()
+        self._take()
+        self._collect()
+        self._about = _about(self._optimizer)
+        if self._path is not None:
+            self.save(self._path)
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    def _take(self) -> None:
+        reading = self._tape.take()
+        if reading is not None:
+            self._readings.append(reading)
+
+    def _collect(self) -> None:
+        """Takes what was read out into the history, and tells the callback."""
+        readings, self._readings = self._readings, []
+        for reading in readings:
+            chunk = reading.chunk(self._attempted)
+            self._history.chunks.append(chunk)
+            self._attempted = int(chunk.attempted[-1]) if len(chunk.attempted) else self._attempted
+        if readings and self._callback is not None:
+            from gradops.record.sinks import rows
+
+            for row in rows(self._history.last(len(readings)).run(self._tape.params, {})):
+                self._callback(row)
+
+    def _write_if_cheap(self) -> None:
+        now = time.monotonic()
+        if self._path is None or self._writing_took > _WRITING_SHARE * (now - self._written_at):
+            return
+        self.save(self._path)
+        self._written_at = time.monotonic()
+        self._writing_took = self._written_at - now
+
+
+def _closer(recorder: Recorder) -> Callable[[], None]:
+    """What closes the recorder when the interpreter exits, without keeping it alive until then."""
+    reference = weakref.ref(recorder)
+
+    def close() -> None:
+        if (found := reference()) is not None:
+            found.close()
+
+    return close
+
+
+def _about(optimizer: OnePass) -> dict[str, Any]:
+    policy = loss_scale_policy(optimizer.loss_scale)
+    dynamic = isinstance(policy, DynamicLossScale)
+    return {
+        "optimizer": type(optimizer).__name__,
+        "max_norm": optimizer.max_norm,
+        "clip_value": optimizer.clip_value,
+        "max_relative_step": optimizer.max_relative_step and str(optimizer.max_relative_step),
+        "loss_scale": str(policy) if dynamic else policy,
+        "min_scale": policy.min_scale if isinstance(policy, DynamicLossScale) else None,
+        "torch": torch.__version__,
+        "device": str(optimizer._buffers.scalars.device),
+        "backend": optimizer.stats.backend,
+    }

@@ -1,0 +1,21 @@
+"""Who is told of an optimizer's steps: cheaper than torch's step hooks, which open a profiler's range."""
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+class StepWatcher(Protocol):
+    """What the optimizer calls on each of its `_watchers`; none of it may wait for the device."""
+
+    def loss(self, loss: Tensor) -> None:
+        """`backward(loss)` was called; `loss` is unscaled."""
+
+    def after_step(self, loss: Any) -> None:
+        """A step is done and `optimizer.stats` tells of it; `loss` is what its closure returned, else None."""
+
+    def after_load(self) -> None:
+        """A checkpoint was loaded, and with it the step counters."""
+
+    def close(self) -> None:
+        """The optimizer is about to become plain torch's."""
