@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gradops.backends.checks import DTYPES
+from gradops.distributed.shards import is_sharded
 
 
 @torch.no_grad()
@@ -44,6 +45,10 @@ def clip_grad_norm_(
     grads = [param.grad for param in parameters if param.grad is not None]
     if not grads:
         return torch.tensor(0.0)
+    if any(map(is_sharded, grads)):
+        from gradops.distributed.clip import clip_sharded_grads_
+
+        return clip_sharded_grads_(grads, float(max_norm), float(norm_type), error_if_nonfinite)
     fused = all(
         type(g) is Tensor and g.device == grads[0].device and g.layout == torch.strided and g.dtype in DTYPES
         for g in grads

@@ -85,6 +85,31 @@ class GradScaler(torch.amp.GradScaler):
             )
         self.min_scale = min_scale
         self.max_scale = max_scale
+        self._last_found_inf: tuple[torch.Tensor, ...] = ()
+
+    @property
+    def last_step_skipped(self) -> torch.Tensor:
+        """Whether the last `step` was skipped for an inf or NaN: bool, 0-d, on the device; nothing waits for it.
+
+        True to what the optimizer did, while a comparison of scales before and after `update` is wrong at the floor.
+        """
+        if not self._last_found_inf:
+            return torch.zeros((), dtype=torch.bool, device=self._device)
+        device = self._last_found_inf[0].device
+        flags = [found_inf.reshape(()).to(device, non_blocking=True) for found_inf in self._last_found_inf]
+        return torch.stack(flags).sum() > 0
+
+    def step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> float | None:
+        """As torch's."""
+        from gradops.one_pass import OnePass
+
+        result = super().step(optimizer, *args, **kwargs)
+        self._last_found_inf = ()
+        if isinstance(optimizer, OnePass):
+            self._last_found_inf = (optimizer.stats.found_inf,)
+        elif self._enabled:
+            self._last_found_inf = tuple(self._per_optimizer_states[id(optimizer)]["found_inf_per_device"].values())
+        return result
 
     def _check_inf_per_device(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         from gradops.one_pass import OnePass

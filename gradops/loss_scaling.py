@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gradops import backends
 from gradops.loss_scale import DynamicLossScale
-from gradops.param_groups import params_of
+from gradops.param_groups import local_grads
 from gradops.settings import LossScale, loss_scale_policy
 from gradops.stats import StepBuffers
 from gradops.step_watcher import StepWatcher
@@ -98,8 +98,7 @@ class LossScaled(torch.optim.Optimizer):
             raise RuntimeError("unscale_() has already been called since the last step()")
         self._bind()
         self._plan.params_without_state()  # checks every gradient before the first is changed
-        grads = [param.grad for param in params_of(self.param_groups) if param.grad is not None]
-        self._unscaled = torch.ops.gradops.unscale_(grads, self._buffers.current_scale)
+        self._unscaled = torch.ops.gradops.unscale_(local_grads(self.param_groups), self._buffers.current_scale)
 
     def _scaling(self) -> tuple[Tensor | None, bool, Tensor | None]:
         """The loss scale, whether the gradients still carry it, and found_inf of those who looked before."""

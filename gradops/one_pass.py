@@ -9,7 +9,9 @@ from torch import Tensor
 
 from gradops import backends
 from gradops.checkpoint import CHECKPOINT_KEYS, Checkpointed
-from gradops.param_groups import check_groups, device_of, param_names, params_of
+from gradops.distributed.shards import full_tensor
+from gradops.distributed.zero import check_builder
+from gradops.param_groups import check_groups, choose_backend, param_names, params_of
 from gradops.relative_step import RelativeStepCap
 from gradops.settings import SETTINGS, LossScale, Settings
 from gradops.stats import StepBuffers, StepStats
@@ -61,6 +63,7 @@ class OnePass(Checkpointed):
     ) -> None:
         settings = Settings(max_norm, norm_type, clip_value, max_relative_step, loss_scale, backend)
         settings.checked()
+        check_builder()
         super().__init__(params, *args, **kwargs)
         check_groups(self.param_groups, backend)
         self._setup(settings)
@@ -157,7 +160,7 @@ class OnePass(Checkpointed):
 
     def _bind(self) -> None:
         """Gives the plan the groups as they are now."""
-        choice, names = backends.choose(device_of(self.param_groups), self.backend), param_names(self.param_groups)
+        choice, names = choose_backend(self.param_groups, self.backend), param_names(self.param_groups)
         if choice != self._choice:
             self._plan, self._choice, self._settings_key = backends.make_plan(choice), choice, None
         self._buffers.resize(names, choice.device)
@@ -168,7 +171,7 @@ class OnePass(Checkpointed):
         if any(float(group["lr"]) != 0.0 for group in self.param_groups):
             return False
         grads = [param.grad for param in params_of(self.param_groups) if param.grad is not None]
-        return bool(grads) and not any(grad.any() for grad in grads)
+        return bool(grads) and not any(full_tensor(grad.any()) for grad in grads)
 
     @torch.no_grad()
     def _link(self) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch.optim import optimizer as torch_optimizer
 
 from gradops.checkpoint import CHECKPOINT_KEYS, torchs_step
+from gradops.distributed.zero import REFUSAL, is_zero
 from gradops.one_pass import OnePass
 from gradops.param_groups import check_groups
 from gradops.relative_step import RelativeStepCap
@@ -74,6 +75,8 @@ def wrap(
     """
     settings = Settings(max_norm, norm_type, clip_value, max_relative_step, loss_scale, backend)
     settings.checked()
+    if is_zero(optimizer):
+        raise TypeError(REFUSAL)
     if isinstance(optimizer, OnePass):
         _check_same(optimizer, settings)
         return optimizer

@@ -1,6 +1,7 @@
 """The parameters of an optimizer's groups: which they are, their names, and whether the one pass can step them."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradops import backends
+from gradops.distributed.shards import check_placements, is_sharded, local_tensor
 from gradops.stats import StepBuffers
 
 
@@ -25,12 +27,23 @@ def check_groups(param_groups: list[dict[str, Any]], backend: str | None) -> Non
     for param, name in zip(params_of(param_groups), param_names(param_groups), strict=True):
         if param in seen:
             raise ValueError(f"parameter '{name}' is in the param_groups twice")
+        check_placements(param, name)
         seen.add(param)
     buffers = StepBuffers()
-    device = device_of(param_groups)
-    buffers.resize(param_names(param_groups), device)
-    plan = backends.make_plan(backends.choose(device, backend))
+    choice = choose_backend(param_groups, backend)
+    buffers.resize(param_names(param_groups), choice.device)
+    plan = backends.make_plan(choice)
     plan.bind_params(param_groups, param_names(param_groups), buffers)
+
+
+def choose_backend(param_groups: list[dict[str, Any]], wanted: str | None) -> backends.Choice:
+    """What steps these parameters.
+
+    Raises:
+        RuntimeError: the wanted backend cannot; the message says why.
+    """
+    choice = backends.choose(device_of(param_groups), wanted)
+    return replace(choice, sharded=any(map(is_sharded, params_of(param_groups))))
 
 
 def param_names(param_groups: list[dict[str, Any]]) -> tuple[str, ...]:
@@ -44,6 +57,11 @@ def param_names(param_groups: list[dict[str, Any]]) -> tuple[str, ...]:
 
 def params_of(param_groups: list[dict[str, Any]]) -> Iterable[Tensor]:
     return chain.from_iterable(group["params"] for group in param_groups)
+
+
+def local_grads(param_groups: list[dict[str, Any]]) -> list[Tensor]:
+    """The gradients that there are, in the memory of this process."""
+    return [local_tensor(param.grad) for param in params_of(param_groups) if param.grad is not None]
 
 
 def device_of(param_groups: list[dict[str, Any]]) -> torch.device:

@@ -235,3 +235,83 @@ def test_scaler_without_an_own_scale_may_follow_a_direct_step(bad, device):
     param.grad = torch.ones_like(param)
     optimizer.step()
     assert int(optimizer.stats.steps_taken) == (1 if bad else 2)
+
+
+@pytest.mark.parametrize("unscale", [False, True])
+@pytest.mark.parametrize("optimizer_cls", [gradops.AdamW, torch.optim.AdamW, torch.optim.SGD])
+def test_scaler_knows_whether_the_last_step_was_skipped(optimizer_cls, unscale, device):
+    param = torch.ones(4, device=device).requires_grad_()
+    optimizer = optimizer_cls([param], lr=0.1)
+    # At the floor, where the scale does not fall and a comparison of scales would see nothing.
+    scaler = gradops.GradScaler(device.type, init_scale=4.0, min_scale=4.0)
+    assert not scaler.last_step_skipped
+    for value in (1.0, math.inf, 1.0, math.nan):
+        optimizer.zero_grad()
+        scaler.scale((param * value).sum()).backward()
+        scaler.unscale_(optimizer) if unscale else None
+        scaler.step(optimizer)
+        for moment in ("before update", "after update"):
+            skipped = scaler.last_step_skipped
+            assert (skipped.dtype, skipped.shape, skipped.device.type) == (torch.bool, (), device.type)
+            assert bool(skipped) == (not math.isfinite(value))
+            scaler.update() if moment == "before update" else None
+        assert scaler.get_scale() >= 4.0
+
+
+def test_each_optimizers_skip_is_known_after_its_step(device):
+    params = [torch.ones(3, device=device).requires_grad_() for _ in range(2)]
+    optimizers = [gradops.AdamW([params[0]], lr=0.1), gradops.AdamW([params[1]], lr=0.1)]
+    scaler = gradops.GradScaler(device.type, **OPTIONS)
+    scaler.scale(params[0].sum()).backward()
+    scaler.scale((params[1] * math.inf).sum()).backward()
+    skipped = []
+    for optimizer in optimizers:
+        scaler.step(optimizer)
+        skipped.append(bool(scaler.last_step_skipped))
+    scaler.update()
+    assert skipped == [False, True]
+    assert scaler.get_scale() == 512.0
+
+
+def test_an_inf_written_after_unscale_is_known_too(device):
+    param = torch.ones(3, device=device).requires_grad_()
+    optimizer, scaler = gradops.AdamW([param]), gradops.GradScaler(device.type, **OPTIONS)
+    scaler.scale(param.sum()).backward()
+    scaler.unscale_(optimizer)
+    param.grad[0] = math.inf
+    scaler.step(optimizer)
+    assert bool(scaler.last_step_skipped)
+    assert param.tolist() == [1.0] * 3
+
+
+@pytest.mark.parametrize("scaler_cls", SCALERS)
+def test_losses_of_several_kinds_add_up(scaler_cls, device):
+    """Two losses scaled apart, one of them in two micro-batches, are the gradient of their sum."""
+    weights = torch.linspace(-1.0, 1.0, 6, device=device)
+    param = torch.ones(6, device=device).requires_grad_()
+    optimizer, scaler = gradops.AdamW([param], lr=0.1), scaler_cls(device.type, **OPTIONS)
+    for part in ((param * weights).sum(), param.square().sum() / 2, param.square().sum() / 2):
+        scaler.scale(part).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    expected = (weights + 2.0).norm().item()
+    assert optimizer.stats.grad_norm.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("bad", [0, 2])
+@pytest.mark.parametrize("scaler_cls", SCALERS)
+def test_scale_moves_at_real_steps_only_and_a_bad_micro_batch_skips_the_step(scaler_cls, bad, device):
+    param = torch.ones(4, device=device).requires_grad_()
+    optimizer, scaler = gradops.AdamW([param], lr=0.1), scaler_cls(device.type, init_scale=1024.0, growth_interval=1)
+    scales = []
+    for step in range(3):
+        optimizer.zero_grad()
+        for micro in range(3):
+            value = math.inf if (step, micro) == (1, bad) else 0.25
+            scaler.scale((param * value).sum()).backward()
+            scales.append(scaler.get_scale())
+        scaler.step(optimizer)
+        scaler.update()
+    assert scales == [1024.0] * 3 + [2048.0] * 3 + [1024.0] * 3
+    assert (int(optimizer.stats.steps_taken), int(optimizer.stats.steps_skipped)) == (2, 1)
+    assert optimizer.stats.grad_norm.item() == pytest.approx(1.5)

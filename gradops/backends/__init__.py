@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gradops.backends import extension
+from gradops.backends import extension, torch_ops
 from gradops.backends.plan import StepPlan
 from gradops.backends.torch_step import TorchStep
 from gradops.settings import BACKENDS, Settings
@@ -52,11 +52,13 @@ class Choice:
         name: one of `gradops.settings.BACKENDS`.
         device: where the parameters are.
         reason: why none of those before it was taken; empty for the first.
+        sharded: whether some of the parameters are DTensors.
     """
 
     name: str
     device: torch.device
     reason: str = ""
+    sharded: bool = False
 
 
 def missing(name: str, device_type: str) -> str:
@@ -89,6 +91,10 @@ def choose(device: torch.device, wanted: str | None = None) -> Choice:
 
 def make_plan(choice: Choice) -> Plan:
     """A new plan for the chosen backend."""
+    if choice.sharded:
+        from gradops.distributed.sharded_plan import ShardedPlan
+
+        return ShardedPlan(torch_ops if choice.name == "torch" else torch.ops.gradops)
     if choice.name == "native":
         from gradops.backends.native_plan import NativePlan
 

@@ -101,14 +101,18 @@ def merge(rows: list[GradStats], norm_type: float) -> GradStats:
     """The statistics of all rows together; at least one."""
     nonfinite = torch.stack([row.nonfinite for row in rows]).sum()
     abs_max = torch.stack([row.abs_max for row in rows]).amax()
-    norms = torch.stack([row.norm for row in rows])
-    largest = norms.amax()
-    if math.isinf(norm_type):
-        norm = largest
-    else:
-        unit = torch.where(largest > 0, largest, 1.0)
-        norm = block_sum((norms / unit).pow(norm_type)).pow(1.0 / norm_type) * unit
+    norm = merge_norms(torch.stack([row.norm for row in rows]), norm_type)
     return GradStats(torch.where(nonfinite > 0, abs_max, norm), abs_max, nonfinite)
+
+
+def merge_norms(norms: Tensor, norm_type: float) -> Tensor:
+    """The norm of the whole from the norms of its parts, which lie along the first dimension; at least one."""
+    largest = norms.amax(0)
+    if math.isinf(norm_type):
+        return largest
+    unit = torch.where(largest > 0, largest, 1.0)
+    powers = (norms / unit).pow(norm_type)
+    return (block_sum(powers) if powers.dim() == 1 else powers.sum(0)).pow(1.0 / norm_type) * unit
 
 
 def clip_coef(grad_norm: Tensor, max_norm: float | None) -> Tensor:

@@ -50,7 +50,7 @@ class TorchStep:
             skip = skip | (call.found_inf.reshape(()).to(device) != 0)
         coef = torch.where(skip, 1.0, torch_math.clip_coef(every.norm, settings.max_norm))
         capped = _update(call, rows, inv_scale, coef, skip)
-        _write_scalars(call, every, coef, skip, scale)
+        write_scalars(call, every.norm, coef, skip, scale)
         _write_rows(call, stats, capped)
 
 
@@ -61,28 +61,38 @@ def _update(call: StepCall, rows: list[Row], inv_scale: Tensor | None, coef: Ten
         members = [row for row in rows if row.group == index]
         if not members:
             continue
-        steps = [_state(row)["step"] for row in members]
-        lr, step, limited = _rates(group["lr"], members, relative_step_cap(call.settings.max_relative_step))
+        steps = [state_of(row)["step"] for row in members]
+        cap = relative_step_cap(call.settings.max_relative_step)
+        rms = None if cap is None else torch.stack([_rms(row.param) for row in members])
+        lr, step, limited = rates(group["lr"], members, cap, rms)
         capped += (limited & ~skip).unbind()
         for row, rule in zip(members, torch_math.adam_rules(group, lr, step), strict=True):
             assert row.grad is not None
             grad = torch_math.clamp(torch_math.unscale(row.grad, inv_scale), call.settings.clip_value) * coef
-            torch_math.adam_update(row.param, grad, _state(row), group, rule, skip)
+            torch_math.adam_update(row.param, grad, state_of(row), group, rule, skip)
         torch._foreach_add_(steps, [(~skip).float()] * len(steps))
     return capped
 
 
-def _rates(lr: float | Tensor, rows: list[Row], cap: RelativeStepCap | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Each row's learning rate and the number of its update, in the wide dtype, and whether its rate was capped."""
+def rates(
+    lr: float | Tensor, rows: list[Row], cap: RelativeStepCap | None, rms: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each row's learning rate and the number of its update, in the wide dtype, and whether its rate was capped.
+
+    Args:
+        lr: the group's.
+        rows: of one group; at least one.
+        cap: None for none.
+        rms: of each row's parameter, in the wide dtype; None without a cap.
+    """
     wide = torch_math.wide_dtype(rows[0].param.device)
-    step = torch.stack([_state(row)["step"].reshape(()) for row in rows]).to(wide) + 1
+    step = torch.stack([state_of(row)["step"].reshape(()) for row in rows]).to(wide) + 1
     if isinstance(lr, Tensor) and lr.device == step.device:
         rate = lr.reshape(()).to(wide).expand_as(step)
     else:
         rate = torch.full_like(step, float(lr))
-    if cap is None:
+    if cap is None or rms is None:
         return rate, step, torch.zeros_like(step, dtype=torch.bool)
-    rms = torch.stack([_rms(row.param) for row in rows])
     limit = cap.cap * rms.clamp(min=cap.floor)
     if cap.warmup_steps:
         limit = limit * (step / cap.warmup_steps).clamp(max=1.0)
@@ -94,17 +104,18 @@ def _rms(param: Tensor) -> Tensor:
     return stats.norm / max(1, param.numel()) ** 0.5
 
 
-def _state(row: Row) -> dict[str, Tensor]:
+def state_of(row: Row) -> dict[str, Tensor]:
     assert row.state is not None
     return row.state
 
 
-def _write_scalars(call: StepCall, every: GradStats, coef: Tensor, skip: Tensor, scale: Tensor) -> None:
+def write_scalars(call: StepCall, grad_norm: Tensor, coef: Tensor, skip: Tensor, scale: Tensor) -> None:
+    """What the whole step measured and did, and the loss scale's next value."""
     buffers, policy = call.buffers, loss_scale_policy(call.settings.loss_scale)
     following, tracker = buffers.current_scale, buffers.growth_tracker
     if isinstance(policy, DynamicLossScale):
         following, tracker = torch_math.next_loss_scale(following, tracker, policy, skip)
-    buffers.scalars.copy_(torch.stack([every.norm.float(), coef, skip.float(), scale, following]))
+    buffers.scalars.copy_(torch.stack([grad_norm.float(), coef, skip.float(), scale, following]))
     taken, skipped, _ = buffers.counters.unbind()
     buffers.counters.copy_(torch.stack([taken + ~skip, skipped + skip, tracker]))
 

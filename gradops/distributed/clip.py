@@ -1,0 +1,39 @@
+"""`clip_grad_norm_` of sharded gradients."""
+
+import torch
+from torch import Tensor
+
+from gradops.backends import torch_math
+from gradops.distributed.gather import Gathering
+from gradops.distributed.shards import check_placements, local_tensor
+
+
+def clip_sharded_grads_(grads: list[Tensor], max_norm: float, norm_type: float, error_if_nonfinite: bool) -> Tensor:
+    """As `gradops.clip_grad_norm_`, for gradients of which some are DTensors; every process of theirs must call it.
+
+    Returns:
+        The norm of the full gradients before clipping: 0-d, float32, a plain tensor and the same on every process.
+
+    Raises:
+        RuntimeError: `error_if_nonfinite` and the norm is not finite; no gradient has changed. A gradient is partial.
+    """
+    for index, grad in enumerate(grads):
+        check_placements(grad, f"gradient {index}")
+    local = [local_tensor(grad) for grad in grads]
+    _, norms, abs_max, _ = torch.ops.gradops.grad_stats(local, norm_type=norm_type)
+    gathering = Gathering(grads)
+    gathered = gathering.gather(torch.stack([norms, abs_max]).to(torch_math.wide_dtype(norms.device)))
+    counted = torch.where(gathering.counts(norms.device), gathered[:, 0], 0.0)
+    merged = torch_math.merge_norms(torch_math.merge_norms(counted, norm_type), norm_type)
+    largest = gathered[:, 1].amax()
+    norm = torch.where(largest.isfinite(), merged, largest)
+    if error_if_nonfinite and not norm.isfinite():
+        raise RuntimeError(
+            f"The total norm of order {norm_type} for gradients from `parameters` is non-finite, so it cannot be "
+            "clipped. To disable this error and leave the gradients as they are, set `error_if_nonfinite=False`"
+        )
+    coef = torch_math.clip_coef(norm, max_norm)
+    for grad in local:
+        grad.mul_(coef)
+    torch.autograd.graph.increment_version([grad for grad, own in zip(grads, local, strict=True) if grad is not own])
+    return norm.float()

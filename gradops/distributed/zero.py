@@ -1,0 +1,32 @@
+"""ZeroRedundancyOptimizer, which the one pass cannot serve."""
+
+import sys
+from types import FrameType
+from typing import Any
+
+REFUSAL = (
+    "ZeroRedundancyOptimizer hands each process's optimizer a part of the parameters, so that norm clipping and the "
+    "inf check would be those of this part and the processes would step apart; shard the model with "
+    "torch.distributed.fsdp.fully_shard, whose parameters gradops steps as a whole."
+)
+
+
+def is_zero(value: Any) -> bool:
+    """Whether the value is a ZeroRedundancyOptimizer."""
+    module = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
+    return module is not None and isinstance(value, module.ZeroRedundancyOptimizer)
+
+
+def check_builder() -> None:
+    """Refuses to be built by a ZeroRedundancyOptimizer, which shows nowhere but on the stack.
+
+    Raises:
+        TypeError: one is being initialised.
+    """
+    if "torch.distributed.optim.zero_redundancy_optimizer" not in sys.modules:
+        return
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "_init_local_optimizer" and is_zero(frame.f_locals.get("self")):
+            raise TypeError(REFUSAL)
+        frame = frame.f_back

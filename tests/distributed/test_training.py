@@ -1,0 +1,110 @@
+"""Whole training loops: DDP and FSDP2 against one process, with every way to scale losses."""
+
+import contextlib
+
+import pytest
+import tolerances as tol
+import torch
+from beside import assert_close, assert_same_bits
+from layouts import full
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+import gradops
+
+BATCH, MICRO, STEPS = 8, 2, 3
+SCALERS = {"none": None, "own": None, "torch": torch.amp.GradScaler, "gradops": gradops.GradScaler}
+
+
+def make_model():
+    torch.manual_seed(1)
+    return torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.GELU(), torch.nn.Linear(16, 3))
+
+
+def batches(rank, world):
+    """This rank's micro-batches, step by step; the first input of the second step overflows, on the last rank."""
+    generator = torch.Generator().manual_seed(2)
+    for step in range(STEPS):
+        inputs = torch.randn(BATCH, 6, generator=generator)
+        targets = torch.randn(BATCH, 3, generator=generator)
+        if step == 1:
+            inputs[-1, 0] = float("inf")
+        own = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
+        yield list(zip(inputs[own].chunk(MICRO), targets[own].chunk(MICRO), strict=True))
+
+
+def run(model, params, scaling, rank, world, no_sync=None, settings=None):
+    """Trains with gradient accumulation; returns parameters, scales, skips and whether the step counts."""
+    settings = dict(settings or {"max_norm": 0.1})
+    if scaling == "own":
+        settings["loss_scale"] = gradops.DynamicLossScale(init_scale=256.0, growth_interval=1)
+    optimizer = gradops.wrap(torch.optim.AdamW(params, lr=1e-2), **settings)
+    scaler_cls = SCALERS[scaling]
+    scaler = scaler_cls("cpu", init_scale=256.0, growth_interval=1) if scaler_cls else None
+    scales, skipped = [], []
+    for micro_batches in batches(rank, world):
+        for index, (inputs, targets) in enumerate(micro_batches):
+            last = index == MICRO - 1
+            with contextlib.nullcontext() if last or no_sync is None else no_sync():
+                loss = torch.nn.functional.mse_loss(model(inputs), targets) / MICRO
+                (scaler.scale(loss) if scaler else optimizer.scale(loss)).backward()
+        if scaler:
+            scaler.step(optimizer)
+            scaler.update()
+            scales.append(scaler.get_scale())
+        else:
+            optimizer.step()
+            scales.append(float(optimizer._buffers.current_scale))
+        optimizer.zero_grad()
+        skipped.append(bool(optimizer.stats.found_inf))
+    return [full(param.detach()) for param in params], scales, skipped, optimizer.stats.cpu()
+
+
+def train_ddp(rank_count, scaling):
+    rank = torch.distributed.get_rank()
+    model = DistributedDataParallel(make_model())
+    return run(model, list(model.parameters()), scaling, rank, rank_count, model.no_sync)
+
+
+def train_fsdp(rank_count, scaling, hybrid):
+    rank, model = torch.distributed.get_rank(), make_model()
+    if hybrid:
+        mesh = init_device_mesh("cpu", (2, rank_count // 2), mesh_dim_names=("replicate", "shard"))
+    else:
+        mesh = init_device_mesh("cpu", (rank_count,))
+    fully_shard(model[0], mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+    @contextlib.contextmanager
+    def no_sync():
+        model.set_requires_gradient_sync(False)
+        yield
+        model.set_requires_gradient_sync(True)
+
+    return run(model, list(model.parameters()), scaling, rank, rank_count, no_sync)
+
+
+def assert_trained_alike(results, scaling):
+    model = make_model()
+    expected = run(model, list(model.parameters()), scaling, 0, 1)
+    for params, scales, skipped, stats in results:
+        for mine, theirs, first in zip(params, expected[0], results[0][0], strict=True):
+            assert_close(mine, theirs, tol.TORCH_FLOAT32, 1.0)
+            assert_same_bits(mine, first)
+        assert (scales, skipped) == (expected[1], expected[2])
+        assert skipped == [False, True, False]
+        assert_close(stats.grad_norm, expected[3].grad_norm, tol.TORCH_FLOAT32, 1.0)
+        assert_same_bits(stats.grad_norm, results[0][3].grad_norm)
+
+
+@pytest.mark.parametrize("scaling", SCALERS)
+@pytest.mark.parametrize("world", [2, 4])
+def test_ddp_trains_as_one_process_with_the_same_bits_on_every_rank(workers, world, scaling):
+    assert_trained_alike(workers.run(world, train_ddp, world, scaling), scaling)
+
+
+@pytest.mark.parametrize("scaling", SCALERS)
+@pytest.mark.parametrize(("world", "hybrid"), [(2, False), (4, False), (4, True)])
+def test_fsdp2_trains_as_one_process(workers, world, hybrid, scaling):
+    assert_trained_alike(workers.run(world, train_fsdp, world, scaling, hybrid), scaling)
