@@ -88,6 +88,6 @@ def test_every_option_compiles_for_every_device(arch):
             assert not list(triton_gates.nothing_is_spilled(triton_gates.code_of(launch, arch), {}))
 
 
-def test_a_step_is_two_launches_and_a_first_one_with_a_cap_three():
-    assert list(launches("float32")) == ["grad_stats_kernel", "adam_step_kernel"]
-    assert next(iter(launches("float32", max_relative_step=0.1))) == "param_squares_kernel"
+@pytest.mark.parametrize("settings", [{}, {"max_relative_step": 0.1}])
+def test_a_first_step_is_two_launches(settings):
+    assert list(launches("float32", **settings)) == ["grad_stats_kernel", "adam_step_kernel"]

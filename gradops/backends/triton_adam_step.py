@@ -1,11 +1,9 @@
-"""The second kernel of a step in Triton: updates what the first one decided to; and the rare one that measures
-parameters for the relative step cap, where no update has done so.
-"""
+"""The second kernel of a step in Triton: updates what the first one decided to."""
 
 import triton
 import triton.language as tl
 
-from gradops.backends.triton_grad_stats import add_tile, chunk_stats, measure_chunk, measure_tiles
+from gradops.backends.triton_grad_stats import add_tile, chunk_stats, measure_tiles
 from gradops.backends.triton_math import adam_update, clamp_grad
 from gradops.backends.triton_rows import (
     BETA2,
@@ -192,19 +190,3 @@ def adam_step_kernel(
                 begin = (chunk - first) * CHUNK
                 param_sum = param_sums + chunk
                 update_chunk(row, layouts, begin, rule, decision, clip_value, param_sum, chunk_count, each, CAPS)
-
-
-@triton.jit(do_not_specialize=["chunk_count"])
-def param_squares_kernel(rows, chunk_rows, layouts, wanted, param_sums, chunk_count, DTYPES: tl.constexpr):
-    """Measures the parameters of the rows that are `wanted`, as `adam_step_kernel` does while it updates them."""
-    chunk = tl.program_id(0)
-    index = tl.load(chunk_rows + chunk)
-    row = rows + index.to(tl.int64) * ROW_WORDS
-    kind = tl.where(tl.load(wanted + index) != 0, tl.load(row + KIND) % 3, -1)
-    begin = (chunk - tl.load(row + FIRST_CHUNK)) * CHUNK
-    for dtype in tl.static_range(3):
-        if DTYPES & (1 << dtype):
-            if kind == dtype:
-                total, unit, _, _ = measure_chunk(row, layouts, begin, 1.0, float("inf"), 2.0, PARAM, dtype, 2)
-                tl.store(param_sums + chunk, total)
-                tl.store(param_sums + chunk_count + chunk, unit)

@@ -1,4 +1,4 @@
-"""The first kernel of a step in Triton: measures the gradients and decides.
+"""The first kernel of a step in Triton: measures the gradients, and parameters where no update has, and decides.
 
 A program measures one chunk. The last program of a row, known by a ticket, merges the row; the last row's program
 merges the rows and decides. Who is last changes nothing: merging is in a fixed order. No program waits for another.
@@ -31,6 +31,7 @@ from gradops.backends.triton_rows import (
     KIND,
     NORM_TYPE,
     NUMEL,
+    PARAM,
     ROW_WORDS,
     RULE_WORDS,
     TAKES_PART,
@@ -173,6 +174,18 @@ def measure_chunk(
     return total, unit, abs_max_bits, nonfinite
 
 
+@triton.jit
+def measure_param(row, layouts, begin, param_sum, chunk_count, DTYPES: tl.constexpr):
+    """Measures a chunk of a parameter for the relative step cap, as `adam_step_kernel` does while it updates one."""
+    kind = tl.load(row + KIND) % 3
+    for dtype in tl.static_range(3):
+        if DTYPES & (1 << dtype):
+            if kind == dtype:
+                total, unit, _, _ = measure_chunk(row, layouts, begin, 1.0, float("inf"), 2.0, PARAM, dtype, 2)
+                tl.store(param_sum, total)
+                tl.store(param_sum + chunk_count, unit)
+
+
 @triton.jit(do_not_specialize=["row_count", "chunk_count"])
 def grad_stats_kernel(
     rows,
@@ -197,15 +210,20 @@ def grad_stats_kernel(
     norms,
     abs_max,
     nonfinite_of,
+    unmeasured,
     row_count,
     chunk_count,
     DTYPES: tl.constexpr,
+    PARAM_DTYPES: tl.constexpr,
     NORM: tl.constexpr,
     CAPS: tl.constexpr,
     SCALED: tl.constexpr,
     MOVES_LOSS_SCALE: tl.constexpr,
 ):
-    """Measures the gradients; the last program decides. `DTYPES` has a bit for each dtype that gradients have."""
+    """Measures the gradients; the last program decides. `DTYPES` has a bit for each dtype that gradients have.
+
+    `unmeasured` has a flag for each row whose parameter is to be measured too; it is None where no row's is.
+    """
     chunk = tl.program_id(0)
     index = tl.load(chunk_rows + chunk)
     row = rows + index.to(tl.int64) * ROW_WORDS
@@ -224,6 +242,9 @@ def grad_stats_kernel(
                 total, unit, abs_max_bits, nonfinite = measure_chunk(
                     row, layouts, (chunk - first) * CHUNK, inv_scale, clip_value, p, GRAD, dtype, NORM
                 )
+    if unmeasured is not None:
+        if tl.load(unmeasured + index) != 0:
+            measure_param(row, layouts, (chunk - first) * CHUNK, param_sums + chunk, chunk_count, PARAM_DTYPES)
     tl.store(chunk_sums + chunk, total)
     tl.store(chunk_sums + chunk_count + chunk, unit)
     tl.store(chunk_counts + chunk, abs_max_bits)

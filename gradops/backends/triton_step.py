@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gradops.backends import triton_rows as words
 from gradops.backends.call import Row, StepCall
-from gradops.backends.triton_adam_step import adam_step_kernel, param_squares_kernel
+from gradops.backends.triton_adam_step import adam_step_kernel
 from gradops.backends.triton_grad_stats import grad_stats_kernel
 from gradops.backends.triton_tables import (
     DeviceTable,
@@ -84,8 +84,8 @@ class TritonStep:
         with _current(device):
             work = self._link(call.rows, call.groups, device)
             held, arguments = self._arguments(call, work, device)
-            self._measure_params(call.rows, arguments, device)
-            self._launch_both(call, work, arguments)
+            unmeasured = self._unmeasured(call.rows, arguments["CAPS"], device)
+            self._launch_both(call, work, arguments, unmeasured)
         if is_capturing(device):
             self._captured(held)
 
@@ -138,23 +138,21 @@ class TritonStep:
         rows = (table[at : at + size] for at in range(0, len(table), size))
         return [row[words.KIND.value] for row in rows if row[words.TAKES_PART.value]]
 
-    def _measure_params(self, rows: list[Row], arguments: dict[str, Any], device: torch.device) -> None:
-        """Reads the parameters that no step has measured as they are now."""
+    def _unmeasured(self, rows: list[Row], caps: bool, device: torch.device) -> Tensor | None:
+        """A flag for each row whose parameter no step has measured as it is now; None where none is wanted."""
         taking_part = {index for index, row in enumerate(rows) if row.grad is not None}
-        if not arguments["CAPS"]:
+        if not caps:
             self._measured -= taking_part  # they are about to change, and nothing will measure them
-            return
+            return None
         wanted = {index for index in taking_part if not rows[index].squares_known} | taking_part - self._measured
         self._measured |= taking_part
         if not wanted:
-            return
-        flags = DeviceTable(torch.int32).update([int(index in wanted) for index in range(len(rows))], device)
-        taken = ("rows", "chunk_rows", "layouts", "param_sums", "chunk_count")
-        dtypes = _bits(kind % 3 for kind in self._kinds())
-        shared = {name: arguments[name] for name in taken}
-        launch(param_squares_kernel, arguments["chunk_count"], {**shared, "wanted": flags, "DTYPES": dtypes})
+            return None
+        return DeviceTable(torch.int32).update([int(index in wanted) for index in range(len(rows))], device)
 
-    def _launch_both(self, call: StepCall, work: Workspace, arguments: dict[str, Any]) -> None:
+    def _launch_both(
+        self, call: StepCall, work: Workspace, arguments: dict[str, Any], unmeasured: Tensor | None
+    ) -> None:
         kinds, chunks = self._kinds(), arguments["chunk_count"]
         scalars, counters, norms, abs_max, nonfinite, capped = call.buffers.all()
         first = {
@@ -167,8 +165,10 @@ class TritonStep:
             "norms": norms,
             "abs_max": abs_max,
             "nonfinite_of": nonfinite,
+            "unmeasured": unmeasured,
             "row_count": len(call.rows),
             "DTYPES": _bits(kind // 3 % 3 for kind in kinds),
+            "PARAM_DTYPES": _bits(kind % 3 for kind in kinds),
             "NORM": _norm_code(call.settings.norm_type),
             "SCALED": call.grads_scaled,
             "MOVES_LOSS_SCALE": isinstance(loss_scale_policy(call.settings.loss_scale), DynamicLossScale),

@@ -23,10 +23,8 @@ ELEMENT_RULES = {
 # What may be narrower than 128 bits in an element loop: the ways of strided and misaligned tensors, and the tables,
 # which are read once for many elements by files that leave the elements to vec.cuh.
 NARROW = {
-    "csrc/cuda/vec.cuh": (
-        *("load_struct", "store_struct"),
-        *("load_scalars", "load_strided", "load_at", "store_at", "place"),
-    )
+    "csrc/cuda/memory.cuh": ("load_struct", "store_struct"),
+    "csrc/cuda/vec.cuh": ("load_scalars", "load_strided", "load_at", "store_at", "place"),
 }
 TABLE_READERS = ("csrc/cuda/multi_tensor.cuh", "csrc/cuda/grad_stats.cu")
 
@@ -139,7 +137,7 @@ def vector_accesses(code: Compiled) -> Iterator[str]:
 
 
 def _may_be_narrow(instruction: Instruction) -> bool:
-    plain = lines_of("csrc/cuda/vec.cuh", ("load", "store"))
+    plain = lines_of("csrc/cuda/memory.cuh", ("load", "store"))
     places = ((_relative(path), line) for path, line in instruction.origins)
     caller, _ = next((place for place in places if place not in plain), ("", 0))
     return caller in TABLE_READERS or stems_from(instruction, NARROW)

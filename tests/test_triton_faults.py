@@ -1,0 +1,91 @@
+"""Faults planted in the Triton step; each must be caught by a test of test_triton_step.py in the interpreter."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+pytest.importorskip("triton")
+
+HERE = Path(__file__).resolve().parent
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is what starts the interpreter")
+
+
+class Fault(NamedTuple):
+    """A replacement in a file of gradops/backends, the test that must fail, and what it must say."""
+
+    file: str
+    right: str
+    wrong: str
+    test: str
+    complaint: str
+
+
+UPDATE, MEASURE, STEP = "triton_adam_step.py", "triton_grad_stats.py", "triton_step.py"
+TAILS = "test_tails_strides_and_misalignment_stay_inside_their_tensors"
+FAULTS = {
+    "an update without its tail mask": Fault(
+        UPDATE,
+        "inside = None if VECTORS else at + tl.arange(0, SIZE) < tl.load(row + NUMEL)",
+        "inside = None",
+        TAILS,
+        "out of bounds",
+    ),
+    "a measurement without its tail mask": Fault(
+        MEASURE, "tl.load(pointers, mask=inside, other=0.0)", "tl.load(pointers)", TAILS, "load out of bounds"
+    ),
+    "a tail taken for a full chunk": Fault(
+        UPDATE,
+        "(tl.load(row + IN_VECTORS) != 0) & (end == begin + CHUNK)",
+        "tl.load(row + IN_VECTORS) != 0",
+        TAILS,
+        "out of bounds",
+    ),
+    "a decision by the first program of a row": Fault(
+        MEASURE,
+        'sem="acq_rel") == tl.load(row + CHUNKS) - 1',
+        'sem="acq_rel") == 0',
+        "test_any_order_of_programs_gives_the_same_bits",
+        "AssertionError",
+    ),
+    "a gradient read three times": Fault(
+        UPDATE,
+        "    param = tl.load(param_at, mask=inside, eviction_policy=HINT)\n",
+        "    param = tl.load(param_at, mask=inside, eviction_policy=HINT)\n    tl.load(grad_at, mask=inside)\n",
+        "test_a_step_moves_the_promised_bytes_and_small_tables",
+        "AssertionError",
+    ),
+    "an update launched twice": Fault(
+        STEP,
+        "        launch(grad_stats_kernel, chunks, first)\n",
+        "        launch(grad_stats_kernel, chunks, first)\n        launch(grad_stats_kernel, chunks, first)\n",
+        "test_a_step_is_two_launches_whatever_the_number_of_tensors",
+        "AssertionError",
+    ),
+}
+QUICK = ("an update without its tail mask",)
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAULTS]
+)
+def test_a_planted_fault_is_caught(name, tmp_path):
+    fault = FAULTS[name]
+    package = tmp_path / "gradops"
+    shutil.copytree(HERE.parent / "gradops", package, symlinks=True)
+    source = package / "backends" / fault.file
+    text = source.read_text()
+    assert text.count(fault.right) == 1
+    source.write_text(text.replace(fault.right, fault.wrong))
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(HERE / "test_triton_step.py")]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    # In the copy's folder, which Python searches before any installed gradops.
+    done = subprocess.run(
+        [*command, "-k", fault.test], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stdout[-4000:] + done.stderr[-2000:]
+    assert fault.complaint in done.stdout
