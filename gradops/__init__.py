@@ -7,7 +7,10 @@ Unscale, inf/NaN detection, global gradient norm, clipping, the Adam/AdamW updat
 from gradops import ops as ops
 from gradops._version import __version__
 from gradops.clip import clip_grad_norm_
+from gradops.init import init_cnn_
 from gradops.loss_scale import DynamicLossScale, GradScaler
+from gradops.lr_curve import LRCurve
+from gradops.lr_finder import lr_find
 from gradops.optim import Adam, AdamW, unwrap, wrap
 from gradops.record.recorder import Recorder
 from gradops.relative_step import RelativeStepCap
@@ -18,11 +21,14 @@ __all__ = [
     "AdamW",
     "DynamicLossScale",
     "GradScaler",
+    "LRCurve",
     "Recorder",
     "RelativeStepCap",
     "StepStats",
     "__version__",
     "clip_grad_norm_",
+    "init_cnn_",
+    "lr_find",
     "unwrap",
     "wrap",
 ]
