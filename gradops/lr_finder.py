@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -29,8 +29,9 @@ def lr_find(
     """Trains a few steps while the learning rate grows exponentially, and puts everything back as it was.
 
     Weights, moments, loss scale, counters, statistics, gradients, buffers, random numbers and the attributes that
-    learning-rate schedulers use are afterwards what they were before, bit for bit, also after an error or a Ctrl-C.
-    Each step waits for the device. Groups keep the ratio of their learning rates; the curve has the largest.
+    learning-rate schedulers use are afterwards what they were before, bit for bit, also after an error or a Ctrl-C. A
+    `gradops.Recorder` sees nothing of it. Each step waits for the device. Groups keep the ratio of their learning
+    rates; the curve has the largest.
 
     Source: Smith 2015, Cyclical Learning Rates for Training Neural Networks, section 3.3.
 
@@ -57,7 +58,10 @@ def lr_find(
     modules = [part for part in (model, loss_fn) if isinstance(part, nn.Module)]
     rates = [start_lr * (end_lr / start_lr) ** (i / (num_steps - 1)) for i in range(num_steps)]
     curve = LRCurve(max_norm=getattr(optimizer, "max_norm", None), stop_ratio=stop_ratio, optimizer=_name(optimizer))
-    with restored(modules, optimizer, *filter(None, [scaler]), loader=loader):
+    with ExitStack() as stack:
+        for watcher in getattr(optimizer, "_watchers", ()):
+            stack.enter_context(watcher.paused())
+        stack.enter_context(restored(modules, optimizer, *filter(None, [scaler]), loader=loader))
         if not model.training:
             model.train()
         trial = _Trial(model, optimizer, loss_fn, scaler, autocast_dtype)

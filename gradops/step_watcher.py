@@ -1,5 +1,6 @@
 """Who is told of an optimizer's steps: cheaper than torch's step hooks, which open a profiler's range."""
 
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -16,6 +17,9 @@ class StepWatcher(Protocol):
 
     def after_load(self) -> None:
         """A checkpoint was loaded, and with it the step counters."""
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Steps inside the block are none of the training's."""
 
     def close(self) -> None:
         """The optimizer is about to become plain torch's."""

@@ -173,6 +173,20 @@ def test_workers_that_outlive_an_epoch_start_afresh():
     assert_same(first_batches(True), first_batches(False))
 
 
+def test_recorder_sees_nothing_of_the_test_and_goes_on_after_it():
+    model, loader = make_model(), make_loader()
+    optimizer = OPTIMIZERS["gradops"](model.named_parameters())
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    with gradops.Recorder(optimizer, model) as recorder:
+        run(model, optimizer, schedule, loader, 2, None)
+        interrupted(model, optimizer, loader, None)
+        assert len(recorder.run().steps) == 2
+        run(model, optimizer, schedule, loader, 1, None)
+        record = recorder.run()
+    assert record.steps.tolist() == [0, 1, 2]
+    assert np.isfinite(record.activation_mean).all()
+
+
 def test_plain_attributes_of_modules_and_a_loss_with_buffers_are_put_back():
     class Counting(nn.Module):
         def __init__(self):
@@ -196,12 +210,12 @@ def test_plain_attributes_of_modules_and_a_loss_with_buffers_are_put_back():
 def test_rates_grow_exponentially_and_groups_keep_their_ratio():
     model, seen = make_model(), []
     params = list(model.parameters())
-    optimizer = torch.optim.SGD([{"params": params[:2], "lr": 0.1}, {"params": params[2:], "lr": torch.tensor(0.01)}])
+    groups = zip(params[:3], (0.1, 0.01, torch.tensor(0.01)), strict=True)
+    optimizer = torch.optim.SGD([{"params": [param], "lr": lr} for param, lr in groups])
     optimizer.register_step_pre_hook(lambda *_: seen.append([float(group["lr"]) for group in optimizer.param_groups]))
     curve = gradops.lr_find(model, optimizer, loss_fn, make_loader(), start_lr=1e-4, end_lr=1e-1, num_steps=10)
     np.testing.assert_allclose(curve.lrs, np.geomspace(1e-4, 1e-1, 10))
-    np.testing.assert_allclose([large for large, _ in seen], curve.lrs)
-    np.testing.assert_allclose([small for _, small in seen], np.divide(curve.lrs, 10), rtol=1e-6)
+    np.testing.assert_allclose(seen, np.outer(curve.lrs, [1.0, 0.1, 0.1]), rtol=1e-6)
 
 
 def test_curve_shows_clipped_capped_and_skipped_steps_and_says_so():

@@ -6,6 +6,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -133,6 +134,20 @@ class Recorder:
     def after_load(self) -> None:
         """Notes the counters of the checkpoint that was loaded; called by `optimizer.load_state_dict`."""
         self._tape.note_counters()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Records nothing inside the block: a trial's steps, say, as those of `gradops.lr_find`."""
+        watchers, watching = self._optimizer._watchers, self._watch is not None and self._watch.on
+        self._optimizer._watchers = tuple(watcher for watcher in watchers if watcher is not self)
+        if self._watch is not None:
+            self._watch.on = False
+        try:
+            yield
+        finally:
+            self._optimizer._watchers = watchers
+            if self._watch is not None:
+                self._watch.on = watching
 
     def run(self) -> "Run":
         """The record so far; waits for the device."""
