@@ -26,7 +26,7 @@ EMULATED := build/emulated
 library = $$(g++ -print-file-name=lib$(1).so)
 GPU_CASES := resnet18 resnet50 resnet152 efficientnet_b0 convnext_tiny vit_b_16 10x64 161x64 1000x64 10000x64
 EXTRAS_demo := demo
-EXTRAS_test := demo,test
+EXTRAS_test := demo,frameworks,test
 EXTRAS_dev := demo,dev
 
 .PHONY: demo test test-all test-cpp test-python test-emulated test-emulated-two-launches test-slow test-sanitized \

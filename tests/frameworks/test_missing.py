@@ -1,0 +1,24 @@
+"""Frameworks are imported on demand, and a missing one names the extra that installs it."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+FRAMEWORKS = ["fastai"]
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_missing_framework_names_the_extra(framework, monkeypatch):
+    monkeypatch.delitem(sys.modules, f"gradops.{framework}", raising=False)
+    for name in [name for name in sys.modules if name.split(".")[0] == framework]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, framework, None)
+    with pytest.raises(ModuleNotFoundError, match=rf"needs {framework}.*: run pip install 'gradops\[frameworks\]'"):
+        importlib.import_module(f"gradops.{framework}")
+
+
+def test_gradops_imports_no_framework():
+    code = f"import sys, gradops; assert not {set(FRAMEWORKS)} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
