@@ -1,5 +1,6 @@
 """The step in Triton: two launches, whatever the number of tensors."""
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -25,6 +26,11 @@ from gradops.settings import loss_scale_policy
 
 # Products and sums are rounded each for itself, as the other backends round them.
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
+
+FLOAT_LR = (
+    "gradops: a float lr is captured as it is now, and the graph's replays will not follow a scheduler; pass "
+    "lr=torch.tensor(...) on the parameters' device"
+)
 
 
 def launch(kernel: Any, programs: int, arguments: dict[str, Any]) -> None:
@@ -64,6 +70,7 @@ class TritonStep:
         self._settings = DeviceTable(torch.float64)
         self._in_graphs: list[Any] = []
         self._device = "none yet"
+        self._warned = False
         self.forget_rows()
 
     def forget_rows(self) -> None:
@@ -87,7 +94,7 @@ class TritonStep:
             unmeasured = self._unmeasured(call.rows, arguments["CAPS"], device)
             self._launch_both(call, work, arguments, unmeasured)
         if is_capturing(device):
-            self._captured(held)
+            self._captured(held, call.groups)
 
     def _link(self, rows: list[Row], groups: list[dict[str, Any]], device: torch.device) -> Workspace:
         """Makes the table that of the rows as they are; what was measured stays as long as no size changes."""
@@ -178,11 +185,14 @@ class TritonStep:
         second = {name: arguments[name] for name in (*taken, "CAPS")}
         launch(adam_step_kernel, chunks, {**second, "capped": capped, "KINDS_HERE": _bits(kinds)})
 
-    def _captured(self, held: list[Tensor]) -> None:
+    def _captured(self, held: list[Tensor], groups: list[dict[str, Any]]) -> None:
         """A graph reads these addresses whenever it is replayed: they stay as long as this does."""
         for table in (self._rows, self._layouts, self._chunk_rows, self._groups, self._lr_pointers, self._settings):
             table.captured()
         self._in_graphs += [self._work, *held]
+        if not self._warned and not all(isinstance(group["lr"], Tensor) for group in groups):
+            self._warned = True
+            warnings.warn(FLOAT_LR, stacklevel=2)
 
 
 def _current(device: torch.device) -> AbstractContextManager[Any]:
