@@ -2,6 +2,10 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include <numeric>
+
+#include "checks.h"
+#include "cpu/activation_stats.h"
 #include "math/loss_scale.h"
 #include "tensor_lists.h"
 
@@ -121,9 +125,34 @@ void update_loss_scale_(at::Tensor& scale, at::Tensor& growth_tracker, const at:
   growth_tracker.fill_(next.growth_tracker);
 }
 
+std::tuple<at::Tensor, at::Tensor> activation_stats(const at::Tensor& x, double near_zero) {
+  TORCH_CHECK_VALUE(near_zero >= 0, "near_zero must not be negative, got ", near_zero);
+  check_tensor(x, x.device(), "x", "activation_stats");
+  const std::unique_ptr<cpu::Layout> layout = layout_in(memory_order(x), x);
+  const cpu::TensorView view{const_cast<void*>(x.const_data_ptr()), layout.get(), *kernel_dtype(x.scalar_type())};
+  const cpu::ActivationStats stats = cpu::activation_stats(view, x.numel(), static_cast<float>(near_zero));
+  const Moments& moments = stats.moments;
+  at::Tensor measures = at::full({3}, NAN, at::kFloat);
+  if (moments.n > 0) {
+    float* values = measures.data_ptr<float>();
+    values[0] = static_cast<float>(moments.mean);
+    values[1] = static_cast<float>(std::sqrt(moments.m2 / moments.n));
+    values[2] = bits_float(stats.abs_max_bits);
+  }
+  at::Tensor counts = at::empty({4 + kBins}, at::kLong);
+  int64_t* values = counts.data_ptr<int64_t>();
+  values[0] = x.numel();
+  values[1] = stats.near_zero;
+  values[2] = std::accumulate(stats.histogram.begin(), stats.histogram.begin() + kBinsPerSign, int64_t{0});
+  values[3] = stats.histogram[kBins];
+  std::copy_n(stats.histogram.begin(), kBins, values + 4);
+  return {measures, counts};
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(gradops, CPU, m) {
+  m.impl("activation_stats", &activation_stats);
   m.impl("grad_stats", &grad_stats);
   m.impl("adam_step_", &adam_step_);
   m.impl("clip_grad_norm_", &clip_grad_norm_);

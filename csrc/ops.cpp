@@ -22,4 +22,5 @@ TORCH_LIBRARY(gradops, m) {
       " float backoff_factor=0.5, int growth_interval=2000, float min_scale=6.103515625e-05,"
       " float max_scale=16777216.0) -> ()",
       tags);
+  m.def("activation_stats(Tensor x, float near_zero) -> (Tensor measures, Tensor counts)", tags);
 }

@@ -11,12 +11,17 @@ native code was built for it, torch's own operations do the same.
 * `unscale_(grads, grad_scale) -> found_inf`
 * `update_loss_scale_(scale, growth_tracker, found_inf, *, growth_factor, backoff_factor, growth_interval, min_scale,
   max_scale)`: `scale` is one float32 and `growth_tracker` one int64 value.
+* `activation_stats(x, near_zero) -> (measures, counts)`: of the finite values of `x` the mean, the population's standard
+  deviation and the largest magnitude, [3] float32, NaN where there are none; and [60] int64: elements, those of a
+  magnitude up to `near_zero`, finite ones below 0, non-finite ones, and a histogram of the finite ones between
+  `gradops.record.activations.histogram_edges()`, its outermost bins open.
 """
 
 import torch
 from torch import Tensor
 
-from gradops.backends import extension, torch_ops
+from gradops.backends import extension, torch_activations, torch_ops
+from gradops.backends.torch_activations import BINS, COUNTS
 
 _WRITTEN = {
     "grad_stats": (),
@@ -24,12 +29,13 @@ _WRITTEN = {
     "clip_grad_norm_": ("grads",),
     "unscale_": ("grads",),
     "update_loss_scale_": ("scale", "growth_tracker"),
+    "activation_stats": (),
 }
 
 # Kept, since the operators vanish with it.
 _library = torch.library.Library("gradops", "FRAGMENT")
 for _name, _written in _WRITTEN.items():
-    _kernel = getattr(torch_ops, _name)
+    _kernel = getattr(torch_activations if _name == "activation_stats" else torch_ops, _name)
     if extension.MISSING:
         _schema = torch.library.infer_schema(_kernel, mutates_args=_written)
         _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -68,3 +74,9 @@ def _(*args: object, **kwargs: object) -> None:
 @torch.library.register_fake("gradops::update_loss_scale_")
 def _(*args: object, **kwargs: object) -> None:
     return None
+
+
+@torch.library.register_fake("gradops::activation_stats")
+def _(x: Tensor, near_zero: float) -> tuple[Tensor, Tensor]:
+    measures = torch.empty(3, dtype=torch.float32, device=x.device)
+    return measures, torch.empty(COUNTS + BINS, dtype=torch.int64, device=x.device)

@@ -32,3 +32,5 @@ PARAM_ULPS = Tolerance(1.0, 0.0, "half-precision weights: a near tie may round a
 TORCH_FLOAT64 = Tolerance(1e-12, 1e-15, "oracle against torch, both in float64: the same formulas")
 TORCH_FLOAT32 = Tolerance(2e-5, 1e-6, "20 steps against torch, which rounds after every operation")
 TORCH_HALF = Tolerance(2e-2, 2e-2, "torch keeps the moments of half-precision parameters in half precision")
+ACTIVATION_MEAN = Tolerance(2e-6, 1e-7, "float32 sums of deviations; atol x largest value: terms cancel")
+ACTIVATION_STD = Tolerance(4e-6, 1e-8, "float32 sums of squared deviations; atol x largest value: a float32's mean")

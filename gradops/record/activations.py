@@ -7,11 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradops.backends.torch_activations import BINS, COUNTS, HIGHEST_EXPONENT, LOWEST_EXPONENT, activation_stats
+from gradops.backends.checks import DTYPES
+from gradops.backends.torch_activations import BINS, COUNTS, HIGHEST_EXPONENT, LOWEST_EXPONENT
 from gradops.record.ring import Column
 
 # Layers whose output is their input.
 _SHOW_NOTHING_NEW = (nn.Identity, nn.Flatten, nn.Unflatten)
+
+# float64 is measured as float32.
+_MEASURED = (*DTYPES, torch.float64)
 
 # In the order in which a row holds them.
 MEASURES = ("mean", "std", "abs_max")
@@ -79,7 +83,7 @@ class ActivationWatch:
         """Takes the statistics of one module's output; leaves alone what has none."""
         tensor = _first_tensor(output)
         if tensor is not None and not _capturing(tensor):
-            self._seen[index] = activation_stats(tensor.detach(), self.near_zero)
+            self._seen[index] = torch.ops.gradops.activation_stats(tensor, self.near_zero)
 
     def close(self) -> None:
         """Removes every hook."""
@@ -117,10 +121,9 @@ class _NoHook:
 
 
 def _first_tensor(output: Any) -> Tensor | None:
-    """The first tensor with statistics in a module's output: a plain, dense one of floating-point numbers."""
+    """The first tensor with statistics in a module's output: a plain, dense one of real numbers."""
     if isinstance(output, Tensor):
-        plain = type(output) is Tensor and output.layout == torch.strided and output.is_floating_point()
-        if not plain or torch._C._functorch.is_functorch_wrapped_tensor(output):
+        if not _is_plain(output):
             return None
         return output.float() if output.dtype == torch.float64 else output
     if isinstance(output, dict):
@@ -128,6 +131,16 @@ def _first_tensor(output: Any) -> Tensor | None:
     elif not isinstance(output, (list, tuple)):
         return None
     return next((tensor for tensor in map(_first_tensor, output) if tensor is not None), None)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return (
+        type(tensor) is Tensor
+        and tensor.layout == torch.strided
+        and tensor.dtype in _MEASURED
+        and not tensor.is_neg()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
 
 
 def _capturing(tensor: Tensor) -> bool:
