@@ -11,9 +11,9 @@ native code was built for it, torch's own operations do the same.
 * `unscale_(grads, grad_scale) -> found_inf`
 * `update_loss_scale_(scale, growth_tracker, found_inf, *, growth_factor, backoff_factor, growth_interval, min_scale,
   max_scale)`: `scale` is one float32 and `growth_tracker` one int64 value.
-* `activation_stats(x, near_zero) -> (measures, counts)`: of the finite values of `x` the mean, the population's standard
-  deviation and the largest magnitude, [3] float32, NaN where there are none; and [60] int64: elements, those of a
-  magnitude up to `near_zero`, finite ones below 0, non-finite ones, and a histogram of the finite ones between
+* `activation_stats(x, near_zero) -> (measures, counts)`: of the finite values of `x` the mean, the standard deviation
+  (of a population) and the largest magnitude, [3] float32, NaN where there are none; and [60] int64: elements, those of
+  a magnitude up to `near_zero`, finite ones below 0, non-finite ones, and a histogram of the finite ones between
   `gradops.record.activations.histogram_edges()`, its outermost bins open.
 """
 
