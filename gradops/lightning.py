@@ -1,0 +1,124 @@
+"""Lightning: `GradOpsPrecision`, a precision plugin, and `GradNormMonitor`, which logs what the steps measured."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+import gradops
+from gradops._frameworks import needs
+from gradops.one_pass import OnePass
+from gradops.settings import Settings
+
+with needs("lightning"):
+    from lightning.pytorch import Callback
+    from lightning.pytorch.plugins.precision import MixedPrecision
+    from lightning.pytorch.utilities import GradClipAlgorithmType
+
+# Lightning calls its hooks with gradients as backward left them, and the scaler is the plugin's.
+_NOT_HERE = ("loss_scale", "backend")
+
+
+class GradOpsPrecision(MixedPrecision):
+    """Precision plugin with which `gradient_clip_val` and mixed precision work, and are done in the one pass.
+
+    The module's torch.optim.Adam and AdamW are wrapped when training starts; other optimizers stay torch's. Lightning's
+    own plugin refuses to clip for an optimizer that unscales in its step. `on_before_optimizer_step` sees gradients as
+    backward left them: still scaled, and unclipped.
+
+    Args:
+        precision: "32-true", "bf16-mixed" or "16-mixed".
+        device: what autocast and the scaler run on; "cuda" if there is one, else "cpu".
+        scaler: for "16-mixed", a `gradops.GradScaler`; by default one with its default arguments.
+        **settings: those of `gradops.wrap` but `loss_scale`, which is the scaler's, and `backend`.
+
+    Raises:
+        ValueError, TypeError: `precision` or a setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        precision: str = "32-true",
+        device: str | None = None,
+        scaler: torch.amp.GradScaler | None = None,
+        **settings: Any,
+    ) -> None:
+        for name in _NOT_HERE:
+            if name in settings:
+                raise TypeError(f"{name} is no argument of GradOpsPrecision")
+        Settings(**settings).checked()
+        self.settings = settings
+        self.clipped: dict[OnePass, tuple[float | None, float, float | None]] = {}
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if precision == "32-true":
+            self.precision, self.device, self.scaler = precision, device, None
+            return
+        if scaler is None and precision == "16-mixed":
+            scaler = gradops.GradScaler(device)
+        super().__init__(precision, device, scaler)
+
+    def connect(self, model: Any, optimizers: list[Any], lr_schedulers: list[Any]) -> tuple[Any, list[Any], list[Any]]:
+        """Wraps the optimizers, in place."""
+        for optimizer in optimizers:
+            if isinstance(optimizer, torch.optim.Adam) and (self.settings or not isinstance(optimizer, OnePass)):
+                gradops.wrap(optimizer, **self.settings)
+        return model, optimizers, lr_schedulers
+
+    def clip_gradients(
+        self,
+        optimizer: Any,
+        clip_val: int | float | None = 0.0,
+        gradient_clip_algorithm: Any = GradClipAlgorithmType.NORM,
+    ) -> None:
+        """Has the optimizer's next step clip, and only that one."""
+        target = getattr(optimizer, "optimizer", optimizer)
+        if not isinstance(target, OnePass):
+            super().clip_gradients(optimizer, clip_val or 0.0, gradient_clip_algorithm)
+            return
+        if not clip_val or clip_val < 0:
+            return
+        self.clipped.setdefault(target, (target.max_norm, target.norm_type, target.clip_value))
+        if gradient_clip_algorithm == GradClipAlgorithmType.VALUE:
+            target.clip_value = float(clip_val)
+        else:
+            target.max_norm, target.norm_type = float(clip_val), 2.0
+
+    def optimizer_step(self, optimizer: Any, model: Any, closure: Callable[[], Any], **kwargs: Any) -> Any:
+        """Lightning's, after which the optimizer's own settings hold again."""
+        try:
+            return super().optimizer_step(optimizer, model=model, closure=closure, **kwargs)
+        finally:
+            own = self.clipped.pop(optimizer, None)
+            if own is not None:
+                optimizer.max_norm, optimizer.norm_type, optimizer.clip_value = own
+
+    def forward_context(self) -> Any:
+        """Autocast, but for "32-true"."""
+        return nullcontext() if self.precision == "32-true" else super().forward_context()
+
+
+class GradNormMonitor(Callback):
+    """Logs each step's `grad_norm` before clipping, `clip_coef`, `loss_scale` and `steps_skipped`.
+
+    The values are logged as snapshots on the device: nobody waits for it before the logger writes them, every
+    `log_every_n_steps`. With several optimizers the names end in `/0`, `/1`, and so on.
+    """
+
+    NAMES = ("grad_norm", "clip_coef", "loss_scale", "steps_skipped")
+
+    def __init__(self) -> None:
+        self.seen_step = 0
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.seen_step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        if trainer.global_step == self.seen_step:
+            return  # a batch of an accumulation
+        self.seen_step = trainer.global_step
+        for index, optimizer in enumerate(trainer.optimizers):
+            if isinstance(optimizer, OnePass):
+                suffix = f"/{index}" if len(trainer.optimizers) > 1 else ""
+                values = {name + suffix: getattr(optimizer.stats, name).float().clone() for name in self.NAMES}
+                pl_module.log_dict(values, on_step=True, on_epoch=False)
