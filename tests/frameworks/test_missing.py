@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-FRAMEWORKS = ["fastai"]
+FRAMEWORKS = ["accelerate", "fastai", "lightning"]
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
