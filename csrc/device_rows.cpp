@@ -39,6 +39,7 @@ cuda::Dtype dtype_of(cpu::Dtype dtype) {
 // A row's tensors on both sides, in the order in which their layouts are appended.
 constexpr std::pair<cpu::TensorView cpu::TensorRow::*, cuda::View cuda::TensorRow::*> kTensors[] = {
     {&cpu::TensorRow::param, &cuda::TensorRow::param},
+    {&cpu::TensorRow::rounded, &cuda::TensorRow::rounded},
     {&cpu::TensorRow::grad, &cuda::TensorRow::grad},
     {&cpu::TensorRow::exp_avg, &cuda::TensorRow::exp_avg},
     {&cpu::TensorRow::exp_avg_sq, &cuda::TensorRow::exp_avg_sq},

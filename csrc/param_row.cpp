@@ -62,8 +62,9 @@ void ParamRow::link_param() {
   check_writable(param_, "parameter", name_);
   const bool new_shape = sizes_ != param_.sizes() || strides_ != param_.strides() || order_.empty();
   data_ = address_of(param_);
+  forget_values();
+  state_stale_ |= dtype_ != param_.scalar_type();
   dtype_ = param_.scalar_type();
-  squares_known_ = false;
   if (!new_shape) return;
   sizes_ = c10::DimVector(param_.sizes());
   strides_ = c10::DimVector(param_.strides());
@@ -123,17 +124,26 @@ void ParamRow::bind_state(py::handle state) {
   const auto dict = py::reinterpret_borrow<py::dict>(state);
   for (const auto item : dict) state_values_.push_back(py::reinterpret_borrow<py::object>(item.second));
 
-  constexpr const char* kKeys[kStateEntries] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
+  constexpr const char* kKeys[kStateEntries] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "master"};
   for (int i = 0; i < kStateEntries; ++i) {
-    const at::Tensor tensor = state_entry(dict, kKeys[i], name_, i == kMaxExpAvgSq);
+    const at::Tensor tensor = state_entry(dict, kKeys[i], name_, i >= kMaxExpAvgSq);
     state_[i] = LinkedTensor();
     if (tensor.defined()) state_[i].link(tensor, param_, order_, kKeys[i], name_);
   }
+  link_master();
   step_tensor_ = state_entry(dict, "step", name_);
   TORCH_CHECK(step_tensor_.device() == device_ && step_tensor_.scalar_type() == at::kFloat && step_tensor_.numel() == 1,
               "gradops: step of '", name_, "' must be one Float on ", device_, ", got ", step_tensor_.toString(),
               " of shape ", step_tensor_.sizes());
   step_ = step_tensor_.data_ptr<float>();
+}
+
+void ParamRow::link_master() {
+  if (!has_master()) return;
+  TORCH_CHECK(state_[kMaster].tensor().scalar_type() == at::kFloat, "gradops: master of '", name_, "' is ",
+              state_[kMaster].tensor().scalar_type(), "; expected Float");
+  master_version_ = param_._version();
+  forget_squares();
 }
 
 bool ParamRow::state_is(PyObject* state) const {
@@ -149,7 +159,7 @@ bool ParamRow::state_is(PyObject* state) const {
 
 bool ParamRow::state_moved() const {
   if (!has_state()) return false;
-  if (state_stale_) return true;
+  if (state_stale_ || (has_master() && master_version_ != param_._version())) return true;
   for (const LinkedTensor& tensor : state_) {
     if (tensor.defined() && tensor.moved()) return true;
   }
@@ -160,6 +170,8 @@ void ParamRow::set_state_views(cpu::TensorRow& views, bool amsgrad) const {
   views.exp_avg = state_[kExpAvg].view();
   views.exp_avg_sq = state_[kExpAvgSq].view();
   views.max_exp_avg_sq = amsgrad ? state_[kMaxExpAvgSq].view() : cpu::TensorView();
+  views.rounded = has_master() ? views.param : cpu::TensorView();
+  if (has_master()) views.param = state_[kMaster].view();
 }
 
 void ParamRow::set_squares(const PowerSum& squares) {

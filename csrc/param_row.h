@@ -77,8 +77,11 @@ class ParamRow {
   float* step() const { return step_; }
   void set_state_views(cpu::TensorRow& views, bool amsgrad) const;
 
-  // Tells autograd, and whoever watches the parameter, that it was written.
-  void bump_version() { param_.unsafeGetTensorImpl()->bump_version(); }
+  // Tells autograd, and whoever watches the parameter, that it was written; its master still stands for it.
+  void bump_version() {
+    param_.unsafeGetTensorImpl()->bump_version();
+    if (has_master()) master_version_ = param_._version();
+  }
 
   // Keeps the gradient alive while other threads may run Python.
   void hold_grad(bool hold) { held_grad_ = hold ? grad() : at::Tensor(); }
@@ -89,13 +92,21 @@ class ParamRow {
   void set_squares(const PowerSum& squares);
   void forget_squares() { squares_known_ = false; }
 
- private:
-  enum StateEntry { kExpAvg, kExpAvgSq, kMaxExpAvgSq, kStateEntries };
+  // Somebody may have edited the parameter where no counter shows it.
+  void forget_values() {
+    forget_squares();
+    state_stale_ |= has_master();
+  }
 
+ private:
+  enum StateEntry { kExpAvg, kExpAvgSq, kMaxExpAvgSq, kMaster, kStateEntries };
+
+  bool has_master() const { return state_[kMaster].defined(); }
   const at::Tensor& grad() const { return param_.unsafeGetTensorImpl()->grad(); }
   bool param_moved() const;
   void link_param();
   void link_grad(const at::Tensor& grad);
+  void link_master();
 
   py::object object_;
   at::Tensor param_;
@@ -119,10 +130,11 @@ class ParamRow {
 
   py::object state_object_;
   c10::SmallVector<py::object, kStateEntries + 1> state_values_;
-  bool state_stale_ = false;  // the parameter has another shape or order than when its state was bound
+  bool state_stale_ = false;  // the state was bound to another shape, order or dtype, or to a master's old rounding
   LinkedTensor state_[kStateEntries];
   at::Tensor step_tensor_;
   float* step_ = nullptr;
+  uint32_t master_version_ = 0;  // of the parameter that is the rounded master
 
   bool squares_known_ = false;
   uint32_t squares_version_ = 0;

@@ -207,7 +207,7 @@ std::vector<int64_t> StepPlan::params_without_state() {
 }
 
 void StepPlan::refresh() {
-  for (ParamRow& row : rows_) row.forget_squares();
+  for (ParamRow& row : rows_) row.forget_values();
 }
 
 bool StepPlan::step(const py::list& param_groups, const py::dict& state, const StepSettings& settings,

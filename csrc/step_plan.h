@@ -30,7 +30,7 @@ class StepPlan {
   // What runs the steps, for people.
   std::string description() const { return backend_ == nullptr ? "" : backend_->description(); }
 
-  // Forgets the gathered sizes of the parameters, after edits that no counter shows.
+  // Forgets what it knows of the parameters' values, after edits that no counter shows.
   void refresh();
 
  private:

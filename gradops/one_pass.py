@@ -5,13 +5,13 @@ from operator import attrgetter
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gradops import backends
 from gradops.checkpoint import CHECKPOINT_KEYS, Checkpointed
 from gradops.distributed.shards import full_tensor
 from gradops.distributed.zero import check_builder
 from gradops.param_groups import check_groups, choose_backend, param_names, params_of
+from gradops.param_state import fit_state, zero_state
 from gradops.relative_step import RelativeStepCap
 from gradops.settings import SETTINGS, LossScale, Settings
 from gradops.stats import StepBuffers, StepStats
@@ -23,8 +23,8 @@ _settings_of = attrgetter(*SETTINGS)
 class OnePass(Checkpointed):
     """What `gradops.Adam` and `gradops.AdamW` add to torch's classes.
 
-    The settings (`max_norm`, `norm_type`, `clip_value`, `max_relative_step`, `loss_scale`) are plain attributes, read
-    at each step; see `gradops.wrap` for what they mean.
+    The settings (the fields of `gradops.settings.Settings`) are plain attributes, read at each step; see `gradops.wrap`
+    for what they mean.
     """
 
     # On the class: an instance's attribute would be lost in deepcopy and pickle.
@@ -41,6 +41,7 @@ class OnePass(Checkpointed):
         "_scaled",
         "_unscaled",
         "_watchers",
+        "_fitted",
     )
 
     max_norm: float | None
@@ -48,6 +49,7 @@ class OnePass(Checkpointed):
     clip_value: float | None
     max_relative_step: float | RelativeStepCap | None
     backend: str | None
+    master_weights: bool
 
     def __init__(
         self,
@@ -59,13 +61,16 @@ class OnePass(Checkpointed):
         max_relative_step: float | RelativeStepCap | None = None,
         loss_scale: LossScale = None,
         backend: str | None = None,
+        master_weights: bool = False,
         **kwargs: Any,
     ) -> None:
-        settings = Settings(max_norm, norm_type, clip_value, max_relative_step, loss_scale, backend)
+        settings = Settings(
+            max_norm, norm_type, clip_value, max_relative_step, loss_scale, backend, master_weights=master_weights
+        )
         settings.checked()
         check_builder()
         super().__init__(params, *args, **kwargs)
-        check_groups(self.param_groups, backend)
+        check_groups(self.param_groups, settings)
         self._setup(settings)
 
     def _setup(self, settings: Settings) -> None:
@@ -80,6 +85,7 @@ class OnePass(Checkpointed):
         self._scaled = False
         self._unscaled = None
         self._choice: backends.Choice | None = None
+        self._fitted: Any = None
         self._bind()
         self._widen_moments()
         self._follow_policy()
@@ -130,7 +136,7 @@ class OnePass(Checkpointed):
         return loss
 
     def refresh_(self) -> None:
-        """Reads the sizes of the parameters anew for `max_relative_step`, after edits through `.data`.
+        """Reads the parameters anew for `max_relative_step` and `master_weights`, after edits through `.data`.
 
         Edits that autograd counts (`with torch.no_grad(): param.mul_(2)`, `load_state_dict`) are noticed without it.
         """
@@ -142,7 +148,7 @@ class OnePass(Checkpointed):
         if not hasattr(self, "_plan"):
             return  # torch's constructor adds the first groups; _setup follows
         try:
-            check_groups(self.param_groups, self.backend)
+            check_groups(self.param_groups, Settings(*_settings_of(self)))
         except (RuntimeError, ValueError):
             self.param_groups.pop()
             raise
@@ -156,7 +162,18 @@ class OnePass(Checkpointed):
             self._bind()
             self._prepared = self._plan.prepare(settings)
             self._settings_key = values
+            if settings.of_state != self._fitted:
+                self._fit_states()
         return self._prepared
+
+    @torch.no_grad()
+    def _fit_states(self) -> None:
+        """Makes every state what the settings want; the plan then sees by its entries that it is another."""
+        settings = Settings(*_settings_of(self))
+        for param in params_of(self.param_groups):
+            if state := self.state.get(param):
+                fit_state(state, param, settings)
+        self._fitted = settings.of_state
 
     def _bind(self) -> None:
         """Gives the plan the groups as they are now."""
@@ -180,20 +197,15 @@ class OnePass(Checkpointed):
         self._plan.params_without_state()  # raises for a gradient that does not fit, before any state is made
         params = [(param, group) for group in self.param_groups for param in group["params"]]
         self._gather_steps()
+        self._fit_states()
         self._plan.bind_state(self.state)
+        settings = Settings(*_settings_of(self))
         for index in self._plan.params_without_state():
             param, group = params[index]
-            self.state[param].update(self._zero_state(param, group["amsgrad"]))
+            self.state[param].update(zero_state(param, group["amsgrad"]))
+            fit_state(self.state[param], param, settings)
         self._gather_steps()
         self._plan.bind_state(self.state)
-
-    @staticmethod
-    def _zero_state(param: Tensor, amsgrad: bool) -> dict[str, Tensor]:
-        names = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * amsgrad
-        moments = {
-            name: torch.zeros_like(param, dtype=torch.float32, memory_format=torch.preserve_format) for name in names
-        }
-        return {"step": torch.zeros((), dtype=torch.float32, device=param.device), **moments}
 
     def _gather_steps(self) -> None:
         """Makes every step counter a 0-d view of one buffer on the parameters' device, without waiting for it."""

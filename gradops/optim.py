@@ -26,6 +26,8 @@ _ARGUMENTS = """
         max_relative_step: caps each tensor's learning rate by the size of its weights; a float or a `RelativeStepCap`.
         loss_scale: "dynamic", a `DynamicLossScale`, a fixed scale, or None for no scaling.
         backend: "native", "triton" or "torch" forces what runs the step; None for the first of them that can.
+        master_weights: whether bfloat16 and float16 parameters have a float32 master in their state, which the step
+            updates and writes, rounded, to the parameter. float32 parameters are left as they are.
 
     Raises:
         ValueError: a keyword is out of its range, a parameter stands twice in the groups, or `differentiable` is set.
@@ -54,6 +56,7 @@ def wrap(
     max_relative_step: float | RelativeStepCap | None = None,
     loss_scale: LossScale = None,
     backend: str | None = None,
+    master_weights: bool = False,
 ) -> OptimizerT:
     """Upgrades a torch.optim.Adam or AdamW in place: its step becomes the one pass.
 
@@ -62,7 +65,7 @@ def wrap(
 
     Args:
         optimizer: a torch.optim.Adam or AdamW, or an instance of a subclass that keeps torch's `step`.
-        max_norm, norm_type, clip_value, max_relative_step, loss_scale, backend: as for `gradops.AdamW`.
+        max_norm, norm_type, clip_value, max_relative_step, loss_scale, backend, master_weights: as for `gradops.AdamW`.
 
     Returns:
         The same object.
@@ -73,7 +76,9 @@ def wrap(
         RuntimeError: a parameter cannot be stepped, the backend cannot run, or somebody has replaced the optimizer's
             `step`.
     """
-    settings = Settings(max_norm, norm_type, clip_value, max_relative_step, loss_scale, backend)
+    settings = Settings(
+        max_norm, norm_type, clip_value, max_relative_step, loss_scale, backend, master_weights=master_weights
+    )
     settings.checked()
     if is_zero(optimizer):
         raise TypeError(REFUSAL)
@@ -83,7 +88,7 @@ def wrap(
     cls: type = type(optimizer)
     upgraded = _upgraded_class(cls)
     has_scheduler = _check_own_step(optimizer)
-    check_groups(optimizer.param_groups, backend)
+    check_groups(optimizer.param_groups, settings)
     _swap_class(optimizer, upgraded, has_scheduler)
     optimizer._setup(settings)  # type: ignore[attr-defined]
     return optimizer
@@ -92,7 +97,7 @@ def wrap(
 def unwrap(optimizer: OptimizerT) -> OptimizerT:
     """Undoes `wrap`: the object becomes plain torch's again, with its state; also for `gradops.Adam` and `AdamW`.
 
-    Loss scale and counters are dropped, and recorders closed. Moments of half-precision parameters become half
+    Loss scale, counters and masters are dropped, and recorders closed. Moments of half-precision parameters become half
     precision, as torch needs them.
 
     Returns:
@@ -105,9 +110,10 @@ def unwrap(optimizer: OptimizerT) -> OptimizerT:
         watcher.close()
     for group in optimizer.param_groups:
         for param in group["params"]:
-            for name, value in optimizer.state.get(param, {}).items():
-                step = name == "step"
-                optimizer.state[param][name] = torchs_step(value, group) if step else value.to(param.dtype)
+            state = optimizer.state.get(param, {})
+            state.pop("master", None)
+            for name, value in state.items():
+                state[name] = torchs_step(value, group) if name == "step" else value.to(param.dtype)
     for key in CHECKPOINT_KEYS:
         optimizer.param_groups[0].pop(key, None)
     for name in (*SETTINGS, *OnePass.RUNTIME):

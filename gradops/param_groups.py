@@ -10,15 +10,18 @@ from torch import Tensor
 
 from gradops import backends
 from gradops.distributed.shards import check_placements, is_sharded, local_tensor
+from gradops.param_state import wants_master
+from gradops.settings import Settings
 from gradops.stats import StepBuffers
 
 
-def check_groups(param_groups: list[dict[str, Any]], backend: str | None) -> None:
-    """Refuses what the one pass cannot do, before anything has changed.
+def check_groups(param_groups: list[dict[str, Any]], settings: Settings) -> None:
+    """Refuses what the one pass cannot do with these settings, before anything has changed.
 
     Raises:
         RuntimeError: naming the first parameter that cannot be stepped, and why, or why the backend cannot run.
-        ValueError: a parameter stands twice in the groups, or a group is differentiable.
+        ValueError: a parameter stands twice in the groups, a group is differentiable, or masters are wanted of sharded
+            parameters.
     """
     seen = set()
     for group in param_groups:
@@ -28,9 +31,10 @@ def check_groups(param_groups: list[dict[str, Any]], backend: str | None) -> Non
         if param in seen:
             raise ValueError(f"parameter '{name}' is in the param_groups twice")
         check_placements(param, name)
+        wants_master(param, settings)
         seen.add(param)
     buffers = StepBuffers()
-    choice = choose_backend(param_groups, backend)
+    choice = choose_backend(param_groups, settings.backend)
     buffers.resize(param_names(param_groups), choice.device)
     plan = backends.make_plan(choice)
     plan.bind_params(param_groups, param_names(param_groups), buffers)

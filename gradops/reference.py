@@ -47,12 +47,13 @@ class StepDecision:
 
 @dataclass
 class AdamState:
-    """The state of one parameter; ``step`` counts applied updates."""
+    """The state of one parameter; ``step`` counts applied updates. With a ``master`` the parameter is it rounded."""
 
     exp_avg: Tensor
     exp_avg_sq: Tensor
     max_exp_avg_sq: Tensor
     step: int = 0
+    master: Tensor | None = None
 
 
 @dataclass
@@ -159,8 +160,9 @@ def update_loss_scale(scale: float, growth_tracker: int, found_inf: bool, policy
 def relative_lr(param: Tensor, lr: float, cap: Any, step: int) -> float:
     """lr <= cap * max(RMS(param), floor), after Adafactor's relative step size (Shazeer and Stern 2018, section 8).
 
-    RMS is of the stored values before the update. ``cap`` is None, a `gradops.RelativeStepCap` or anything with its
-    attributes; it grows linearly over the first ``warmup_steps`` updates of the parameter, of which this is ``step``.
+    RMS is of the stored values before the update; ``param`` is the master where there is one. ``cap`` is None, a
+    `gradops.RelativeStepCap` or anything with its attributes; it grows linearly over the first ``warmup_steps`` updates
+    of the parameter, of which this is ``step``.
     """
     if cap is None:
         return lr
@@ -173,7 +175,8 @@ def adam_step(param: Tensor, grad: Tensor, state: AdamState, group: dict[str, An
     """Adam or AdamW as torch.optim defines them, in place. ``grad`` is unscaled and clipped, ``lr`` capped."""
     beta1, beta2 = (float(beta) for beta in group["betas"])
     state.step += 1
-    weight, grad = param.double(), grad.double()
+    updated = param if state.master is None else state.master
+    weight, grad = updated.double(), grad.double()
     if group["maximize"]:
         grad = -grad
     if group["weight_decay"] and group["decoupled_weight_decay"]:
@@ -188,7 +191,8 @@ def adam_step(param: Tensor, grad: Tensor, state: AdamState, group: dict[str, An
     step_size = lr / (1.0 - beta1**state.step)
     denom = (second.double() / (1.0 - beta2**state.step)).sqrt() + group["eps"]
     # Through the moments' dtype, as a kernel stores: float64 to bfloat16 in one rounding can differ.
-    param.copy_((weight - step_size * state.exp_avg.double() / denom).to(state.exp_avg.dtype))
+    updated.copy_((weight - step_size * state.exp_avg.double() / denom).to(state.exp_avg.dtype))
+    param.copy_(updated)
 
 
 class Reference:
@@ -196,7 +200,8 @@ class Reference:
 
     Args:
         param_groups: as in `torch.optim.Optimizer.param_groups`; hyper-parameters are read at each step.
-        max_norm, norm_type, clip_value, max_relative_step, loss_scale: as in `gradops.wrap`, policies as objects.
+        max_norm, norm_type, clip_value, max_relative_step, loss_scale, master_weights: as in `gradops.wrap`, policies
+            as objects.
         dtype: in which gradients are unscaled and moments stored.
     """
 
@@ -209,6 +214,7 @@ class Reference:
         clip_value: float | None = None,
         max_relative_step: Any = None,
         loss_scale: Any = None,
+        master_weights: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.groups = [{**g, "params": [p.detach().clone() for p in g["params"]]} for g in param_groups]
@@ -216,6 +222,7 @@ class Reference:
         self.states: list[AdamState | None] = [None] * len(self.params)
         self.max_norm, self.norm_type, self.clip_value = max_norm, norm_type, clip_value
         self.max_relative_step, self.policy, self.dtype = max_relative_step, loss_scale, dtype
+        self.master_weights = master_weights
         self.scale = 1.0 if loss_scale is None else float(getattr(loss_scale, "init_scale", loss_scale))
         self.growth_tracker = 0
         self.stats = StepStats(grad_stats([None] * len(self.params)), [False] * len(self.params))
@@ -237,13 +244,15 @@ class Reference:
 
     def _new_state(self, param: Tensor) -> AdamState:
         exp_avg, exp_avg_sq, max_exp_avg_sq = (torch.zeros_like(param, dtype=self.dtype) for _ in range(3))
-        return AdamState(exp_avg, exp_avg_sq, max_exp_avg_sq)
+        has_master = self.master_weights and param.dtype in (torch.bfloat16, torch.float16)
+        return AdamState(exp_avg, exp_avg_sq, max_exp_avg_sq, master=param.to(self.dtype) if has_master else None)
 
     def _update(self, grads: Sequence[Tensor | None], decision: StepDecision) -> list[bool]:
         capped, groups = [], [group for group in self.groups for _ in group["params"]]
         for row, (param, grad, group) in enumerate(zip(self.params, grads, groups, strict=True)):
             state = self.states[row] or self._new_state(param)
-            lr = relative_lr(param, float(group["lr"]), self.max_relative_step, state.step + 1)
+            updated = param if state.master is None else state.master
+            lr = relative_lr(updated, float(group["lr"]), self.max_relative_step, state.step + 1)
             capped.append(grad is not None and lr < float(group["lr"]))
             if grad is not None:
                 self.states[row] = state

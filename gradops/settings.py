@@ -24,6 +24,7 @@ class Settings:
         max_relative_step: a `RelativeStepCap`, a float for a cap without warm-up, None for none.
         loss_scale: a `DynamicLossScale`, "dynamic" for the default one, a float for a fixed scale, None for none.
         backend: "native", "triton" or "torch" forces what runs the step; None for the first of them that can.
+        master_weights: whether parameters in half precision have a float32 master that is updated in their place.
     """
 
     max_norm: float | None = None
@@ -32,6 +33,7 @@ class Settings:
     max_relative_step: float | RelativeStepCap | None = None
     loss_scale: LossScale = None
     backend: str | None = None
+    master_weights: bool = False
 
     def checked(self) -> "Settings":
         """The same with every number a float and every policy an object.
@@ -49,7 +51,13 @@ class Settings:
             max_relative_step=relative_step_cap(self.max_relative_step),
             loss_scale=loss_scale_policy(self.loss_scale),
             backend=self.backend,
+            master_weights=_flag("master_weights", self.master_weights),
         )
+
+    @property
+    def of_state(self) -> tuple[Any, ...]:
+        """What an optimizer's state hangs on."""
+        return (self.master_weights,)
 
 
 SETTINGS = tuple(Settings.__dataclass_fields__)
@@ -60,6 +68,12 @@ def _number(name: str, value: Any) -> float:
         return float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be a number, got {value!r}") from None
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
 
 
 def _positive(name: str, value: float) -> float:

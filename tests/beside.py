@@ -115,10 +115,7 @@ class Beside:
         for row, (param, group) in enumerate(zip(params_of(self.optimizer), groups, strict=True)):
             expected, mine = self.oracle.params[row], self.optimizer.state.get(param, {})
             state = self.oracle.states[row] or self.oracle._new_state(param)
-            if stats.found_inf:
-                assert_same_bits(param.detach(), expected, f"param {row}")
-            else:
-                assert_param(param, expected, float(group["lr"]), f"param {row}")
+            self.compare_weights(row, param, mine, state, stats.found_inf, float(group["lr"]))
             assert int(mine.get("step", 0)) == state.step
             largest = min(stats.grads.abs_max[row], self.oracle.clip_value or math.inf) * stats.clip_coef
             l2 = bool(group["weight_decay"] and not group["decoupled_weight_decay"] and expected.numel())
@@ -133,6 +130,18 @@ class Beside:
                 magnitude = max(largest, self.moments_before[row]) if key == "exp_avg" else largest**2
                 tolerance = exact if stats.found_inf else tolerance
                 assert_close(mine[key], getattr(state, key), tolerance, magnitude, f"{key} of param {row}")
+
+    def compare_weights(self, row, param, mine, state, skipped, lr):
+        actual, expected = param.detach(), self.oracle.params[row]
+        if mine:
+            assert ("master" in mine) == (state.master is not None)
+        if "master" in mine:
+            assert_same_bits(actual, mine["master"].to(param.dtype), f"param {row} is not its master, rounded")
+            actual, expected = mine["master"], state.master
+        if skipped:
+            assert_same_bits(actual, expected, f"param {row}")
+        else:
+            assert_param(actual, expected, lr, f"param {row}")
 
     def compare_stats(self, expected):
         stats, oracle = self.optimizer.stats, self.oracle
@@ -157,6 +166,6 @@ class Beside:
         for row, param in enumerate(params_of(self.optimizer)):
             self.oracle.params[row].copy_(param.detach())
             state = self.oracle.states[row]
-            for key in MOMENTS if state else ():
+            for key in (*MOMENTS, "master") if state else ():
                 if key in self.optimizer.state[param]:
                     getattr(state, key).copy_(self.optimizer.state[param][key])

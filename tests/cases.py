@@ -95,6 +95,7 @@ def settings_of_the_step():
                 [None, 0.05, gradops.RelativeStepCap(0.07, warmup_steps=3, floor=0.02)]
             ),
             "loss_scale": st.sampled_from([None, 96.0, dynamic]),
+            "master_weights": st.booleans(),
         },
     )
 

@@ -124,18 +124,21 @@ def test_resumed_run_is_bitwise_the_uninterrupted_one(route, settings, at):
     assert carried(resumed) == carried(whole)
 
 
+HALF_SETTINGS = {"cap": SETTINGS["cap"], "master": {**SETTINGS["cap"], "master_weights": True}}
+
 # Plain torch, on the way through the fourth, rounds the moments to the parameters' dtype.
 KEEPING = [route for route in ROUTES if route is not through_load_before_wrap]
 
 
+@pytest.mark.parametrize("settings", HALF_SETTINGS.values(), ids=HALF_SETTINGS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("route", KEEPING, ids=lambda route: route.__name__)
-def test_half_precision_parameters_resume_bitwise_with_float32_moments(route, dtype):
-    _, whole = make(SETTINGS["cap"], dtype=dtype)
+def test_half_precision_parameters_resume_bitwise_with_float32_moments(route, dtype, settings):
+    _, whole = make(settings, dtype=dtype)
     train(whole, range(STEPS))
-    model, first = make(SETTINGS["cap"], dtype=dtype)
+    model, first = make(settings, dtype=dtype)
     train(first, range(3))
-    resumed = route(first, model, SETTINGS["cap"])
+    resumed = route(first, model, settings)
     assert all(state["exp_avg"].dtype == torch.float32 for state in resumed.state.values())
     train(resumed, range(3, STEPS))
     assert_bitwise(snapshot(resumed), snapshot(whole))

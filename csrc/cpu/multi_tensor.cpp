@@ -71,6 +71,7 @@ void update_chunk(const TensorRow& row, const Chunk& chunk, const StepDecision& 
   adam_step_chunk(values, n, decision, update.rule, update.decay);
 
   store(row.param, begin, n, values.param);
+  if (row.rounded.data != nullptr) copy_out(row.rounded, begin, n, values.param);
   store(row.exp_avg, begin, n, values.exp_avg);
   store(row.exp_avg_sq, begin, n, values.exp_avg_sq);
   if (amsgrad) store(row.max_exp_avg_sq, begin, n, values.max_exp_avg_sq);

@@ -183,6 +183,7 @@ GRADOPS_DEVICE void adam_step(const Call& call, const BlockShare& share, const S
         load_piece<1>(piece.grad(data), half, lanes, UsedOnce(), grad);
       }
       update_half(piece, half, lanes, grad, shared.decision, rule, param);
+      if (piece.has(&TensorRow::rounded)) store_piece(piece.of(&TensorRow::rounded), half, lanes, param);
       if (shared.gather_squares) sums.add<NormType::kL2>(param, 2 * half, piece.n, lanes, GradRule{});
     }
     if (!shared.gather_squares) continue;

@@ -57,6 +57,7 @@ struct PieceAt {
     n = static_cast<int32_t>(left < kPiece ? left : kPiece);
   }
 
+  GRADOPS_DEVICE bool has(const View TensorRow::* which) const { return load(&(row->*which).data) != nullptr; }
   GRADOPS_DEVICE Stretch of(const View TensorRow::* which) const { return {load_struct(&(row->*which)), begin, n}; }
   GRADOPS_DEVICE Stretch grad(const void* data) const {
     Stretch stretch = of(&TensorRow::grad);
@@ -64,7 +65,8 @@ struct PieceAt {
     return stretch;
   }
   GRADOPS_DEVICE Lanes lanes() const {
-    const bool all_float32 = load_dtype(&row->param) == Dtype::kFloat32 && load_dtype(&row->grad) == Dtype::kFloat32;
+    const bool all_float32 = load_dtype(&row->param) == Dtype::kFloat32 && load_dtype(&row->grad) == Dtype::kFloat32 &&
+                             load_dtype(&row->rounded) == Dtype::kFloat32;
     return Lanes(!all_float32);
   }
 

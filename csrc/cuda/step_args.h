@@ -35,8 +35,9 @@ struct View {
 };
 
 struct TensorRow {
-  View param;
-  View grad;  // its data comes with each step
+  View param;    // what is updated: the parameter, or its float32 master where it has one
+  View rounded;  // then the parameter, which takes the master's values rounded; else data is null
+  View grad;     // its data comes with each step
   View exp_avg;
   View exp_avg_sq;
   View max_exp_avg_sq;  // data is null where there is none

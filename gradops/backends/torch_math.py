@@ -170,7 +170,8 @@ def adam_update(
     param: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any], rule: AdamRule, skip: Tensor
 ) -> None:
     """One parameter's update in place, or none; `grad` is float32, unscaled and clipped."""
-    weight, weight_decay = param.float(), float(group["weight_decay"])
+    updated = state.get("master", param)
+    weight, weight_decay = updated.float(), float(group["weight_decay"])
     beta1, beta2 = (float(beta) for beta in group["betas"])
     if group["maximize"]:
         grad = -grad
@@ -189,4 +190,6 @@ def adam_update(
     weight = weight.sub(exp_avg.div(denom).mul_(rule.step_size))
     for key, value in moved.items():
         torch.where(skip, state[key], value, out=state[key])
+    if updated is not param:
+        torch.where(skip, updated, weight, out=updated)
     torch.where(skip, param, weight.to(param.dtype), out=param)

@@ -63,7 +63,7 @@ def _update(call: StepCall, rows: list[Row], inv_scale: Tensor | None, coef: Ten
             continue
         steps = [state_of(row)["step"] for row in members]
         cap = relative_step_cap(call.settings.max_relative_step)
-        rms = None if cap is None else torch.stack([_rms(row.param) for row in members])
+        rms = None if cap is None else torch.stack([_rms(row.updated) for row in members])
         lr, step, limited = rates(group["lr"], members, cap, rms)
         capped += (limited & ~skip).unbind()
         for row, rule in zip(members, torch_math.adam_rules(group, lr, step), strict=True):
@@ -83,7 +83,7 @@ def rates(
         lr: the group's.
         rows: of one group; at least one.
         cap: None for none.
-        rms: of each row's parameter, in the wide dtype; None without a cap.
+        rms: of what is updated of each row, in the wide dtype; None without a cap.
     """
     wide = torch_math.wide_dtype(rows[0].param.device)
     step = torch.stack([state_of(row)["step"].reshape(()) for row in rows]).to(wide) + 1

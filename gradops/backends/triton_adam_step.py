@@ -29,6 +29,7 @@ from gradops.backends.triton_rows import (
     ONE_MINUS_BETA1,
     ONE_MINUS_BETA2,
     PARAM,
+    ROUNDED,
     ROW_WORDS,
     RULE_WORDS,
     SKIP,
@@ -38,7 +39,10 @@ from gradops.backends.triton_rows import (
     TAKES_PART,
     TILE,
     addresses_of,
+    element_of,
+    is_rounded,
     pointers_of,
+    updated_dtype,
 )
 
 
@@ -68,12 +72,13 @@ def update_tile(
     rule,
     clip_value,
     KIND_: tl.constexpr,
+    MASTERS: tl.constexpr,
     VECTORS: tl.constexpr,
     SIZE: tl.constexpr,
 ):
-    """Updates SIZE elements, in the order of the row; returns what was stored of the parameter."""
+    """Updates SIZE elements, in the order of the row; returns what was stored of the parameter or its master."""
     HINT: tl.constexpr = "evict_first" if VECTORS else ""  # a sector is used by several programs' elements otherwise
-    param_at = pointers_of(addresses, row, layouts, at, PARAM, KIND_ % 3, VECTORS, SIZE)
+    param_at = pointers_of(addresses, row, layouts, at, PARAM, updated_dtype(KIND_, MASTERS), VECTORS, SIZE)
     exp_avg_at = pointers_of(addresses, row, layouts, at, EXP_AVG, 0, VECTORS, SIZE)
     exp_avg_sq_at = pointers_of(addresses, row, layouts, at, EXP_AVG_SQ, 0, VECTORS, SIZE)
     max_exp_avg_sq_at = pointers_of(addresses, row, layouts, at, MAX_EXP_AVG_SQ, 0, VECTORS, SIZE)
@@ -99,6 +104,9 @@ def update_tile(
     )
     stored = updated.to(param.dtype)
     tl.store(param_at, stored, mask=inside, eviction_policy=HINT)
+    if is_rounded(KIND_, MASTERS):
+        rounded_at = pointers_of(addresses, row, layouts, at, ROUNDED, KIND_ % 3, VECTORS, SIZE)
+        tl.store(rounded_at, updated.to(element_of(KIND_ % 3)), mask=inside, eviction_policy=HINT)
     tl.store(exp_avg_at, exp_avg, mask=inside, eviction_policy=HINT)
     tl.store(exp_avg_sq_at, exp_avg_sq, mask=inside, eviction_policy=HINT)
     if KIND_ >= 9:
@@ -107,49 +115,77 @@ def update_tile(
 
 
 @triton.jit
-def update_in_vectors(row, layouts, begin, end, rule, decision, clip_value, KIND_: tl.constexpr, CAPS: tl.constexpr):
+def update_in_vectors(
+    row, layouts, begin, end, rule, decision, clip_value, KIND_: tl.constexpr, CAPS: tl.constexpr, MASTERS: tl.constexpr
+):
     """Updates a full chunk; with CAPS returns the sum of the stored parameters' squares, and its unit."""
     addresses, values = addresses_of(row), rule_of(rule)
     decided = (tl.load(decision + INV_SCALE), tl.load(decision + CLIP_COEF))
     sums = tl.zeros([TILE], tl.float32)
     abs_max_bits = tl.zeros([TILE], tl.int32)
     for at in range(begin, end, TILE):
-        stored = update_tile(addresses, row, layouts, at, decided, values, clip_value, KIND_, True, TILE)
+        stored = update_tile(addresses, row, layouts, at, decided, values, clip_value, KIND_, MASTERS, True, TILE)
         if CAPS:
             sums, abs_max_bits = add_tile(sums, abs_max_bits, stored, float("inf"), 2)
     total, unit = 0.0, 1.0
     if CAPS:
         tl.debug_barrier()  # a second look may read what another thread has stored
         total, unit, _, _ = chunk_stats(
-            row, layouts, begin, end, 1.0, float("inf"), 2.0, sums, abs_max_bits, PARAM, KIND_ % 3, 2, True
+            row,
+            layouts,
+            begin,
+            end,
+            1.0,
+            float("inf"),
+            2.0,
+            sums,
+            abs_max_bits,
+            PARAM,
+            updated_dtype(KIND_, MASTERS),
+            2,
+            True,
         )
     return total, unit
 
 
 @triton.jit
-def update_elements(row, layouts, begin, end, rule, decision, clip_value, KIND_: tl.constexpr, CAPS: tl.constexpr):
+def update_elements(
+    row, layouts, begin, end, rule, decision, clip_value, KIND_: tl.constexpr, CAPS: tl.constexpr, MASTERS: tl.constexpr
+):
     """As `update_in_vectors`, for what is strided, off 16 bytes or a tail; it is read back to be measured."""
     addresses, values = addresses_of(row), rule_of(rule)
     decided = (tl.load(decision + INV_SCALE), tl.load(decision + CLIP_COEF))
     for at in range(begin, end, SMALL_TILE):
-        update_tile(addresses, row, layouts, at, decided, values, clip_value, KIND_, False, SMALL_TILE)
+        update_tile(addresses, row, layouts, at, decided, values, clip_value, KIND_, MASTERS, False, SMALL_TILE)
     total, unit = 0.0, 1.0
     if CAPS:
         tl.debug_barrier()
-        total, unit, _, _ = measure_tiles(row, layouts, begin, end, 1.0, float("inf"), 2.0, PARAM, KIND_ % 3, 2, False)
+        total, unit, _, _ = measure_tiles(
+            row, layouts, begin, end, 1.0, float("inf"), 2.0, PARAM, updated_dtype(KIND_, MASTERS), 2, False
+        )
     return total, unit
 
 
 @triton.jit
 def update_chunk(
-    row, layouts, begin, rule, decision, clip_value, param_sum, chunk_count, KIND_: tl.constexpr, CAPS: tl.constexpr
+    row,
+    layouts,
+    begin,
+    rule,
+    decision,
+    clip_value,
+    param_sum,
+    chunk_count,
+    KIND_: tl.constexpr,
+    CAPS: tl.constexpr,
+    MASTERS: tl.constexpr,
 ):
     """Updates a chunk and, for the relative step cap of the next step, keeps the sum of its parameters' squares."""
     end = tl.minimum(begin + CHUNK, tl.load(row + NUMEL))
     if (tl.load(row + IN_VECTORS) != 0) & (end == begin + CHUNK):
-        total, unit = update_in_vectors(row, layouts, begin, end, rule, decision, clip_value, KIND_, CAPS)
+        total, unit = update_in_vectors(row, layouts, begin, end, rule, decision, clip_value, KIND_, CAPS, MASTERS)
     else:
-        total, unit = update_elements(row, layouts, begin, end, rule, decision, clip_value, KIND_, CAPS)
+        total, unit = update_elements(row, layouts, begin, end, rule, decision, clip_value, KIND_, CAPS, MASTERS)
     if CAPS:
         tl.store(param_sum, total)
         tl.store(param_sum + chunk_count, unit)
@@ -168,8 +204,9 @@ def adam_step_kernel(
     chunk_count,
     KINDS_HERE: tl.constexpr,
     CAPS: tl.constexpr,
+    MASTERS: tl.constexpr,
 ):
-    """Updates one chunk. `KINDS_HERE` has a bit for each kind that rows have."""
+    """Updates one chunk. `KINDS_HERE` has a bit for each kind that rows have; `MASTERS`: half precision has masters."""
     # Backwards: gradients that were read last are the likeliest to be in the cache still.
     chunk = chunk_count - 1 - tl.program_id(0)
     index = tl.load(chunk_rows + chunk)
@@ -189,4 +226,6 @@ def adam_step_kernel(
             if kind == each:
                 begin = (chunk - first) * CHUNK
                 param_sum = param_sums + chunk
-                update_chunk(row, layouts, begin, rule, decision, clip_value, param_sum, chunk_count, each, CAPS)
+                update_chunk(
+                    row, layouts, begin, rule, decision, clip_value, param_sum, chunk_count, each, CAPS, MASTERS
+                )

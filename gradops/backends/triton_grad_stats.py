@@ -175,9 +175,9 @@ def measure_chunk(
 
 
 @triton.jit
-def measure_param(row, layouts, begin, param_sum, chunk_count, DTYPES: tl.constexpr):
-    """Measures a chunk of a parameter for the relative step cap, as `adam_step_kernel` does while it updates one."""
-    kind = tl.load(row + KIND) % 3
+def measure_param(row, layouts, begin, param_sum, chunk_count, DTYPES: tl.constexpr, MASTERS: tl.constexpr):
+    """Measures a chunk of what is updated, for the relative step cap, as `adam_step_kernel` does when it writes it."""
+    kind = tl.where(MASTERS, 0, tl.load(row + KIND) % 3)
     for dtype in tl.static_range(3):
         if DTYPES & (1 << dtype):
             if kind == dtype:
@@ -217,6 +217,7 @@ def grad_stats_kernel(
     PARAM_DTYPES: tl.constexpr,
     NORM: tl.constexpr,
     CAPS: tl.constexpr,
+    MASTERS: tl.constexpr,
     SCALED: tl.constexpr,
     MOVES_LOSS_SCALE: tl.constexpr,
 ):
@@ -244,7 +245,7 @@ def grad_stats_kernel(
                 )
     if unmeasured is not None:
         if tl.load(unmeasured + index) != 0:
-            measure_param(row, layouts, (chunk - first) * CHUNK, param_sums + chunk, chunk_count, PARAM_DTYPES)
+            measure_param(row, layouts, (chunk - first) * CHUNK, param_sums + chunk, chunk_count, PARAM_DTYPES, MASTERS)
     tl.store(chunk_sums + chunk, total)
     tl.store(chunk_sums + chunk_count + chunk, unit)
     tl.store(chunk_counts + chunk, abs_max_bits)

@@ -15,20 +15,21 @@ TILE_LEVELS = tl.constexpr(10)  # 2^10 elements
 SMALL_TILE = tl.constexpr(256)
 
 # The words of a row; addresses are 0 where there is nothing.
-PARAM, GRAD, EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ = (tl.constexpr(i) for i in range(5))
-STEP = tl.constexpr(5)
-NUMEL = tl.constexpr(6)
-FIRST_CHUNK = tl.constexpr(7)
-CHUNKS = tl.constexpr(8)
-GROUP = tl.constexpr(9)
-TAKES_PART = tl.constexpr(10)
-KIND = tl.constexpr(11)
-IN_VECTORS = tl.constexpr(12)  # whether every tensor lies in one order without gaps and begins at 16 bytes
-LAYOUT = tl.constexpr(13)  # place of its layout
-ROW_WORDS = tl.constexpr(14)
+# PARAM is what is updated: with a master that, and then ROUNDED is the parameter.
+PARAM, GRAD, EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, ROUNDED = (tl.constexpr(i) for i in range(6))
+STEP = tl.constexpr(6)
+NUMEL = tl.constexpr(7)
+FIRST_CHUNK = tl.constexpr(8)
+CHUNKS = tl.constexpr(9)
+GROUP = tl.constexpr(10)
+TAKES_PART = tl.constexpr(11)
+KIND = tl.constexpr(12)
+IN_VECTORS = tl.constexpr(13)  # whether every tensor lies in one order without gaps and begins at 16 bytes
+LAYOUT = tl.constexpr(14)  # place of its layout
+ROW_WORDS = tl.constexpr(15)
 
 # A layout is the number of dimensions, then for each, innermost first, its size and the stride in each tensor.
-TENSORS = tl.constexpr(5)
+TENSORS = tl.constexpr(6)
 
 # A kind says which code a row takes: dtype of the parameter + 3 * dtype of the gradient + 9 * amsgrad.
 FLOAT32, BFLOAT16, FLOAT16 = (tl.constexpr(i) for i in range(3))
@@ -59,6 +60,18 @@ def element_of(dtype):
     return (tl.float32, tl.bfloat16, tl.float16)[dtype]
 
 
+@triton.constexpr_function
+def updated_dtype(kind, masters):
+    """The code of the dtype of what is updated: masters are float32."""
+    return 0 if masters else kind % 3
+
+
+@triton.constexpr_function
+def is_rounded(kind, masters):
+    """Whether a row of this kind has a master."""
+    return masters and kind % 3 != 0
+
+
 @triton.jit
 def addresses_of(row):
     """Every tensor's, loaded before a loop: a compiler must not do so, for all it knows of what the loop stores."""
@@ -68,6 +81,7 @@ def addresses_of(row):
         tl.load(row + EXP_AVG),
         tl.load(row + EXP_AVG_SQ),
         tl.load(row + MAX_EXP_AVG_SQ),
+        tl.load(row + ROUNDED),
     )
 
 

@@ -136,6 +136,7 @@ class TritonStep:
             "decision": work.decision,
             "chunk_count": self._first_chunks[-1],
             "CAPS": call.settings.max_relative_step is not None,
+            "MASTERS": call.settings.master_weights,
         }
         return [value for value in (*lrs, *scalars) if isinstance(value, Tensor)], arguments
 
@@ -175,14 +176,14 @@ class TritonStep:
             "unmeasured": unmeasured,
             "row_count": len(call.rows),
             "DTYPES": _bits(kind // 3 % 3 for kind in kinds),
-            "PARAM_DTYPES": _bits(kind % 3 for kind in kinds),
+            "PARAM_DTYPES": _bits(words.updated_dtype(kind, arguments["MASTERS"]) for kind in kinds),
             "NORM": _norm_code(call.settings.norm_type),
             "SCALED": call.grads_scaled,
             "MOVES_LOSS_SCALE": isinstance(loss_scale_policy(call.settings.loss_scale), DynamicLossScale),
         }
         launch(grad_stats_kernel, chunks, first)
         taken = ("rows", "chunk_rows", "layouts", "settings", "row_rules", "decision", "param_sums", "chunk_count")
-        second = {name: arguments[name] for name in (*taken, "CAPS")}
+        second = {name: arguments[name] for name in (*taken, "CAPS", "MASTERS")}
         launch(adam_step_kernel, chunks, {**second, "capped": capped, "KINDS_HERE": _bits(kinds)})
 
     def _captured(self, held: list[Tensor], groups: list[dict[str, Any]]) -> None:

@@ -105,9 +105,10 @@ class RowTable:
         if row.grad is None or row.state is None:
             self.words += [0] * words.STEP.value + [0, *place, 0, 0, 0, 0]
             return
-        tensors = [row.param, row.grad, *(row.state[key] for key in moments_of(amsgrad))]
-        pointers = [tensor.data_ptr() for tensor in tensors] + [0] * (5 - len(tensors))
-        dims = layout_of(tensors)
+        tensors = tensors_of(row, amsgrad)
+        dims = layout_of([tensor for tensor in tensors if tensor is not None])
+        places = [place for place, tensor in enumerate(tensors) if tensor is not None]
+        pointers = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
         linear = len(dims) == 1 and all(stride == 1 for stride in dims[0][1])
         in_vectors = linear and all(pointer % 16 == 0 for pointer in pointers)
         kind = DTYPES[row.param.dtype] + 3 * DTYPES[row.grad.dtype] + 9 * amsgrad
@@ -115,11 +116,15 @@ class RowTable:
         self.words += [*pointers, step, *place, 1, kind, int(in_vectors), len(self.layouts)]
         self.layouts.append(len(dims))
         for size, strides in dims:
-            self.layouts += [size, *strides, *[0] * (5 - len(strides))]
+            of_place = dict(zip(places, strides, strict=True))
+            self.layouts += [size, *(of_place.get(place, 0) for place in range(len(tensors)))]
 
 
-def moments_of(amsgrad: bool) -> tuple[str, ...]:
-    return MOMENTS if amsgrad else MOMENTS[:2]
+def tensors_of(row: Row, amsgrad: bool) -> list[Tensor | None]:
+    """The tensors of a row that takes part, in the order of its words; None where there is none."""
+    assert row.state is not None
+    moments = [row.state[key] for key in MOMENTS[: 2 + amsgrad]] + [None] * (not amsgrad)
+    return [row.updated, row.grad, *moments, None if row.updated is row.param else row.param]
 
 
 def form_of(row: Row, amsgrad: bool) -> tuple[Any, ...] | None:
@@ -127,8 +132,8 @@ def form_of(row: Row, amsgrad: bool) -> tuple[Any, ...] | None:
     if row.grad is None or row.state is None:
         return None
     param, grad, state = row.param, row.grad, row.state
-    tensors = [param, grad, *(state[key] for key in moments_of(amsgrad))]
-    forms = [(tensor.data_ptr(), tensor.stride()) for tensor in tensors]
+    tensors = tensors_of(row, amsgrad)
+    forms = [None if tensor is None else (tensor.data_ptr(), tensor.stride()) for tensor in tensors]
     return (param.shape, param.dtype, grad.dtype, state["step"].data_ptr(), row.group, *forms)
 
 

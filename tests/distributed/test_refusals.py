@@ -17,7 +17,7 @@ def refusals():
     def attempt(name, build):
         try:
             build()
-        except (TypeError, RuntimeError) as error:
+        except (TypeError, RuntimeError, ValueError) as error:
             messages[name] = f"{type(error).__name__}: {error}"
 
     model = torch.nn.Linear(4, 4)
@@ -31,12 +31,19 @@ def refusals():
     mesh = init_device_mesh("cpu", (2,))
     partial = torch.nn.Parameter(DTensor.from_local(torch.ones(4), mesh, [Partial()]))
     attempt("partial", lambda: gradops.AdamW([partial]))
+    for dtype in (torch.float32, torch.bfloat16):
+        shard = torch.nn.Parameter(distribute_tensor(torch.ones(4, dtype=dtype), mesh))
+        attempt(f"master, {dtype}", lambda shard=shard: gradops.AdamW([shard], master_weights=True))
     return messages
 
 
 def test_parts_that_would_step_apart_are_refused(workers):
     for messages in workers.run(2, refusals):
-        assert set(messages) == {"zero_of_ours", "wrapped_zero", "fsdp1, False", "fsdp1, True", "partial"}
+        assert set(messages) == {
+            *("zero_of_ours", "wrapped_zero", "fsdp1, False", "fsdp1, True", "partial"),
+            "master, torch.bfloat16",
+        }
+        assert "a sharded parameter in half precision can have no master" in messages["master, torch.bfloat16"]
         assert "ZeroRedundancyOptimizer hands each process's optimizer a part" in messages["zero_of_ours"]
         assert messages["wrapped_zero"] == messages["zero_of_ours"]
         for original in (False, True):

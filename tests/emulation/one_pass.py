@@ -29,7 +29,8 @@ def _same(kind, names):
 
 
 View = _struct("View", data=Address, layout=Address, dtype=Int)
-Row = _struct("Row", **_same(View, "param grad exp_avg exp_avg_sq max_exp_avg_sq"), step=Address, numel=Int, group=Int)
+TENSORS = "param grad exp_avg exp_avg_sq max_exp_avg_sq rounded"
+Row = _struct("Row", **_same(View, TENSORS), step=Address, numel=Int, group=Int)
 Group = _struct(
     "Group",
     **_same(Real, "lr beta1 beta2 eps weight_decay"),
@@ -105,7 +106,8 @@ class EmulatedPlan:
     def step(self, param_groups, state, _, loss_scale, grads_scaled, found_inf):
         params = [param for group in param_groups for param in group["params"]]
         for param, group in ((p, g) for g in param_groups for p in g["params"]):
-            needed = ["exp_avg", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
+            has_master = self.optimizer.master_weights and param.dtype != torch.float32
+            needed = ["exp_avg", *(["max_exp_avg_sq"] * group["amsgrad"]), *(["master"] * has_master)]
             if param.grad is not None and any(name not in state.get(param, {}) for name in needed):
                 return False
         if any(param.grad is not None for param in params):
@@ -132,7 +134,8 @@ class EmulatedPlan:
     def _row(self, param, state, group):
         order = sorted(range(param.dim()), key=lambda dim: -param.stride(dim))
         of_state = [state.get(name) for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")]
-        views = [self._view(tensor, order) for tensor in (param, param.grad, *of_state)]
+        updated, rounded = (state["master"], param) if "master" in state else (param, None)
+        views = [self._view(tensor, order) for tensor in (updated, param.grad, *of_state, rounded)]
         views[1].data = None
         step = state["step"].data_ptr() if "step" in state else None
         return Row(*views, step, param.numel(), group)
@@ -185,7 +188,7 @@ class EmulatedPlan:
         return {
             "param": [memory_of(param.detach()) for param in params],
             "grad": [emulator.read_only(memory_of(p.grad)) for p in params if p.grad is not None],
-            **{name: all_of(name) for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")},
+            **{name: all_of(name) for name in ("master", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")},
             "step": list(steps.values()),
             "stats": [memory_of(buffer) for buffer in buffers.all()],
             "inputs": [emulator.read_only(memory_of(tensor)) for tensor in read],

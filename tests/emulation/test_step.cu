@@ -18,7 +18,7 @@ struct ViewSpec {
 };
 
 struct RowSpec {
-  ViewSpec param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq;
+  ViewSpec param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, rounded;
   float* step;
   int64_t numel;
   int64_t group;
@@ -81,6 +81,7 @@ std::vector<TensorRow> rows_of(const RowSpec* specs, int64_t count) {
   for (const RowSpec* spec = specs; spec != specs + count; ++spec) {
     TensorRow row;
     row.param = view_of(spec->param);
+    row.rounded = view_of(spec->rounded);
     row.grad = view_of(spec->grad);
     row.exp_avg = view_of(spec->exp_avg);
     row.exp_avg_sq = view_of(spec->exp_avg_sq);

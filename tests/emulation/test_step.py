@@ -135,8 +135,19 @@ def test_bytes_are_those_of_one_read_of_what_is_parked(lib, dtype, parked, amsgr
         assert element_bytes(plan.reports[0]) == numel * (parked + 8 * amsgrad) + reread_pieces * PIECE * width
 
 
+@pytest.mark.parametrize(("grad_dtype", "parked"), [(torch.bfloat16, 28), (torch.float32, 30)])
+def test_a_master_costs_its_read_and_write_and_one_write_of_the_parameter(lib, grad_dtype, parked):
+    numel = PIECE * 64
+    case = ParamCase((numel,), torch.bfloat16, grad_dtype=grad_dtype)
+    _, _, plan = step_all(lib, [case], {"seed": 11}, {"max_norm": 1.0, "master_weights": True}, {})
+    (report,) = plan.reports
+    assert element_bytes(report) == numel * parked
+    assert report.traffic["param"].load_bytes == 0
+    assert report.traffic["param"].stores == numel // 8
+
+
 def element_bytes(report):
-    names = ["param", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"]
+    names = ["param", "master", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"]
     traffic = [report.traffic[name] for name in names if name in report.traffic]
     return sum(t.load_bytes + t.store_bytes for t in traffic)
 

@@ -130,7 +130,7 @@ def test_update_equals_the_operator_bit_for_bit(lib, decoupled, amsgrad, found_i
 
 def update(lib, params, grads, moments, steps, scalars, group):
     tensors = zip(params, grads, *moments, steps, strict=True)
-    rows = [Row(*map(view, of[:5]), of[5].data_ptr(), of[0].numel(), 0) for of in tensors]
+    rows = [Row(*map(view, of[:5]), View(), of[5].data_ptr(), of[0].numel(), 0) for of in tensors]
     table = (Row * len(rows))(*rows)
     plan = lib.plan_new(ctypes.addressof(table), len(rows), 2, 0, 0)
     spec = Step(math.inf, 2.0, math.inf, math.inf)

@@ -1,0 +1,124 @@
+"""A parameter as a plan in Python knows it: csrc/param_row.h for the backends without native code."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradops.backends.call import Row
+from gradops.backends.checks import check_like, check_tensor, check_writable
+
+_ENTRIES = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "master")
+_OPTIONAL = ("max_exp_avg_sq", "master")
+
+# Address, dtype, shape and strides.
+Form = tuple[int, torch.dtype, torch.Size, tuple[int, ...]]
+
+
+def form_of(tensor: Tensor) -> Form:
+    """What must not change for a tensor to be the one that was checked."""
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+
+
+@dataclass(slots=True)
+class KnownRow:
+    """What the plan knows of a row's tensors, so that the same ones need not be checked again."""
+
+    row: Row
+    device: torch.device
+    param: Form | None = None
+    grad: tuple[Any, ...] | None = None
+    # Every tensor with its address and shape; None where there is none, or where it must be bound again.
+    state: tuple[tuple[Tensor, int, torch.Size], ...] | None = None
+    version: int = -1  # of the parameter, after the update that gathered its sum of squares and rounded its master
+
+    def follow(self) -> None:
+        """Takes the parameter and its gradient as they are now.
+
+        Raises:
+            RuntimeError: one of them does not fit. Nothing has changed.
+        """
+        row, param = self.row, self.row.param
+        if param.layout != torch.strided or form_of(param) != self.param:
+            self.link_param()
+        row.squares_known = row.squares_known and self.version == param._version
+        row.grad = grad = param.grad
+        if grad is None:
+            return
+        kind = (type(grad), grad.layout, grad.is_neg(), grad.device, grad.dtype, grad.shape)
+        if kind != self.grad or grad.untyped_storage().data_ptr() == 0:
+            check_like(grad, param, "grad", row.name)
+            self.grad = kind
+
+    def link_param(self) -> None:
+        """Takes the parameter as it is now; raises RuntimeError for one that cannot be stepped."""
+        param, before = self.row.param, self.param
+        check_tensor(param, self.device, "parameter", self.row.name)
+        check_writable(param, "parameter", self.row.name)
+        self.param = form_of(param)
+        self.forget_values()
+        if before is not None and before[1:] != self.param[1:]:
+            self.grad = self.state = None
+
+    def has_master(self) -> bool:
+        """Whether the parameter is the rounded one of its state's master."""
+        return self.row.state is not None and "master" in self.row.state
+
+    def forget_values(self) -> None:
+        """Somebody may have edited the parameter."""
+        self.row.squares_known = False
+        if self.has_master():
+            self.state = None
+
+    def bind_state(self, state: dict[str, Any] | None) -> None:
+        """Takes this parameter's state.
+
+        Raises:
+            RuntimeError: an entry is missing or does not fit.
+        """
+        self.row.state = self.state = None
+        if not state:
+            return
+        row = self.row
+        for key in _ENTRIES:
+            if key in _OPTIONAL and key not in state:
+                continue
+            tensor = self._entry(state, key)
+            check_like(tensor, row.param, key, row.name)
+            check_writable(tensor, key, row.name)
+        step = self._entry(state, "step")
+        if step.device != self.device or step.dtype != torch.float32 or step.numel() != 1:
+            got = f"{step.dtype} on {step.device} of shape {list(step.shape)}"
+            raise RuntimeError(f"gradops: step of '{row.name}' must be one float32 on {self.device}, got {got}")
+        row.state = state
+        if self.has_master():
+            self._link_master(state["master"])
+        tensors = [value for value in state.values() if isinstance(value, Tensor)]
+        self.state = tuple((value, value.data_ptr(), value.shape) for value in tensors)
+
+    def _link_master(self, master: Tensor) -> None:
+        if master.dtype != torch.float32:
+            raise RuntimeError(f"gradops: master of '{self.row.name}' is {master.dtype}; expected float32")
+        self.version, self.row.squares_known = self.row.param._version, False
+
+    def _entry(self, state: dict[str, Any], key: str) -> Tensor:
+        value = state.get(key)
+        if not isinstance(value, Tensor):
+            raise RuntimeError(
+                f"gradops: the state of '{self.row.name}' has no tensor '{key}'; load a complete state, or clear this "
+                "parameter's"
+            )
+        return value
+
+    def state_is(self, state: dict[str, Any] | None) -> bool:
+        """Whether this is the state that was bound, with the same tensors at the same addresses."""
+        if not state or self.row.state is not state or self.state is None:
+            return not state and self.row.state is None
+        if self.has_master() and self.version != self.row.param._version:
+            return False
+        now = [value for value in state.values() if isinstance(value, Tensor)]
+        return len(now) == len(self.state) and all(
+            value is known and value.data_ptr() == address and value.shape == shape
+            for value, (known, address, shape) in zip(now, self.state, strict=True)
+        )

@@ -1,0 +1,51 @@
+"""What the optimizer keeps for each parameter, as the settings want it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradops.distributed.shards import is_sharded
+from gradops.settings import Settings
+
+HALF_PRECISION = (torch.bfloat16, torch.float16)
+
+
+def wants_master(param: Tensor, settings: Settings) -> bool:
+    """Whether a parameter's state has a float32 master.
+
+    Raises:
+        ValueError: it should, but is sharded.
+    """
+    wanted = settings.master_weights and param.dtype in HALF_PRECISION
+    if wanted and is_sharded(param):
+        raise ValueError(
+            "master_weights: a sharded parameter in half precision can have no master; keep it float32 and let "
+            "fully_shard's MixedPrecisionPolicy compute in half precision"
+        )
+    return wanted
+
+
+def zero_state(param: Tensor, amsgrad: bool) -> dict[str, Tensor]:
+    """The state before the first update, in the parameter's layout."""
+    names = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * amsgrad
+    moments = {
+        name: torch.zeros_like(param, dtype=torch.float32, memory_format=torch.preserve_format) for name in names
+    }
+    return {"step": torch.zeros((), dtype=torch.float32, device=param.device), **moments}
+
+
+def fit_state(state: dict[str, Any], param: Tensor, settings: Settings) -> None:
+    """Gives a parameter's state the entries that the settings want, and takes those that they do not.
+
+    A master that is there stays where it still stands for the parameter. An element that is not the rounded master was
+    written by somebody else since (a loaded model, an edit), and the master takes its value.
+    """
+    if not wants_master(param, settings):
+        state.pop("master", None)
+        return
+    master = state.get("master")
+    if not isinstance(master, Tensor):
+        state["master"] = param.detach().float()
+    elif (master.shape, master.device) == (param.shape, param.device):  # else the plan refuses it, and says why
+        torch.where(master.to(param.dtype) == param, master, param.float(), out=master)
