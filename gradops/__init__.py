@@ -7,6 +7,7 @@ Unscale, inf/NaN detection, global gradient norm, clipping, the Adam/AdamW updat
 from gradops import ops as ops
 from gradops._version import __version__
 from gradops.clip import clip_grad_norm_
+from gradops.distributed.saving import load_checkpoint, save_checkpoint
 from gradops.init import init_cnn_
 from gradops.loss_scale import DynamicLossScale, GradScaler
 from gradops.lr_curve import LRCurve
@@ -28,7 +29,9 @@ __all__ = [
     "__version__",
     "clip_grad_norm_",
     "init_cnn_",
+    "load_checkpoint",
     "lr_find",
+    "save_checkpoint",
     "unwrap",
     "wrap",
 ]

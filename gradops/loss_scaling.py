@@ -46,6 +46,7 @@ class LossScaled(torch.optim.Optimizer):
     def _bind(self) -> None:
         raise NotImplementedError
 
+    @torch._disable_dynamo
     def scale(self, outputs: Any) -> Any:
         """Multiplies a loss, or an iterable of losses, by the loss scale; returned unchanged without one.
 
@@ -73,6 +74,7 @@ class LossScaled(torch.optim.Optimizer):
 
         return scaled(outputs)
 
+    @torch._disable_dynamo
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
         """`self.scale(loss).backward(**kwargs)`: the line that replaces `loss.backward()`."""
         for watcher in self._watchers:

@@ -1,0 +1,124 @@
+"""Checkpoints of one or many processes that survive a crash while they are written."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch import nn
+from torch.optim import Optimizer
+
+# The file that says which of the folders beside it is the checkpoint.
+_LATEST = "latest"
+
+
+def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, optimizer: Optimizer, **extra: Any) -> None:
+    """Saves model, optimizer and whatever else by torch.distributed.checkpoint, in place of what `path` held.
+
+    Every process of the default process group must call it; without one it works alike. A crash at any moment leaves
+    the old checkpoint or the new one, whole: the new one is written beside the old one, and one file, replaced
+    atomically, says which of them counts. The disk must hold both for a moment.
+
+    Args:
+        path: a folder; made where there is none. All processes must see the same one.
+        model: of plain or sharded parameters.
+        optimizer: of its parameters.
+        **extra: objects with `state_dict` and `load_state_dict`, such as schedulers; or values that
+            torch.distributed.checkpoint can save.
+    """
+    import torch.distributed.checkpoint as dcp
+
+    folder = Path(path)
+    before = _agreed(_latest(folder))
+    following = folder / str(1 + (int(before.name) if before else 0))
+    if _is_first():
+        folder.mkdir(parents=True, exist_ok=True)
+        for left_over in folder.glob("[0-9]*"):  # by saves that crashed
+            if left_over != before:
+                shutil.rmtree(left_over)
+    _wait_for_all()
+    dcp.save(_state_of(model, optimizer, extra), checkpoint_id=following, no_dist=not dist.is_initialized())
+    if _is_first():
+        _sync(following)
+        _replace(folder / _LATEST, following.name)
+        if before:
+            shutil.rmtree(before)
+    _wait_for_all()
+
+
+def load_checkpoint(path: str | os.PathLike[str], model: nn.Module, optimizer: Optimizer, **extra: Any) -> None:
+    """Loads what `save_checkpoint` saved, into the objects given; the number of processes may be another.
+
+    Args:
+        path: as it was saved.
+        model: what was saved is put into its parameters.
+        optimizer: as for `model`, into its state, param groups and counters.
+        **extra: as they were saved, or fewer; only objects with `load_state_dict`, which alone can take a state.
+
+    Raises:
+        FileNotFoundError: no save into `path` was ever complete.
+    """
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import set_state_dict
+
+    folder = _agreed(_latest(Path(path)))
+    if folder is None:
+        raise FileNotFoundError(f"no complete checkpoint in {os.fspath(path)}")
+    state = _state_of(model, optimizer, extra)
+    dcp.load(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
+    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+
+
+def _state_of(model: nn.Module, optimizer: Optimizer, extra: dict[str, Any]) -> dict[str, Any]:
+    from torch.distributed.checkpoint.state_dict import get_state_dict
+
+    model_state, optimizer_state = get_state_dict(model, optimizer)
+    return {**extra, "model": model_state, "optimizer": optimizer_state}
+
+
+def _latest(folder: Path) -> Path | None:
+    try:
+        return folder / (folder / _LATEST).read_text()
+    except FileNotFoundError:
+        return None
+
+
+def _replace(file: Path, text: str) -> None:
+    """Gives the file this text, such that after a crash it holds either the old text or the new one."""
+    partial = file.with_suffix(".partial")
+    with partial.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(partial, file)
+    _sync(file.parent)
+
+
+def _sync(folder: Path) -> None:
+    """Makes names in the folder outlive the machine's crash, where the system lets folders be opened."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _agreed(folder: Path | None) -> Path | None:
+    """What the first process sees, since a network's file system may show others an older state."""
+    if not dist.is_initialized():
+        return folder
+    box = [folder]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _is_first() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def _wait_for_all() -> None:
+    if dist.is_initialized():
+        dist.barrier()
