@@ -107,16 +107,7 @@ class GradNormMonitor(Callback):
 
     NAMES = ("grad_norm", "clip_coef", "loss_scale", "steps_skipped")
 
-    def __init__(self) -> None:
-        self.seen_step = 0
-
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self.seen_step = trainer.global_step
-
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        if trainer.global_step == self.seen_step:
-            return  # a batch of an accumulation
-        self.seen_step = trainer.global_step
         for index, optimizer in enumerate(trainer.optimizers):
             if isinstance(optimizer, OnePass):
                 suffix = f"/{index}" if len(trainer.optimizers) > 1 else ""

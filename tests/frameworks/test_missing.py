@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-FRAMEWORKS = ["accelerate", "fastai", "lightning"]
+FRAMEWORKS = ["accelerate", "fastai", "lightning", "timm", "transformers"]
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

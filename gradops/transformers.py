@@ -1,0 +1,53 @@
+"""transformers: `Trainer`, and `GradOpsMixin` for subclasses of it."""
+
+from typing import Any
+
+import torch
+
+import gradops
+from gradops._frameworks import needs
+from gradops.settings import Settings
+
+with needs("transformers"):
+    import transformers
+
+from gradops.accelerate import upgrade
+
+
+class GradOpsMixin:
+    """Before a Trainer class: `class MyTrainer(GradOpsMixin, transformers.Seq2SeqTrainer)`.
+
+    The optimizer that the trainer makes, or is given, is wrapped if it is torch.optim.Adam or AdamW. `max_grad_norm` is
+    done by its step, whose norm before clipping is the `grad_norm` that the trainer logs, and a step that was skipped
+    leaves the learning-rate schedule where it is.
+
+    Args:
+        *args, **kwargs: the trainer's.
+        settings: those of `gradops.wrap`, as a dict; but not `max_norm`, which is `max_grad_norm`, nor `loss_scale`,
+            which is the accelerator's.
+
+    Raises:
+        ValueError, TypeError: a setting is out of its range.
+    """
+
+    def __init__(self, *args: Any, settings: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        self.settings = settings or {}
+        for name, instead in (("max_norm", "TrainingArguments' max_grad_norm"), ("loss_scale", "fp16=True")):
+            if name in self.settings:
+                raise TypeError(f"{name} is no setting of a Trainer's; use {instead}")
+        Settings(**self.settings).checked()
+        super().__init__(*args, **kwargs)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()  # type: ignore[misc]
+        upgrade(self.accelerator)  # type: ignore[attr-defined]
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
+        if isinstance(optimizer, torch.optim.Adam):
+            gradops.wrap(optimizer, **self.settings)
+        return optimizer
+
+
+class Trainer(GradOpsMixin, transformers.Trainer):
+    """transformers.Trainer whose optimizer takes the one pass; see `GradOpsMixin`."""

@@ -1,0 +1,169 @@
+"""`gradops.transformers` with the real Trainer: clipping, logs, skipped steps, checkpoints."""
+
+import math
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+import transformers
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+import gradops
+from gradops import transformers as gt
+
+CLOSE = {"rtol": 5e-4, "atol": 5e-6}
+
+
+class Network(torch.nn.Module):
+    """The smallest model that a Trainer takes; `poison` numbers the forwards whose loss is inf."""
+
+    def __init__(self, poison=()):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+        self.poison, self.calls, self.dtypes = poison, 0, set()
+
+    def forward(self, inputs, labels):
+        out = self.net(inputs)
+        self.dtypes.add(out.dtype)
+        loss = torch.nn.functional.mse_loss(out.float(), labels)
+        self.calls += 1
+        return {"loss": loss * math.inf if self.calls - 1 in self.poison else loss, "logits": out}
+
+
+@pytest.fixture
+def train(tmp_path):
+    def run(cls, model=None, optimizers=(None, None), resume=None, scaler=None, extra=(), **options):
+        arguments = transformers.TrainingArguments(
+            str(tmp_path),
+            per_device_train_batch_size=4,
+            use_cpu=True,
+            report_to=[],
+            disable_tqdm=True,
+            logging_steps=1,
+            logging_nan_inf_filter=False,
+            learning_rate=1e-2,
+            **{"num_train_epochs": 1, "save_strategy": "no", **options},
+        )
+        torch.manual_seed(1)
+        data = [{"inputs": torch.randn(8), "labels": torch.randn(2)} for _ in range(24)]
+        trainer = cls(model or Network(), arguments, train_dataset=data, optimizers=optimizers, **dict(extra))
+        if scaler:  # Accelerate makes none on a CPU
+            trainer.accelerator.scaler, trainer.accelerator.native_amp = scaler, True
+            trainer.accelerator.state._mixed_precision = "fp16"
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    yield run
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+def weights(trainer):
+    return [param.detach().clone() for param in trainer.model.parameters()]
+
+
+def logged(trainer, name):
+    return [row[name] for row in trainer.state.log_history if name in row]
+
+
+@pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2}, {"max_grad_norm": 0.0}], ids=str)
+def test_trains_and_logs_as_transformers_does(train, options):
+    options = {"max_grad_norm": 0.1, "weight_decay": 0.1, **options}
+    theirs, ours = (train(cls, **options) for cls in (transformers.Trainer, gt.Trainer))
+    torch.testing.assert_close(weights(ours), weights(theirs), **CLOSE)
+    for name in ("loss", "grad_norm", "learning_rate"):
+        assert logged(ours, name) == pytest.approx(logged(theirs, name), rel=1e-3)
+    assert len(logged(ours, "grad_norm")) == int(ours.optimizer.stats.steps_taken)
+
+
+def test_max_grad_norm_is_done_by_the_step_and_only_there(train, monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError("the gradients were read outside the step")
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", fail)
+    monkeypatch.setattr(torch.nn.utils, "get_total_norm", fail)
+    trainer = train(gt.Trainer, max_grad_norm=0.01)
+    stats = trainer.optimizer.stats
+    assert stats.clip_coef.item() == pytest.approx(0.01 / stats.grad_norm.item(), rel=1e-3)
+    assert logged(trainer, "grad_norm")[-1] == stats.grad_norm.item()
+    with pytest.raises(AssertionError, match="outside the step"):
+        train(transformers.Trainer, max_grad_norm=0.01)
+
+
+def test_optimizer_is_named_and_wrapped(train):
+    trainer = train(gt.Trainer)
+    assert isinstance(trainer.optimizer.optimizer, gradops.AdamW)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_skipped_steps_leave_the_schedule_where_it_is(train, scaled):
+    scaler = gradops.GradScaler("cpu", init_scale=256.0) if scaled else None
+    trainer = train(gt.Trainer, Network(poison=(1, 3)), scaler=scaler, max_grad_norm=0.1)
+    assert int(trainer.optimizer.stats.steps_skipped) == 2
+    rates = logged(trainer, "learning_rate")
+    assert len(set(rates)) == 4
+    assert all(weight.isfinite().all() for weight in weights(trainer))
+    norms = logged(trainer, "grad_norm")
+    assert [math.isfinite(norm) for norm in norms] == [True, False, True, False, True, True]
+    if scaled:
+        assert scaler.get_scale() == 64.0
+
+
+def test_bf16_runs_under_autocast(train):
+    trainer = train(gt.Trainer, bf16=True)
+    assert trainer.model.dtypes == {torch.bfloat16}
+    assert int(trainer.optimizer.stats.steps_taken) == 6
+
+
+def test_settings_reach_the_optimizer(train):
+    settings = {"max_relative_step": gradops.RelativeStepCap(0.001)}
+    trainer = train(gt.Trainer, extra={"settings": settings})
+    assert trainer.optimizer.stats.capped.any()
+
+
+def test_optimizer_that_is_passed_in_is_wrapped(train):
+    model = Network()
+    trainer = train(gt.Trainer, model, optimizers=(torch.optim.Adam(model.named_parameters(), lr=1e-2), None))
+    assert type(trainer.optimizer.optimizer) is gradops.Adam
+    assert trainer.optimizer.stats.names[0] == "net.0.weight"
+
+
+@pytest.mark.parametrize("name", ["max_norm", "loss_scale", "max_nrom"])
+def test_settings_that_are_the_trainers_are_refused(train, name):
+    with pytest.raises(TypeError, match=name):
+        train(gt.Trainer, extra={"settings": {name: 1.0}})
+
+
+def test_other_trainers_take_the_mixin(train):
+    class Own(transformers.Trainer):
+        def compute_loss(self, model, inputs, **options):
+            return 2 * super().compute_loss(model, inputs, **options)
+
+    class Mine(gt.GradOpsMixin, Own):
+        pass
+
+    losses = [logged(train(cls), "loss") for cls in (gt.Trainer, Mine, Own)]
+    assert losses[1][0] == 2 * losses[0][0]
+    assert losses[1] == pytest.approx(losses[2], rel=1e-3)
+
+
+def test_optimizers_of_other_kinds_stay_as_they_are(train):
+    model = Network()
+    trainer = train(gt.Trainer, model, optimizers=(torch.optim.SGD(model.parameters(), lr=1e-2), None))
+    assert type(trainer.optimizer.optimizer) is torch.optim.SGD
+    assert min(logged(trainer, "grad_norm")) > 0
+
+
+def test_resumed_training_is_bitwise_the_whole_one(train, tmp_path):
+    options = {"num_train_epochs": 2, "save_strategy": "epoch", "max_grad_norm": 0.1}
+    whole = train(gt.Trainer, **options)
+    expected = weights(whole)
+    rest = train(gt.Trainer, resume=str(tmp_path / "checkpoint-6"), **options)
+    assert rest.optimizer.stats.names == whole.optimizer.stats.names
+    assert int(rest.optimizer.stats.steps_taken) == 12
+    for ours, theirs in zip(weights(rest), expected, strict=True):
+        assert torch.equal(ours, theirs)
