@@ -146,6 +146,31 @@ def test_our_scaler_makes_no_extra_pass(device):
         scaler.update()
 
 
+def sweeps(step, shape):
+    """How many operators read or wrote a tensor of this shape, or a list, whose shapes the profiler does not tell."""
+    with torch.profiler.profile(record_shapes=True) as profile:
+        step()
+    return sum(list(shape) in event.input_shapes or "_foreach_" in event.name for event in profile.events())
+
+
+def test_a_step_by_our_scaler_touches_the_gradients_as_often_as_one_without(device):
+    """By the profiler: no operator looks at a tensor of the gradient's shape besides those of the step itself."""
+    param = torch.ones(123, 7, device=device).requires_grad_()
+    optimizer = gradops.AdamW([param])
+    found = {}
+    for scaler_cls in (gradops.GradScaler, torch.amp.GradScaler):
+        scaler = scaler_cls(device.type, **OPTIONS)
+        for _ in range(2):  # the first of them binds the optimizer
+            param.grad = None
+            scaler.scale(param.sum()).backward()
+            found[scaler_cls] = sweeps(lambda scaler=scaler: scaler.step(optimizer), param.shape)
+            scaler.update()
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(2.0, device=device), torch.tensor(0.0, device=device)
+    plain = sweeps(optimizer.step, param.shape)
+    assert found[gradops.GradScaler] == plain
+    assert found[torch.amp.GradScaler] > plain
+
+
 @pytest.mark.parametrize("optimizer_cls", [torch.optim.SGD, torch.optim.AdamW])
 def test_our_scaler_is_torchs_for_other_optimizers(optimizer_cls, device):
     values = [1.0, math.inf, 0.5, math.nan, 2.0, 2.0]

@@ -1,5 +1,7 @@
 """Checkpoints across numbers of processes, and across crashes."""
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ import tolerances as tol
 import torch
 from beside import assert_close, assert_same_bits
 from layouts import full
+from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
@@ -106,6 +109,28 @@ def test_dying_at_any_moment_of_a_save_leaves_a_whole_checkpoint(tmp_path):
     # Before the new one counts and after, or this has not tested what it says.
     assert deaths > 8
     assert 1 <= followed < deaths
+
+
+def save_and_lose_a_rank(path):
+    """Saves at 3, trains on, and loses rank 1 while it writes the next."""
+    model, optimizer, scheduler = build(2)
+    train(model, optimizer, scheduler, 0, 3)
+    gradops.save_checkpoint(path, model, optimizer, scheduler=scheduler)
+    train(model, optimizer, scheduler, 3, 5)
+    if torch.distributed.get_rank() == 1:
+        FileSystemWriter.write_data = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    gradops.save_checkpoint(path, model, optimizer, scheduler=scheduler)
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_while_it_writes_leaves_the_old_checkpoint(workers, tmp_path):
+    with pytest.raises(AssertionError, match="rank 0"):
+        workers.run(2, save_and_lose_a_rank, tmp_path)
+    (loaded, resumed), _ = workers.run(2, run, 2, tmp_path, None, True)
+    _, uninterrupted = workers.run(2, run, 2, tmp_path)[0]
+    assert loaded["steps"] == [2] * 4
+    for one, two in zip(resumed["params"], uninterrupted["params"], strict=True):
+        assert_same_bits(one, two)
 
 
 def test_a_folder_without_a_checkpoint_is_said_to_have_none(tmp_path):

@@ -60,10 +60,6 @@ class Workers:
                 returned[rank] = torch.load(io.BytesIO(value), weights_only=False)
         return [returned[rank] for rank in range(world)]
 
-    def kill(self, rank):
-        """Ends a process as a crash does."""
-        self._processes[rank].kill()
-
     def stop(self):
         for process in self._processes:
             process.kill()
