@@ -21,7 +21,9 @@ def test_there_are_examples():
 def test_example_runs(example, tmp_path):
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    run = subprocess.run([sys.executable, example], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, example], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+    )
     last = run.stderr.strip().splitlines()[-1:] or [""]
     if run.returncode and last[0].startswith("ModuleNotFoundError") and any(name in last[0] for name in FRAMEWORKS):
         pytest.skip(last[0])

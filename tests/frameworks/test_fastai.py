@@ -3,7 +3,9 @@
 import copy
 import inspect
 import math
+import runpy
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +28,7 @@ from torch.utils.data import TensorDataset
 
 import gradops
 from gradops import fastai as gf
+from gradops.record.run import Run
 
 CLOSE = {"rtol": 2e-4, "atol": 2e-5}
 # A scale under which no gradient of these tests overflows by itself.
@@ -385,6 +388,51 @@ def test_activation_stats_work_beside_it(learner):
     learn.fit(1, 1e-2)
     assert len(learn.activation_stats.stats) == 6
     assert learn.activation_stats.layer_stats(0)[0]
+
+
+@pytest.mark.parametrize("opt_func", [FastaisAdam, gf.Adam])
+def test_recorder_works_beside_activation_stats(learner, opt_func, tmp_path):
+    path = tmp_path / "run.npz"
+    callbacks = [
+        gf.GradOps("fp16", loss_scale=SCALE),
+        gf.StepRecorder(path=path),
+        ActivationStats(),
+        Poison(2),
+        Watch(),
+    ]
+    learn = learner(opt_func, cbs=callbacks)
+    learn.lr_find(num_it=6, show_plot=False, suggest_funcs=None)
+    assert learn.step_recorder.recorder is None
+    learn.watch.losses.clear()
+    learn.fit_one_cycle(1, 1e-2)
+    learn.get_preds()
+    run = Run.load(path)
+    assert run.loss.tolist() == pytest.approx(learn.watch.losses)
+    assert run.skipped.tolist() == [False, False, True, False, False, False]
+    assert "1.1" in run.layers
+    assert len(learn.activation_stats.stats) == 6
+    assert not learn.opt.opt._watchers
+
+
+def test_recorder_without_our_optimizer_is_refused(learner):
+    with pytest.raises(TypeError, match="GradOps"):
+        learner(cbs=[gf.StepRecorder()]).fit(1)
+
+
+@pytest.mark.slow
+def test_the_guides_example_recovers_from_its_explosion():
+    """A CNN without normalisation, `fit_one_cycle` to 0.1: dead at 0.53 with fastai's Adam, clipped or not."""
+    example = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "train_fastai.py"))
+    last = []
+    for callbacks in ([], [gf.GradOps(max_norm=1.0, max_relative_step=gradops.RelativeStepCap(0.1, warmup_steps=100))]):
+        torch.manual_seed(0)
+        learn = example["learner"](320 * 64, 12, callbacks)
+        learn.remove_cb(ProgressCallback)
+        learn.logger = lambda *_: None
+        learn.fit_one_cycle(1, 0.1)
+        last.append(float(learn.recorder.values[-1][1]))
+    assert last[0] > 0.5
+    assert last[1] < 0.2
 
 
 def test_states_cleared_by_fastai_start_anew(learner):

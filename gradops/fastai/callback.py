@@ -1,4 +1,4 @@
-"""fastai: `GradOps`, one callback in place of MixedPrecision and GradientClip, and `Adam`, an opt_func."""
+"""The callbacks: `GradOps`, which trains, and `StepRecorder`, which keeps what the steps measured."""
 
 from contextlib import ExitStack
 from functools import partial
@@ -9,6 +9,7 @@ from torch import nn
 
 import gradops
 from gradops._frameworks import needs
+from gradops.fastai.optimizer import Adam
 from gradops.one_pass import OnePass
 from gradops.param_groups import params_of
 from gradops.settings import Settings
@@ -18,7 +19,6 @@ with needs("fastai"):
     from fastai.callback.core import Callback, CancelStepException
     from fastai.callback.fp16 import MixedPrecision, NonNativeMixedPrecision
     from fastai.callback.training import GradientClip
-    from fastai.optimizer import OptimWrapper, set_item_pg
     from fastai.torch_core import to_float
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -111,89 +111,39 @@ class GradOps(Callback):
             raise CancelStepException
 
 
-def Adam(  # noqa: N802  # fastai's name for it
-    params: Any,
-    lr: float | slice,
-    mom: float = 0.9,
-    sqr_mom: float = 0.99,
-    eps: float = 1e-5,
-    wd: float = 0.01,
-    decouple_wd: bool = True,
-    **settings: Any,
-) -> "Optimizer":
-    """fastai's `Adam` in one pass, for a Learner's `opt_func`: the same arguments and defaults.
+class StepRecorder(Callback):
+    """A `gradops.Recorder` for each fit: what every step measured, and the layers' activations.
+
+    Beside fastai's ActivationStats it also counts NaN and inf, and negative and large activations. `lr_find` and
+    predictions are not recorded. `learn.step_recorder.recorder` is that of the last fit, for its `run` and `save`.
 
     Args:
-        params: parameters or lists of them, as the learner's splitter makes them.
-        lr, mom, sqr_mom, eps, wd: fastai's names for lr, both betas, eps and weight_decay.
-        decouple_wd: AdamW's weight decay, else Adam's L2.
-        **settings: those of `gradops.wrap`.
-    """
-    made_by = partial(
-        gradops.AdamW if decouple_wd else gradops.Adam,
-        lr=lr.stop if isinstance(lr, slice) else lr,  # the learner spreads a slice over the groups itself
-        betas=(mom, sqr_mom),
-        eps=eps,
-        weight_decay=wd,
-        **settings,
-    )
-    return Optimizer(params, made_by)
-
-
-class Optimizer(OptimWrapper):
-    """fastai's view of a gradops optimizer, in which a Learner's `wd_bn_bias=False` holds.
-
-    The learner marks parameters of norms, and biases, to go without weight decay, which an OptimWrapper ignores. Here
-    they stand in groups of their own, behind the groups that fastai sees.
+        **options: those of `gradops.Recorder`.
     """
 
-    def __init__(self, params: Any, opt: Any) -> None:
-        super().__init__(params, opt)
-        self.groups_seen = len(self.opt.param_groups)
-        self.undecayed: dict[int, int] | None = None  # group that fastai sees: group of its marked parameters
+    order = GradOps.order + 1
 
-    @property
-    def hypers(self) -> list[dict[str, Any]]:
-        return super().hypers[: self.groups_seen]
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+        self.recorder: gradops.Recorder | None = None
 
-    @property
-    def param_lists(self) -> list[list[torch.Tensor]]:
-        groups = [group["params"] for group in self.opt.param_groups]
-        marked = self.undecayed or {}
-        return [groups[i] + (groups[marked[i]] if i in marked else []) for i in range(self.groups_seen)]
-
-    def _set_hyper(self, k: str, v: Any) -> None:
-        super()._set_hyper(k, v)
-        self._part_undecayed()
-        for seen, marked in (self.undecayed or {}).items():
-            if k != "wd":
-                set_item_pg(self.opt.param_groups[marked], self.bwd_map[k], v[seen])
-
-    def step(self, closure: Any = None) -> Any:
-        self._part_undecayed()
-        return self.opt.step(closure)
-
-    def state_dict(self) -> dict[str, Any]:
-        self._part_undecayed()
-        return self.opt.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._part_undecayed()
-        self.opt.load_state_dict(state_dict)
-
-    def _part_undecayed(self) -> None:
-        """Gives the marked parameters their groups; once, and not before the learner has marked any."""
-        if self.undecayed is not None or not self.state:
+    def before_fit(self) -> None:
+        if hasattr(self.learn, "lr_finder") or hasattr(self.learn, "gather_preds"):
+            self.run = False
             return
-        self.undecayed = {}
-        for seen, group in enumerate(list(self.opt.param_groups)):
-            marked = [param for param in group["params"] if not self.state[param].get("do_wd", True)]
-            if not marked:
-                continue
-            group["params"] = [param for param in group["params"] if self.state[param].get("do_wd", True)]
-            options = {key: value for key, value in group.items() if not key.startswith("gradops_")}
-            self.undecayed[seen] = len(self.opt.param_groups)
-            self.opt.add_param_group({**options, "params": marked, "weight_decay": 0.0})
+        optimizer = getattr(self.learn.opt, "opt", None)
+        if not isinstance(optimizer, OnePass):
+            raise TypeError("StepRecorder needs GradOps among the learner's callbacks, or opt_func=gradops.fastai.Adam")
+        self.after_fit()  # of a fit that was interrupted
+        self.recorder = gradops.Recorder(optimizer, self.learn.model, **self.options)
+
+    def before_backward(self) -> None:
+        assert self.recorder is not None
+        self.recorder.loss(self.learn.loss)
+
+    def after_fit(self) -> None:
+        if self.recorder is not None:
+            self.recorder.close()
 
 
 def _refuse(callbacks: Any, kinds: tuple[type, ...]) -> None:

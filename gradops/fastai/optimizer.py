@@ -1,0 +1,97 @@
+"""fastai's Adam in one pass, and fastai's view of it."""
+
+from functools import partial
+from typing import Any
+
+import torch
+
+import gradops
+from gradops._frameworks import needs
+
+with needs("fastai"):
+    from fastai.optimizer import OptimWrapper, set_item_pg
+
+
+def Adam(  # noqa: N802  # fastai's name for it
+    params: Any,
+    lr: float | slice,
+    mom: float = 0.9,
+    sqr_mom: float = 0.99,
+    eps: float = 1e-5,
+    wd: float = 0.01,
+    decouple_wd: bool = True,
+    **settings: Any,
+) -> "Optimizer":
+    """fastai's `Adam` in one pass, for a Learner's `opt_func`: the same arguments and defaults.
+
+    Args:
+        params: parameters or lists of them, as the learner's splitter makes them.
+        lr, mom, sqr_mom, eps, wd: fastai's names for lr, both betas, eps and weight_decay.
+        decouple_wd: AdamW's weight decay, else Adam's L2.
+        **settings: those of `gradops.wrap`.
+    """
+    made_by = partial(
+        gradops.AdamW if decouple_wd else gradops.Adam,
+        lr=lr.stop if isinstance(lr, slice) else lr,  # the learner spreads a slice over the groups itself
+        betas=(mom, sqr_mom),
+        eps=eps,
+        weight_decay=wd,
+        **settings,
+    )
+    return Optimizer(params, made_by)
+
+
+class Optimizer(OptimWrapper):
+    """fastai's view of a gradops optimizer, in which a Learner's `wd_bn_bias=False` holds.
+
+    The learner marks parameters of norms, and biases, to go without weight decay, which an OptimWrapper ignores. Here
+    they stand in groups of their own, behind the groups that fastai sees.
+    """
+
+    def __init__(self, params: Any, opt: Any) -> None:
+        super().__init__(params, opt)
+        self.groups_seen = len(self.opt.param_groups)
+        self.undecayed: dict[int, int] | None = None  # group that fastai sees: group of its marked parameters
+
+    @property
+    def hypers(self) -> list[dict[str, Any]]:
+        return super().hypers[: self.groups_seen]
+
+    @property
+    def param_lists(self) -> list[list[torch.Tensor]]:
+        groups = [group["params"] for group in self.opt.param_groups]
+        marked = self.undecayed or {}
+        return [groups[i] + (groups[marked[i]] if i in marked else []) for i in range(self.groups_seen)]
+
+    def _set_hyper(self, k: str, v: Any) -> None:
+        super()._set_hyper(k, v)
+        self._part_undecayed()
+        for seen, marked in (self.undecayed or {}).items():
+            if k != "wd":
+                set_item_pg(self.opt.param_groups[marked], self.bwd_map[k], v[seen])
+
+    def step(self, closure: Any = None) -> Any:
+        self._part_undecayed()
+        return self.opt.step(closure)
+
+    def state_dict(self) -> dict[str, Any]:
+        self._part_undecayed()
+        return self.opt.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._part_undecayed()
+        self.opt.load_state_dict(state_dict)
+
+    def _part_undecayed(self) -> None:
+        """Gives the marked parameters their groups; once, and not before the learner has marked any."""
+        if self.undecayed is not None or not self.state:
+            return
+        self.undecayed = {}
+        for seen, group in enumerate(list(self.opt.param_groups)):
+            marked = [param for param in group["params"] if not self.state[param].get("do_wd", True)]
+            if not marked:
+                continue
+            group["params"] = [param for param in group["params"] if self.state[param].get("do_wd", True)]
+            options = {key: value for key, value in group.items() if not key.startswith("gradops_")}
+            self.undecayed[seen] = len(self.opt.param_groups)
+            self.opt.add_param_group({**options, "params": marked, "weight_decay": 0.0})
