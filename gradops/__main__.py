@@ -1,4 +1,4 @@
-"""Command line: `python -m gradops env`, `demo`, `bench` and `profile`."""
+"""Command line: `python -m gradops env`, `demo`, `bench`, `profile` and `report`."""
 
 import argparse
 import importlib
@@ -31,6 +31,7 @@ COMMANDS = (
     Command("demo", "train a CNN that explodes, and cure it", "gradops.demo", "demo"),
     Command("bench", "time the optimizer phase beside every native recipe", "gradops.bench.command", "report"),
     Command("profile", "where a training step's time and memory go", "gradops.profile.command", "report"),
+    Command("report", "which layer exploded in a recorded run, when and why", "gradops.diagnose.command", "report"),
 )
 
 

@@ -3,11 +3,10 @@
 import io
 import json
 import re
-import shutil
-import subprocess
 
 import pytest
 import torch
+from browser import dom_of
 from rich.console import Console
 
 from gradops.__main__ import main
@@ -22,6 +21,7 @@ from gradops.profile.training import Source
 
 TRAINING = """
 import torch
+from browser import dom_of
 from torch import nn
 
 def make_training(batch_size=4):
@@ -38,7 +38,6 @@ def make_sgd():
 def make_nothing():
     return None
 """
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -99,12 +98,7 @@ def test_page_asks_for_nothing_else(output):
 
 
 def test_page_works_in_a_browser(output):
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        pytest.skip(f"there is none of {', '.join(BROWSERS)}")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom"]
-    page = (output / "report.html").as_uri()
-    dom = subprocess.run([browser, *options, page], capture_output=True, text=True, check=True, timeout=120).stdout
+    dom = dom_of(output / "report.html")
     assert 'data-ready="yes"' in dom, "the page's script did not come to its end"
     assert dom.count("<canvas") == 2
     assert dom.count("<button>after the backward pass</button>") == 2

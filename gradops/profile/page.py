@@ -1,11 +1,11 @@
 """The report as one HTML page that needs nothing else: no network, nothing installed."""
 
 import base64
-import json
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from gradops import page
 from gradops.profile.loop import NAMES, PHASES
 from gradops.profile.phases import PARTS
 from gradops.profile.result import Result
@@ -39,16 +39,7 @@ def write(
         if picture is not None:
             encoded = base64.b64encode(picture.read_bytes()).decode()
             body.append(f'<img alt="timelines and memory" src="data:image/png;base64,{encoded}">')
-    data = json.dumps({"timelines": timelines, "colours": COLOURS}).replace("</", "<\\/")
-    text = TEMPLATE.read_text()
-    for mark, value in (
-        ("{{title}}", escape(title)),
-        ("{{facts}}", "<br>".join(map(escape, facts))),
-        ("{{body}}", "\n".join(body)),
-        ("{{data}}", data),
-    ):
-        text = text.replace(mark, value)
-    path.write_text(text)
+    page.write(path, TEMPLATE, title, facts, "\n".join(body), {"timelines": timelines, "colours": COLOURS})
 
 
 def _table(table: Table) -> str:

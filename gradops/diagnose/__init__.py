@@ -1,0 +1,5 @@
+"""The diagnosis of a recorded run: rules that find, a table that concludes, and what to do about it."""
+
+from gradops.diagnose.report import Report, report
+
+__all__ = ["Report", "report"]

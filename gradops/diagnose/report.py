@@ -1,0 +1,137 @@
+"""What a recorded run says: findings, the cause they point to, and what to do."""
+
+import io
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from gradops.diagnose import activations, gradients, order, settings, weights
+from gradops.diagnose.causes import CAUSES, NOTES, UNKNOWN, Cause
+from gradops.diagnose.finding import Finding, counted, quoted
+from gradops.diagnose.remedies import REMEDIES, Remedy
+from gradops.diagnose.view import View
+from gradops.record.run import Run
+
+RULES: tuple[Callable[[View], Finding | None], ...] = (
+    gradients.left_history,
+    settings.loss_spike,
+    order.what_came_first,
+    gradients.nonfinite,
+    activations.overflow,
+    activations.odd_batch,
+    weights.large_steps,
+    weights.growth,
+    weights.depth,
+    weights.fading,
+    weights.large_inputs,
+    gradients.dead,
+    settings.clipping,
+    settings.scale_floor,
+    settings.skips,
+    settings.loss,
+)
+WIDTH = 80
+CONTEXT = ("weight growth", "order", "loss spike")
+
+
+@dataclass(frozen=True)
+class Report:
+    """The diagnosis of one run.
+
+    Attributes:
+        summary: one sentence on what was recorded.
+        causes: the cause found and, after it, further ones; empty for a healthy run.
+        titles: the causes in words, with layer and step.
+        findings: everything that was seen, in the order of the rules.
+        remedies: what to do, the fittest first.
+    """
+
+    summary: str
+    causes: tuple[Cause, ...]
+    titles: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    remedies: tuple[Remedy, ...]
+
+    @property
+    def cause(self) -> str | None:
+        """The name of the cause; None for a healthy run."""
+        return self.causes[0].name if self.causes else None
+
+    @property
+    def verdict(self) -> str:
+        if not self.causes:
+            return "Nothing wrong was found."
+        also = f" Also: {'; '.join(self.titles[1:])}." if self.titles[1:] else ""
+        return f"{self.titles[0]}.{also}"
+
+    def print(self, console: Console) -> None:
+        """Prints the report on a terminal or into a file."""
+        console.print(self.summary, markup=False)
+        console.print(self.verdict, style="bold", markup=False)
+        for title, lines in self._sections(console.width):
+            console.print(f"\n{title}", style="bold", markup=False)
+            for line in lines:
+                console.print(line, markup=False, soft_wrap=True)
+
+    def _sections(self, width: int) -> list[tuple[str, list[str]]]:
+        def item(text: str) -> str:
+            return textwrap.fill(text, width, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
+
+        found = [item(finding.text) for finding in self.findings]
+        advice = [f"{item(remedy.advice)}\n  {remedy.link}" for remedy in self.remedies]
+        return [(title, lines) for title, lines in (("What was seen", found), ("What to do", advice)) if lines]
+
+    def __str__(self) -> str:
+        file = io.StringIO()
+        self.print(Console(file=file, width=WIDTH, color_system=None))
+        return file.getvalue()
+
+
+def report(run: Run) -> Report:
+    """Says in plain words what happened in a recorded run, and what to do.
+
+    Args:
+        run: what a `gradops.Recorder` saw.
+
+    Raises:
+        ValueError: the run has no steps.
+    """
+    if not len(run.steps):
+        raise ValueError("the run has no steps: nothing was recorded")
+    view = View(run)
+    findings = [finding for rule in RULES if (finding := rule(view)) is not None]
+    causes = _causes(findings)
+    titles = tuple(_title(cause, view, findings) for cause in causes)
+    if not causes:
+        # Growth is how a network learns, and worth a word only where something went wrong.
+        findings = [finding for finding in findings if finding.trouble or finding.kind not in CONTEXT]
+    return Report(_summary(view), causes, titles, tuple(findings), _remedies(causes, findings))
+
+
+def _causes(findings: list[Finding]) -> tuple[Cause, ...]:
+    kinds = {finding.kind for finding in findings}
+    fitting = {cause.name: cause for cause in reversed(CAUSES) if cause.fits(kinds)}
+    ordered = tuple(cause for cause in CAUSES if fitting.get(cause.name) is cause)
+    return ordered or ((UNKNOWN,) if UNKNOWN.fits(kinds) else ())
+
+
+def _title(cause: Cause, view: View, findings: list[Finding]) -> str:
+    source = cause.source(findings)
+    return cause.title.format(
+        layer=quoted(source.layer or ""), step=None if source.row is None else view.step(source.row)
+    )
+
+
+def _remedies(causes: tuple[Cause, ...], findings: list[Finding]) -> tuple[Remedy, ...]:
+    keys = [key for cause in causes for key in cause.remedies]
+    keys += [key for finding in findings for key in NOTES.get(finding.kind, ())]
+    return tuple(REMEDIES[key] for key in dict.fromkeys(keys))
+
+
+def _summary(view: View) -> str:
+    run = view.run
+    watched = f"outputs of {counted(len(run.layers), 'layer')}" if run.layers else "no activations"
+    params = f"{counted(len(run.names), 'parameter')} in {counted(len(view.layers), 'layer')}"
+    return f"Steps {view.step(0)} to {view.step(len(view) - 1)}: {params}, {watched}."

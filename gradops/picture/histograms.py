@@ -1,0 +1,54 @@
+"""Histograms of a layer's outputs over time: every value has its place, negative, huge, inf and NaN ones too.
+
+In the manner of fastai's `color_dim`, whose histograms leave out what is negative, large or not finite.
+"""
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from gradops.picture import look
+from gradops.picture.names import shorten
+from gradops.record.run import Run
+
+MOST_COLUMNS = 300
+TITLE = 26
+TICKS = 7
+
+
+def shares(run: Run, layer: int) -> NDArray[np.float64]:
+    """[B + 1, S]: the share of a layer's outputs in each bin, and last that of inf and NaN; NaN where not measured."""
+    counts = np.concatenate(
+        [run.activation_histogram[:, layer], run.activation_nonfinite[:, layer, None]], axis=1
+    ).astype(np.float64)
+    total = counts.sum(axis=1, keepdims=True)
+    return np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0).T
+
+
+def draw(axes: Axes, run: Run, layer: int) -> None:
+    """One layer's panel."""
+    values = shares(run, layer)
+    measured = ~np.isnan(values[0])
+    values, steps = values[:, measured], run.steps[measured]
+    thin = max(1, -(-values.shape[1] // MOST_COLUMNS))
+    colours = matplotlib.colormaps[look.COLOURS].with_extremes(bad=look.NOTHING)
+    decades = np.log10(np.where(values > 0, values, np.nan))[:, ::thin]
+    if decades.shape[1]:
+        edges = (steps[0] - 0.5, steps[-1] + 0.5, -0.5, len(decades) - 0.5)
+        axes.imshow(
+            decades, cmap=colours, aspect="auto", origin="lower", interpolation="nearest", extent=edges, vmin=-4, vmax=0
+        )
+    axes.axhline(len(values) - 1.5, color="white", linewidth=1.5)
+    look.bare(axes, f"outputs of {shorten(run.layers[layer], TITLE)}")
+    places, labels = ticks(run.histogram_edges)
+    axes.set_yticks([*places, len(values) - 1], [*labels, "inf, NaN"], fontsize=6.5)
+    axes.tick_params(labelsize=6.5)
+    axes.title.set_fontsize(9)
+
+
+def ticks(edges: NDArray[np.float32]) -> tuple[list[float], list[str]]:
+    """Places, in bins, and labels of some edges, outwards from the middle one, which is 0 where bins are symmetric."""
+    middle, apart = len(edges) // 2, max(1, len(edges) // TICKS)
+    chosen = sorted({*range(middle, -1, -apart), *range(middle, len(edges), apart)})
+    return [index + 0.5 for index in chosen], [f"{edges[index]:.2g}" for index in chosen]

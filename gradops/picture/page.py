@@ -1,0 +1,141 @@
+"""A recorded run as one interactive HTML page: every layer, step and value under the pointer."""
+
+import base64
+import os
+import re
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from gradops import page
+from gradops._version import __version__
+from gradops.diagnose.report import Report, report
+from gradops.diagnose.view import View
+from gradops.picture import histograms, look
+from gradops.picture.names import columns
+from gradops.record.run import Run
+
+TEMPLATE = Path(__file__).with_name("page.html")
+# Beyond these, neighbouring steps share a column: a page of some megabytes still opens at once.
+MOST_CELLS, MOST_HISTOGRAM_CELLS = 300_000, 3_000_000
+FADED = -4.0
+WIDE = 1e3
+
+
+def write(run: Run, path: str | os.PathLike[str]) -> None:
+    """Writes the page, which needs nothing else.
+
+    Args:
+        run: what a `gradops.Recorder` saw.
+        path: where to.
+
+    Raises:
+        ValueError: the run has no steps.
+    """
+    found, view = report(run), View(run)
+    facts = [found.summary, _settings(run), f"gradops {__version__}"]
+    page.write(Path(path), TEMPLATE, found.verdict.replace("`", ""), facts, _body(found), _data(view))
+
+
+def _body(found: Report) -> str:
+    seen = "".join(f"<li>{_with_names(finding.text)}</li>" for finding in found.findings)
+    advice = "".join(
+        f"<li>{escape(remedy.advice)}<br><small>{escape(remedy.link)}</small></li>" for remedy in found.remedies
+    )
+    lists = (("What was seen", seen), ("What to do", advice))
+    return "".join(f"<h2>{title}</h2><ul>{items}</ul>" for title, items in lists if items)
+
+
+def _with_names(text: str) -> str:
+    """HTML of a sentence whose layer names stand between backticks."""
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(text))
+
+
+def _settings(run: Run) -> str:
+    said = {name: value for name, value in run.about.items() if value is not None}
+    return ", ".join(f"{name} {value}" for name, value in said.items())
+
+
+def _data(view: View) -> dict[str, Any]:
+    run = view.run
+    lines = [_line("gradient norm", run.grad_norm), _line("loss", run.loss)]
+    lines.append(_line("learning rate", run.lr.max(axis=1), widest=np.inf))
+    if (run.loss_scale != 1).any():
+        lines.append(_line("loss scale", run.loss_scale, widest=1.0))
+    palette = (255 * matplotlib.colormaps[look.COLOURS](np.linspace(0, 1, 256))[:, :3]).round().astype(int)
+    return {
+        "steps": run.steps.tolist(),
+        "measures": _measures(view),
+        "lines": [line for line in lines if line is not None],
+        "marks": [
+            {"name": "clipped", "rows": np.flatnonzero((run.clip_coef < 1) & ~run.skipped).tolist()},
+            {"name": "skipped", "rows": np.flatnonzero(run.skipped).tolist()},
+        ],
+        "histograms": _histograms(run),
+        "palette": palette.tolist(),
+    }
+
+
+def _measures(view: View) -> list[dict[str, Any]]:
+    """What the map can show, of layers with parameters and of layers that were watched."""
+    run, layers = view.run, view.layers
+    weights = np.where(np.isin(np.arange(len(run.names)), view.weights), 1.0, np.nan)
+    made = [
+        _measure("gradient norm", layers, np.where(np.isfinite(view.norms), view.norms, np.inf)),
+        _measure("largest gradient", layers, _of_layers(view, run.abs_max)),
+        _measure("update over weight", layers, _of_layers(view, run.update_ratio * weights)),
+        _measure("RMS of the weights", layers, _of_layers(view, run.param_rms * weights)),
+        _measure("largest output", run.layers, run.activation_abs_max),
+        _measure("standard deviation of outputs", run.layers, run.activation_std),
+        _measure("share of negative outputs", run.layers, run.activation_negative, logarithmic=False),
+        _measure("share of outputs near zero", run.layers, run.activation_near_zero, logarithmic=False),
+    ]
+    return [measure for measure in made if measure is not None]
+
+
+def _of_layers(view: View, values: NDArray[Any]) -> NDArray[np.float64]:
+    """[S, K], of each layer the largest value of its parameters; NaN beats none."""
+    return np.stack([np.fmax.reduce(values[:, of].astype(np.float64), axis=1) for of in view.members], axis=1)
+
+
+def _measure(name: str, layers: list[str], values: ArrayLike, logarithmic: bool = True) -> dict[str, Any] | None:
+    rows = np.asarray(values, dtype=np.float64).T
+    if not np.isfinite(rows).any():
+        return None
+    binned, size = columns(rows, max(1, MOST_CELLS // len(rows)))
+    shape = {"layers": layers, "columns": binned.shape[1], "size": size}
+    return {"name": name, **shape, "logarithmic": logarithmic, "values": _encoded(binned.astype(np.float32))}
+
+
+def _line(name: str, values: NDArray[np.float32], widest: float = WIDE) -> dict[str, Any] | None:
+    """A line for the page, logarithmic where the largest value is more than `widest` times the smallest."""
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return None
+    logarithmic = bool((known > 0).all() and known.max() > widest * known.min())
+    return {"name": name, "logarithmic": logarithmic, "values": _encoded(values.astype(np.float32))}
+
+
+def _histograms(run: Run) -> dict[str, Any]:
+    """Of each watched layer the shares of its outputs by bins and columns, as bytes; 0 for none, 255 for all."""
+    if not run.layers:
+        return {"layers": []}
+    bins = run.activation_histogram.shape[2] + 1
+    most = max(50, MOST_HISTOGRAM_CELLS // (bins * len(run.layers)))
+    encoded, wide, size = [], 0, 1
+    for layer in range(len(run.layers)):
+        shares, size = columns(histograms.shares(run, layer), most)
+        with np.errstate(divide="ignore"):
+            light = 1 - np.log10(np.maximum(np.nan_to_num(shares), 10**FADED)) / FADED
+        wide = shares.shape[1]
+        encoded.append(_encoded(np.where(np.nan_to_num(shares) > 0, 1 + 254 * light, 0).astype(np.uint8)))
+    edges = [float(edge) for edge in run.histogram_edges]
+    return {"layers": run.layers, "bins": bins, "columns": wide, "size": size, "edges": edges, "values": encoded}
+
+
+def _encoded(values: NDArray[Any]) -> str:
+    return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode()
