@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gradops.loss_scale import DynamicLossScale
 from gradops.one_pass import OnePass
 from gradops.record.activations import ActivationWatch
+from gradops.record.answers import Answers
 from gradops.record.history import History
 from gradops.record.tape import Reading, Tape
 from gradops.settings import loss_scale_policy
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _WRITING_SHARE = 0.01
 
 
-class Recorder:
+class Recorder(Answers):
     """Keeps what each step of an optimizer measured, and statistics of what the model's layers put out.
 
     Per step and parameter: gradient norm, largest gradient, count of non-finite elements, ratio of update to weight,

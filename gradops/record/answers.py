@@ -1,0 +1,64 @@
+"""What a record says, in words and in pictures; needs the extra `report`."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from gradops.diagnose import Report
+    from gradops.record.run import Run
+
+
+class Answers(Protocol):
+    """Report, picture and page of the run that `run` gives; each waits for the device."""
+
+    def run(self) -> "Run": ...
+
+    def report(self) -> "Report":
+        """What happened, in plain words: print it, or read its `cause`, `findings` and `remedies`.
+
+        Raises:
+            ModuleNotFoundError: the extra `report` is not installed.
+            ValueError: nothing was recorded yet.
+        """
+        with _extra("report"):
+            from gradops.diagnose import report
+        return report(self.run())
+
+    def plot(self, path: str | os.PathLike[str] | None = None, layers: Sequence[str] | None = None) -> "Figure":
+        """The run as one picture; see `gradops.picture.plot`.
+
+        Args:
+            path: where to write it, in the format that its suffix names; None for nowhere.
+            layers: names of the layers whose outputs are shown; None for twelve, those of the report among them.
+
+        Raises:
+            ModuleNotFoundError: the extra `report` is not installed.
+            ValueError: nothing was recorded yet, or a layer was not watched.
+        """
+        with _extra("plot"):
+            from gradops.picture import plot
+        return plot(self.run(), path, layers)
+
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Writes the run as one interactive page, which needs nothing else.
+
+        Raises:
+            ModuleNotFoundError: the extra `report` is not installed.
+            ValueError: nothing was recorded yet.
+        """
+        with _extra("to_html"):
+            from gradops.picture import page
+        page.write(self.run(), path)
+
+
+@contextmanager
+def _extra(name: str) -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as missing:
+        needed = f"Recorder.{name} needs {missing.name}: run pip install 'gradops[report]'"
+        raise ModuleNotFoundError(needed, name=missing.name) from missing

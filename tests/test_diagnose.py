@@ -1,0 +1,196 @@
+"""The report: it names the cause of real trainings that went wrong, and finds nothing in those that did not."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+pytest.importorskip("mlxtend")
+pytest.importorskip("rich")
+
+from trainings import FAULTY, HEALTHY, recorded
+
+from gradops.__main__ import main
+from gradops.diagnose import causes, report
+from gradops.diagnose.history import departures
+from gradops.diagnose.remedies import REMEDIES
+
+SAID = {
+    "high lr, residual": (
+        "First came the weights",
+        "left its own history first",
+        "is dead since step",
+        "of its own norm",
+    ),
+    "high lr, clipped": ("Clipping bound in", "max_norm 1"),
+    "bad init": ("begins too large", "Kaiming's initialisation gives 1.4"),
+    "no normalisation": ("No normalisation was seen",),
+    "float16 overflow": ("float16 overflow in `3`", "The loss scale does not explain it"),
+    "corrupt batch": ("at step 60", "while its weights were as before", "First came activations"),
+    "corrupt batch, NaN": ("at step 60", "with finite weights"),
+    "corrupt batch, labels": ("at step 150", "single-bad-batches"),
+    "dead layer": ("`2` is dead since step 50", "are negative", "Without a gradient, too: `0`"),
+    "dead layer, from the start": ("`4` is dead from the first recorded step on",),
+    "scale at floor": ("sits at its floor", "90 of 90 steps were skipped"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTY)
+def test_report_names_the_cause_of_a_training_that_went_wrong(name):
+    found = report(recorded(name))
+    assert found.cause == name.split(",")[0], str(found)
+    text = " ".join(str(found).split())
+    for words in SAID.get(name, ()):
+        assert words in text
+    assert found.remedies
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_report_finds_nothing_wrong_in_a_healthy_training(name):
+    found = report(recorded(name))
+    assert not found.causes, str(found)
+    assert not [finding for finding in found.findings if finding.trouble], str(found)
+    assert "Nothing wrong was found" in str(found)
+
+
+def test_loss_scale_explains_the_skipped_steps_of_its_search():
+    text = " ".join(str(report(recorded("float16, scale search"))).split())
+    assert "The loss scale explains it" in text
+
+
+def test_clipping_in_nearly_every_step_is_said_and_is_no_cause():
+    found = report(recorded("clipping binds"))
+    assert found.cause is None
+    assert "max_norm 0.05" in str(found)
+    assert REMEDIES["max_norm"] in found.remedies
+
+
+def test_inputs_that_nobody_normalised_are_noted():
+    found = report(recorded("large inputs"))
+    assert [finding.kind for finding in found.findings] == ["large inputs"]
+
+
+def without_activations(run):
+    empty = {
+        field.name: getattr(run, field.name)[:, :0]
+        for field in dataclasses.fields(run)
+        if field.name.startswith("activation_")
+    }
+    return dataclasses.replace(run, layers=[], **empty)
+
+
+@pytest.mark.parametrize("name", ["high lr, residual", "corrupt batch", "dead layer", "scale at floor"])
+def test_cause_is_named_from_the_gradients_alone(name):
+    found = report(without_activations(recorded(name)))
+    assert found.cause == name.split(",")[0], str(found)
+
+
+def later(run, first):
+    rows = {
+        field.name: getattr(run, field.name)[first:]
+        for field in dataclasses.fields(run)
+        if field.name not in ("names", "sizes", "groups", "layers", "histogram_edges", "about")
+    }
+    return dataclasses.replace(run, **rows)
+
+
+def test_record_that_begins_late_counts_steps_from_the_first_of_the_training():
+    found = report(later(recorded("dead layer"), 20))
+    assert found.cause == "dead layer"
+    assert "since step 50" in str(found)
+
+
+def test_start_of_a_record_that_begins_late_is_not_taken_for_the_initialisation():
+    found = report(later(recorded("bad init"), 5))
+    assert found.cause is None, str(found)
+
+
+def test_run_whose_loss_nobody_recorded_can_be_reported():
+    run = recorded("corrupt batch")
+    found = report(dataclasses.replace(run, loss=np.full_like(run.loss, np.nan)))
+    assert found.cause == "corrupt batch"
+
+
+def test_run_of_unnamed_layers_without_a_single_finite_value_can_be_reported():
+    run = recorded("scale at floor")
+    nothing = {
+        name: np.full_like(getattr(run, name), np.nan)
+        for name in ("grad_norm", "loss", "norms", "abs_max", "update_ratio", "param_rms")
+    }
+    names = [f"param_{index}" for index in range(len(run.names))]
+    assert report(dataclasses.replace(run, names=names, **nothing)).cause == "scale at floor"
+
+
+def test_run_without_steps_is_refused():
+    with pytest.raises(ValueError, match="no steps"):
+        report(later(recorded("linear"), 200))
+
+
+def test_every_cause_and_note_has_remedies_that_exist():
+    named = [key for cause in (*causes.CAUSES, causes.UNKNOWN) for key in cause.remedies]
+    named += [key for keys in causes.NOTES.values() for key in keys]
+    assert set(named) == set(REMEDIES)
+    assert all(cause.remedies for cause in causes.CAUSES)
+
+
+def test_trouble_without_a_known_cause_is_not_called_healthy():
+    run = recorded("linear")
+    loss = run.loss.copy()
+    loss[-30:] = np.nan
+    assert report(dataclasses.replace(run, loss=loss)).cause == "unknown"
+
+
+def test_command_prints_the_report_within_80_columns(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    recorded("high lr, residual").save(tmp_path / "run.npz")
+    assert main(["report", str(tmp_path / "run.npz")]) == 0
+    printed = capsys.readouterr().out
+    assert "A learning rate too high" in printed
+    assert max(map(len, printed.splitlines())) <= 80
+
+
+def test_what_is_no_recorded_run_is_said_in_a_sentence(tmp_path):
+    (tmp_path / "run.npz").write_text("something else")
+    with pytest.raises(SystemExit, match="is no recorded run"):
+        main(["report", str(tmp_path / "run.npz")])
+    with pytest.raises(SystemExit, match="No such file"):
+        main(["report", str(tmp_path / "missing.npz")])
+
+
+def quiet(steps=120, seed=0):
+    return np.exp(0.3 * np.random.default_rng(seed).standard_normal(steps))
+
+
+def test_departure_is_found_at_its_step_with_its_ratio():
+    values = quiet()
+    values[70] = 40.0
+    (found,) = departures(values)
+    assert (found.row, found.value) == (70, 40.0)
+    assert found.ratio == pytest.approx(40.0 / np.median(values[20:70]), rel=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_quiet_series_never_leaves_its_history(seed):
+    assert not departures(quiet(seed=seed))
+
+
+def test_series_that_scatters_by_decades_is_not_held_to_ten_times():
+    values = np.exp(1.5 * np.random.default_rng(0).standard_normal(200))
+    assert (values > 10 * np.median(values)).any()
+    assert not departures(values)
+
+
+def test_growth_too_slow_for_a_window_is_found():
+    values = quiet(steps=400) * np.exp(np.arange(400) / 40)
+    found = departures(values)
+    assert found
+    assert found[0].ratio > 100
+
+
+def test_values_without_a_logarithm_are_passed_over():
+    values = quiet()
+    values[30], values[40], values[50:] = 0.0, np.inf, np.nan
+    assert not departures(values)
+    assert not departures(np.zeros(60))
+    assert not departures(np.full(60, np.nan))
+    assert not departures([])
