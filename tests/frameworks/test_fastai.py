@@ -405,12 +405,12 @@ def test_recorder_works_beside_activation_stats(learner, opt_func, tmp_path):
     assert learn.step_recorder.recorder is None
     learn.watch.losses.clear()
     learn.fit_one_cycle(1, 1e-2)
+    assert len(learn.activation_stats.stats) == 6
     learn.get_preds()
     run = Run.load(path)
     assert run.loss.tolist() == pytest.approx(learn.watch.losses)
     assert run.skipped.tolist() == [False, False, True, False, False, False]
     assert "1.1" in run.layers
-    assert len(learn.activation_stats.stats) == 6
     assert not learn.opt.opt._watchers
 
 
