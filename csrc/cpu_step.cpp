@@ -12,6 +12,15 @@ namespace {
 // Work below this many elements is over before another thread could use the interpreter.
 constexpr int64_t kReleaseGil = 1 << 20;
 
+SpikeGuardState guard_state(const StepCall& call) {
+  if (!call.settings.guard.has_value()) return {};
+  const float* scalars = call.buffers.scalars.const_data_ptr<float>();
+  const int64_t* counters = call.buffers.counters.const_data_ptr<int64_t>();
+  using Buffers = StepBuffers;
+  return {scalars[Buffers::kLrFactor], scalars[Buffers::kUsualNorm], scalars[Buffers::kDeviation],
+          counters[Buffers::kNormsSeen]};
+}
+
 }  // namespace
 
 void CpuStep::cut_into_chunks(const StepCall& call) {
@@ -26,7 +35,8 @@ void CpuStep::cut_into_chunks(const StepCall& call) {
   numels_ = std::move(numels);
 }
 
-CpuStep::Outcome CpuStep::measure(const StepCall& call, float inv_scale, bool found_inf) {
+CpuStep::Outcome CpuStep::measure(const StepCall& call, const SpikeGuardState& history, float inv_scale,
+                                  bool found_inf) {
   RECORD_USER_SCOPE("gradops.grad_stats");
   const StepSettings& settings = call.settings;
   const GradRule rule{inv_scale, static_cast<float>(settings.clip_value)};
@@ -41,6 +51,8 @@ CpuStep::Outcome CpuStep::measure(const StepCall& call, float inv_scale, bool fo
   });
   outcome.grad_norm = outcome.all.norm(norm.p, rule.clip_value);
   outcome.decision = decide(outcome.all, outcome.grad_norm, settings.max_norm, rule, found_inf);
+  outcome.found_inf = outcome.decision.skip;
+  if (settings.guard) outcome.guarded = guard_step(outcome.decision, outcome.grad_norm, history, *settings.guard);
   return outcome;
 }
 
@@ -62,7 +74,7 @@ void CpuStep::measure_params(const StepCall& call) {
   });
 }
 
-void CpuStep::plan_updates(const StepCall& call) {
+void CpuStep::plan_updates(const StepCall& call, double lr_factor) {
   int64_t last_group = -1;
   double last_lr = 0.0;
   double last_step = 0.0;
@@ -71,12 +83,13 @@ void CpuStep::plan_updates(const StepCall& call) {
     const ParamRow& row = call.rows[i];
     const AdamHyper& hyper = call.groups[row.group()].hyper;
     const double step = static_cast<double>(*row.step()) + 1.0;
-    double lr = hyper.lr;
+    const double group_lr = hyper.lr * lr_factor;
+    double lr = group_lr;
     if (call.settings.caps()) {
       const double rms = row.squares().norm(2.0) / std::sqrt(std::max<double>(1.0, call.views[i].numel));
-      lr = capped_lr(hyper.lr, rms, step, call.settings.relative_step);
+      lr = capped_lr(group_lr, rms, step, call.settings.relative_step);
     }
-    capped_[i] = lr < hyper.lr;
+    capped_[i] = lr < group_lr;
     // Neighbours mostly share group, step and lr; two powers cost more than a tensor of 64 elements.
     if (last != nullptr && row.group() == last_group && lr == last_lr && step == last_step) {
       updates_[i] = *last;
@@ -107,31 +120,43 @@ void CpuStep::update(const StepCall& call, const StepDecision& decision) {
   });
 }
 
-void CpuStep::write_stats(const StepCall& call, const Outcome& outcome, float loss_scale) {
-  RECORD_USER_SCOPE("gradops.write_stats");
+void CpuStep::write_scalars(const StepCall& call, const Outcome& outcome, const SpikeGuardState& history,
+                            float loss_scale) {
   using Buffers = StepBuffers;
   const StepSettings& settings = call.settings;
-  const StepDecision& decision = outcome.decision;
   float* scalars = call.buffers.scalars.data_ptr<float>();
   int64_t* counters = call.buffers.counters.data_ptr<int64_t>();
   scalars[Buffers::kGradNorm] = static_cast<float>(outcome.grad_norm);
-  scalars[Buffers::kClipCoef] = decision.clip_coef;
-  scalars[Buffers::kFoundInf] = decision.skip ? 1.0f : 0.0f;
+  scalars[Buffers::kClipCoef] = outcome.decision.clip_coef;
+  scalars[Buffers::kFoundInf] = outcome.found_inf ? 1.0f : 0.0f;
   scalars[Buffers::kLossScaleUsed] = loss_scale;
-  counters[decision.skip ? Buffers::kStepsSkipped : Buffers::kStepsTaken] += 1;
+  counters[outcome.decision.skip ? Buffers::kStepsSkipped : Buffers::kStepsTaken] += 1;
   if (settings.loss_scale_rule.has_value()) {
     const LossScaleState next = next_loss_scale({scalars[Buffers::kLossScale], counters[Buffers::kGrowthTracker]},
-                                                *settings.loss_scale_rule, decision.skip);
+                                                *settings.loss_scale_rule, outcome.found_inf);
     scalars[Buffers::kLossScale] = next.scale;
     counters[Buffers::kGrowthTracker] = next.growth_tracker;
   }
+  SpikeGuardState next = history;
+  if (settings.guard && !outcome.found_inf) {
+    next = next_guard_state(history, outcome.grad_norm, outcome.guarded, *settings.guard);
+  }
+  scalars[Buffers::kGuarded] = outcome.guarded ? 1.0f : 0.0f;
+  scalars[Buffers::kLrFactorUsed] = history.lr_factor;
+  scalars[Buffers::kLrFactor] = next.lr_factor;
+  scalars[Buffers::kUsualNorm] = next.usual_norm;
+  scalars[Buffers::kDeviation] = next.deviation;
+  counters[Buffers::kNormsSeen] = next.norms_seen;
+}
+
+void CpuStep::write_rows(const StepCall& call, const StepDecision& decision) {
   float* norms = call.buffers.norms.data_ptr<float>();
   float* abs_max = call.buffers.abs_max.data_ptr<float>();
   int64_t* nonfinite = call.buffers.nonfinite.data_ptr<int64_t>();
   bool* capped = call.buffers.capped.data_ptr<bool>();
-  const float clip_value = static_cast<float>(settings.clip_value);
+  const float clip_value = static_cast<float>(call.settings.clip_value);
   for (size_t i = 0; i < call.rows.size(); ++i) {
-    norms[i] = static_cast<float>(row_stats_[i].norm(settings.norm_type, clip_value));
+    norms[i] = static_cast<float>(row_stats_[i].norm(call.settings.norm_type, clip_value));
     abs_max[i] = row_stats_[i].abs_max();
     nonfinite[i] = row_stats_[i].nonfinite;
     capped[i] = !decision.skip && capped_[i];
@@ -153,13 +178,18 @@ void CpuStep::step(const StepCall& call) {
     for (const int64_t i : call.taking_part) call.rows[i].hold_grad(true);
     release.emplace();
   }
-  const Outcome outcome = measure(call, inv_scale, found_inf);
+  const SpikeGuardState history = guard_state(call);
+  const Outcome outcome = measure(call, history, inv_scale, found_inf);
   if (!outcome.decision.skip) {
     if (call.settings.caps()) measure_params(call);
-    plan_updates(call);
+    plan_updates(call, history.lr_factor);
     update(call, outcome.decision);
   }
-  write_stats(call, outcome, scale);
+  {
+    RECORD_USER_SCOPE("gradops.write_stats");
+    write_scalars(call, outcome, history, scale);
+    write_rows(call, outcome.decision);
+  }
   if (release.has_value()) {
     release.reset();
     for (const int64_t i : call.taking_part) call.rows[i].hold_grad(false);

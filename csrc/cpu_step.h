@@ -18,14 +18,17 @@ class CpuStep : public StepBackend {
     GradStats all;
     double grad_norm = 0.0;
     StepDecision decision;
+    bool found_inf = false;
+    bool guarded = false;
   };
 
   void cut_into_chunks(const StepCall& call);
-  Outcome measure(const StepCall& call, float inv_scale, bool found_inf);
+  Outcome measure(const StepCall& call, const SpikeGuardState& history, float inv_scale, bool found_inf);
   void measure_params(const StepCall& call);
-  void plan_updates(const StepCall& call);
+  void plan_updates(const StepCall& call, double lr_factor);
   void update(const StepCall& call, const StepDecision& decision);
-  void write_stats(const StepCall& call, const Outcome& outcome, float loss_scale);
+  void write_scalars(const StepCall& call, const Outcome& outcome, const SpikeGuardState& history, float loss_scale);
+  void write_rows(const StepCall& call, const StepDecision& decision);
 
   std::vector<int64_t> numels_;  // of the rows that take part, else -1, as the table was built for
   cpu::ChunkTable table_;

@@ -44,6 +44,8 @@ cuda::StepArgs CudaStep::args_of(const StepCall& call) {
   args.rules.relative_step = settings.relative_step;
   args.rules.moves_loss_scale = settings.loss_scale_rule.has_value();
   if (args.rules.moves_loss_scale) args.rules.loss_scale = *settings.loss_scale_rule;
+  args.rules.guards = settings.guard.has_value();
+  if (args.rules.guards) args.rules.guard = *settings.guard;
   args.loss_scale = scalar(call.scaling.loss_scale);
   args.found_inf = scalar(call.scaling.found_inf);
   args.grads_scaled = call.scaling.grads_scaled;

@@ -50,16 +50,21 @@ PYBIND11_MODULE(_C, m) {
            py::arg("growth_interval"), py::arg("min_scale"), py::arg("max_scale"));
   py::class_<RelativeStepRule>(m, "RelativeStepRule")
       .def(py::init<double, double, int64_t>(), py::arg("cap"), py::arg("floor"), py::arg("warmup_steps"));
+  py::class_<SpikeGuardRule>(m, "SpikeGuardRule")
+      .def(py::init<double, double, bool, double, double, double, int64_t, int64_t>(), py::arg("ratio"),
+           py::arg("z_score"), py::arg("skips"), py::arg("lr_cut"), py::arg("lr_growth"), py::arg("min_lr_factor"),
+           py::arg("history"), py::arg("warmup_steps"));
   py::class_<StepSettings>(m, "StepSettings")
       .def(py::init([](double max_norm, double norm_type, double clip_value, const RelativeStepRule* relative_step,
-                       const LossScaleRule* loss_scale_rule) {
-             StepSettings settings{max_norm, norm_type, clip_value, {}, {}};
+                       const LossScaleRule* loss_scale_rule, const SpikeGuardRule* guard) {
+             StepSettings settings{max_norm, norm_type, clip_value, {}, {}, {}};
              if (relative_step != nullptr) settings.relative_step = *relative_step;
              if (loss_scale_rule != nullptr) settings.loss_scale_rule = *loss_scale_rule;
+             if (guard != nullptr) settings.guard = *guard;
              return settings;
            }),
            py::arg("max_norm"), py::arg("norm_type"), py::arg("clip_value"), py::arg("relative_step"),
-           py::arg("loss_scale_rule"));
+           py::arg("loss_scale_rule"), py::arg("guard"));
 
   py::class_<StepPlan> plan(m, "StepPlan");
   plan.def(py::init<>())

@@ -7,6 +7,7 @@
 
 #include "math/loss_scale.h"
 #include "math/relative_step.h"
+#include "math/spike_guard.h"
 #include "param_row.h"
 
 namespace gradops {
@@ -18,14 +19,27 @@ struct StepSettings {
   double clip_value = INFINITY;
   RelativeStepRule relative_step;
   std::optional<LossScaleRule> loss_scale_rule;
+  std::optional<SpikeGuardRule> guard;
 
   bool caps() const { return !std::isinf(relative_step.cap); }
 };
 
 // The live buffers behind `optimizer.stats`.
 struct StepBuffers {
-  enum Scalar { kGradNorm, kClipCoef, kFoundInf, kLossScaleUsed, kLossScale, kScalarCount };
-  enum Counter { kStepsTaken, kStepsSkipped, kGrowthTracker, kCounterCount };
+  enum Scalar {
+    kGradNorm,
+    kClipCoef,
+    kFoundInf,
+    kLossScaleUsed,
+    kLossScale,
+    kGuarded,
+    kLrFactorUsed,
+    kLrFactor,
+    kUsualNorm,
+    kDeviation,
+    kScalarCount
+  };
+  enum Counter { kStepsTaken, kStepsSkipped, kGrowthTracker, kNormsSeen, kCounterCount };
 
   at::Tensor scalars;   // float32: see Scalar
   at::Tensor counters;  // int64: see Counter

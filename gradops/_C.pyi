@@ -23,6 +23,19 @@ class LossScaleRule:
 class RelativeStepRule:
     def __init__(self, cap: float, floor: float, warmup_steps: int) -> None: ...
 
+class SpikeGuardRule:
+    def __init__(
+        self,
+        ratio: float,
+        z_score: float,
+        skips: bool,
+        lr_cut: float,
+        lr_growth: float,
+        min_lr_factor: float,
+        history: int,
+        warmup_steps: int,
+    ) -> None: ...
+
 class StepSettings:
     def __init__(
         self,
@@ -31,6 +44,7 @@ class StepSettings:
         clip_value: float,
         relative_step: RelativeStepRule | None,
         loss_scale_rule: LossScaleRule | None,
+        guard: SpikeGuardRule | None,
     ) -> None: ...
 
 class StepPlan:

@@ -15,6 +15,7 @@ from gradops.lr_finder import lr_find
 from gradops.optim import Adam, AdamW, unwrap, wrap
 from gradops.record.recorder import Recorder
 from gradops.relative_step import RelativeStepCap
+from gradops.spike_guard import SpikeGuard
 from gradops.stats import StepStats
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "LRCurve",
     "Recorder",
     "RelativeStepCap",
+    "SpikeGuard",
     "StepStats",
     "__version__",
     "clip_grad_norm_",

@@ -18,6 +18,10 @@ CHECKPOINT_KEYS = (
     "gradops_growth_tracker",
     "gradops_steps_taken",
     "gradops_steps_skipped",
+    "gradops_lr_factor",
+    "gradops_usual_norm",
+    "gradops_norm_deviation",
+    "gradops_norms_seen",
 )
 
 
@@ -37,7 +41,7 @@ class Checkpointed(LossScaled):
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """torch's state dict; loss scale and counters are `gradops_*` scalars in its first group. Synchronises."""
+        """torch's state dict; scale, counters and guard are `gradops_*` scalars in its first group. Synchronises."""
         self._publish()
         packed = super().state_dict()
         for group in packed["param_groups"]:
@@ -49,7 +53,8 @@ class Checkpointed(LossScaled):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, for state dicts of gradops and of plain torch; the moments stay float32.
 
-        The settings given to the constructor or to `wrap` stay; a dynamic loss scale and the counters are restored.
+        The settings given to the constructor or to `wrap` stay; a dynamic loss scale, the counters and what a guard
+        knows are restored.
         """
         final: dict[str, Any] = {}
         handles = [
@@ -107,20 +112,24 @@ class Checkpointed(LossScaled):
                     self.state[param][key] = value.to(device=param.device, dtype=torch.float32)
 
     def _publish(self) -> None:
-        """Puts scale and counters where a state dict takes them from."""
+        """Puts scale, counters and guard where a state dict takes them from."""
         values = (
             float(self._buffers.current_scale),
             int(self._buffers.growth_tracker),
             int(self._buffers.stats.steps_taken),
             int(self._buffers.stats.steps_skipped),
+            *(value.item() for value in self._buffers.guard),
         )
         self.param_groups[0].update(zip(CHECKPOINT_KEYS, values, strict=True))
 
     def _restore_scalars(self, saved: dict[str, Any]) -> None:
-        scale, tracker, taken, skipped = (saved[key] for key in CHECKPOINT_KEYS)
+        scale, tracker, taken, skipped, *guard = (saved[key] for key in CHECKPOINT_KEYS)
         if taken is not None:
             self._buffers.stats.steps_taken.fill_(taken)
             self._buffers.stats.steps_skipped.fill_(skipped)
+        if None not in guard:
+            for value, was in zip(self._buffers.guard, guard, strict=True):
+                value.fill_(was)
         if scale is not None and isinstance(self._scale_policy, DynamicLossScale):
             self._buffers.current_scale.fill_(scale).clamp_(self._scale_policy.min_scale, self._scale_policy.max_scale)
             self._buffers.growth_tracker.fill_(tracker)

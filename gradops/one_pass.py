@@ -14,6 +14,7 @@ from gradops.param_groups import check_groups, choose_backend, param_names, para
 from gradops.param_state import fit_state, zero_state
 from gradops.relative_step import RelativeStepCap
 from gradops.settings import SETTINGS, LossScale, Settings
+from gradops.spike_guard import SpikeGuard
 from gradops.stats import StepBuffers, StepStats
 from gradops.step_hooks import hooked_step
 
@@ -48,6 +49,7 @@ class OnePass(Checkpointed):
     norm_type: float
     clip_value: float | None
     max_relative_step: float | RelativeStepCap | None
+    guard: SpikeGuard | None
     backend: str | None
     master_weights: bool
 
@@ -60,12 +62,13 @@ class OnePass(Checkpointed):
         clip_value: float | None = None,
         max_relative_step: float | RelativeStepCap | None = None,
         loss_scale: LossScale = None,
+        guard: SpikeGuard | None = None,
         backend: str | None = None,
         master_weights: bool = False,
         **kwargs: Any,
     ) -> None:
         settings = Settings(
-            max_norm, norm_type, clip_value, max_relative_step, loss_scale, backend, master_weights=master_weights
+            max_norm, norm_type, clip_value, max_relative_step, loss_scale, guard, backend, master_weights
         )
         settings.checked()
         check_builder()

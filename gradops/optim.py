@@ -13,6 +13,7 @@ from gradops.one_pass import OnePass
 from gradops.param_groups import check_groups
 from gradops.relative_step import RelativeStepCap
 from gradops.settings import SETTINGS, LossScale, Settings
+from gradops.spike_guard import SpikeGuard
 
 OptimizerT = TypeVar("OptimizerT", bound=torch.optim.Optimizer)
 
@@ -25,6 +26,7 @@ _ARGUMENTS = """
         clip_value: each unscaled gradient element is clamped to ±clip_value before the norm is taken; positive.
         max_relative_step: caps each tensor's learning rate by the size of its weights; a float or a `RelativeStepCap`.
         loss_scale: "dynamic", a `DynamicLossScale`, a fixed scale, or None for no scaling.
+        guard: a `SpikeGuard` against single steps whose norm is far out of its history; None for none.
         backend: "native", "triton" or "torch" forces what runs the step; None for the first of them that can.
         master_weights: whether bfloat16 and float16 parameters have a float32 master in their state, which the step
             updates and writes, rounded, to the parameter. float32 parameters are left as they are.
@@ -55,6 +57,7 @@ def wrap(
     clip_value: float | None = None,
     max_relative_step: float | RelativeStepCap | None = None,
     loss_scale: LossScale = None,
+    guard: SpikeGuard | None = None,
     backend: str | None = None,
     master_weights: bool = False,
 ) -> OptimizerT:
@@ -65,7 +68,8 @@ def wrap(
 
     Args:
         optimizer: a torch.optim.Adam or AdamW, or an instance of a subclass that keeps torch's `step`.
-        max_norm, norm_type, clip_value, max_relative_step, loss_scale, backend, master_weights: as for `gradops.AdamW`.
+        max_norm, norm_type, clip_value, max_relative_step, loss_scale, guard, backend, master_weights: as for
+            `gradops.AdamW`.
 
     Returns:
         The same object.
@@ -76,9 +80,7 @@ def wrap(
         RuntimeError: a parameter cannot be stepped, the backend cannot run, or somebody has replaced the optimizer's
             `step`.
     """
-    settings = Settings(
-        max_norm, norm_type, clip_value, max_relative_step, loss_scale, backend, master_weights=master_weights
-    )
+    settings = Settings(max_norm, norm_type, clip_value, max_relative_step, loss_scale, guard, backend, master_weights)
     settings.checked()
     if is_zero(optimizer):
         raise TypeError(REFUSAL)
@@ -97,8 +99,8 @@ def wrap(
 def unwrap(optimizer: OptimizerT) -> OptimizerT:
     """Undoes `wrap`: the object becomes plain torch's again, with its state; also for `gradops.Adam` and `AdamW`.
 
-    Loss scale, counters and masters are dropped, and recorders closed. Moments of half-precision parameters become half
-    precision, as torch needs them.
+    Loss scale, counters, masters and what a guard knows are dropped, and recorders closed. Moments of half-precision
+    parameters become half precision, as torch needs them.
 
     Returns:
         The same object; one that is not wrapped is left alone.

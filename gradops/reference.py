@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradops.reference_guard import GuardState, is_spike, next_guard_state, to_float32
+
 
 @dataclass
 class GradStats:
@@ -67,11 +69,8 @@ class StepStats:
     loss_scale: float = 1.0
     steps_taken: int = 0
     steps_skipped: int = 0
-
-
-def to_float32(x: float) -> float:
-    """Rounds to the nearest float32; out of range becomes inf, as in a kernel's cast."""
-    return torch.tensor(x, dtype=torch.float64).float().item()
+    guarded: bool = False
+    lr_factor: float = 1.0
 
 
 def inverse_scale(loss_scale: float) -> float:
@@ -200,8 +199,8 @@ class Reference:
 
     Args:
         param_groups: as in `torch.optim.Optimizer.param_groups`; hyper-parameters are read at each step.
-        max_norm, norm_type, clip_value, max_relative_step, loss_scale, master_weights: as in `gradops.wrap`, policies
-            as objects.
+        max_norm, norm_type, clip_value, max_relative_step, loss_scale, guard, master_weights: as in `gradops.wrap`,
+            policies as objects.
         dtype: in which gradients are unscaled and moments stored.
     """
 
@@ -214,6 +213,7 @@ class Reference:
         clip_value: float | None = None,
         max_relative_step: Any = None,
         loss_scale: Any = None,
+        guard: Any = None,
         master_weights: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -225,6 +225,7 @@ class Reference:
         self.master_weights = master_weights
         self.scale = 1.0 if loss_scale is None else float(getattr(loss_scale, "init_scale", loss_scale))
         self.growth_tracker = 0
+        self.guard, self.guard_state = guard, GuardState()
         self.stats = StepStats(grad_stats([None] * len(self.params)), [False] * len(self.params))
 
     def step(self, grads: Sequence[Tensor | None], *, unscaled: bool = False, found_inf: bool = False) -> StepStats:
@@ -234,26 +235,43 @@ class Reference:
         divisor = 1.0 if unscaled else self.scale
         seen = grad_stats(grads, divisor, self.clip_value, self.norm_type, self.dtype)
         decision = decide(seen, divisor, self.clip_value, self.max_norm, found_inf)
-        capped = [False] * len(grads) if decision.skip else self._update(grads, decision)
+        found_nonfinite, lr_factor = decision.skip, self.guard_state.lr_factor
+        guarded = self._guard(decision, seen.grad_norm)
+        capped = [False] * len(grads) if decision.skip else self._update(grads, decision, lr_factor)
         taken, skipped = self.stats.steps_taken + (not decision.skip), self.stats.steps_skipped + decision.skip
-        self.stats = StepStats(seen, capped, decision.clip_coef, decision.skip, self.scale, taken, skipped)
+        self.stats = StepStats(
+            seen, capped, decision.clip_coef, found_nonfinite, self.scale, taken, skipped, guarded, lr_factor
+        )
         if hasattr(self.policy, "growth_factor"):
-            moved = update_loss_scale(self.scale, self.growth_tracker, decision.skip, self.policy)
+            moved = update_loss_scale(self.scale, self.growth_tracker, found_nonfinite, self.policy)
             self.scale, self.growth_tracker = moved
         return self.stats
+
+    def _guard(self, decision: StepDecision, grad_norm: float) -> bool:
+        """Makes the decision that of a guarded step if the norm is a spike, and moves the guard's state."""
+        if self.guard is None or decision.skip:
+            return False
+        spike = is_spike(grad_norm, self.guard_state, self.guard)
+        if spike and self.guard.action == "skip":
+            decision.skip, decision.clip_coef = True, 1.0
+        elif spike:
+            decision.clip_coef = min(decision.clip_coef, self.guard_state.usual_norm / grad_norm)
+        self.guard_state = next_guard_state(grad_norm, spike, self.guard_state, self.guard)
+        return spike
 
     def _new_state(self, param: Tensor) -> AdamState:
         exp_avg, exp_avg_sq, max_exp_avg_sq = (torch.zeros_like(param, dtype=self.dtype) for _ in range(3))
         has_master = self.master_weights and param.dtype in (torch.bfloat16, torch.float16)
         return AdamState(exp_avg, exp_avg_sq, max_exp_avg_sq, master=param.to(self.dtype) if has_master else None)
 
-    def _update(self, grads: Sequence[Tensor | None], decision: StepDecision) -> list[bool]:
+    def _update(self, grads: Sequence[Tensor | None], decision: StepDecision, lr_factor: float) -> list[bool]:
         capped, groups = [], [group for group in self.groups for _ in group["params"]]
         for row, (param, grad, group) in enumerate(zip(self.params, grads, groups, strict=True)):
             state = self.states[row] or self._new_state(param)
             updated = param if state.master is None else state.master
-            lr = relative_lr(updated, float(group["lr"]), self.max_relative_step, state.step + 1)
-            capped.append(grad is not None and lr < float(group["lr"]))
+            group_lr = float(group["lr"]) * lr_factor
+            lr = relative_lr(updated, group_lr, self.max_relative_step, state.step + 1)
+            capped.append(grad is not None and lr < group_lr)
             if grad is not None:
                 self.states[row] = state
                 element = clip(unscale(grad, decision.inv_scale, self.dtype), decision.clip_value, decision.clip_coef)

@@ -6,6 +6,7 @@ from typing import Any
 
 from gradops.loss_scale import DynamicLossScale
 from gradops.relative_step import RelativeStepCap
+from gradops.spike_guard import SpikeGuard
 
 # In the order in which they are tried.
 BACKENDS = ("native", "triton", "torch")
@@ -23,6 +24,7 @@ class Settings:
         clip_value: each unscaled gradient element is clamped to ±clip_value; positive, None for no clamping.
         max_relative_step: a `RelativeStepCap`, a float for a cap without warm-up, None for none.
         loss_scale: a `DynamicLossScale`, "dynamic" for the default one, a float for a fixed scale, None for none.
+        guard: a `SpikeGuard`, None for none.
         backend: "native", "triton" or "torch" forces what runs the step; None for the first of them that can.
         master_weights: whether parameters in half precision have a float32 master that is updated in their place.
     """
@@ -32,6 +34,7 @@ class Settings:
     clip_value: float | None = None
     max_relative_step: float | RelativeStepCap | None = None
     loss_scale: LossScale = None
+    guard: SpikeGuard | None = None
     backend: str | None = None
     master_weights: bool = False
 
@@ -50,6 +53,7 @@ class Settings:
             clip_value=None if self.clip_value is None else _positive("clip_value", self.clip_value),
             max_relative_step=relative_step_cap(self.max_relative_step),
             loss_scale=loss_scale_policy(self.loss_scale),
+            guard=_spike_guard(self.guard),
             backend=self.backend,
             master_weights=_flag("master_weights", self.master_weights),
         )
@@ -81,6 +85,12 @@ def _positive(name: str, value: float) -> float:
     if not number > 0:
         raise ValueError(f"{name} must be positive, got {value}")
     return number
+
+
+def _spike_guard(value: Any) -> SpikeGuard | None:
+    if value is None or isinstance(value, SpikeGuard):
+        return value
+    raise TypeError(f"guard must be a SpikeGuard or None, got {value!r}")
 
 
 def relative_step_cap(value: float | RelativeStepCap | None) -> RelativeStepCap | None:

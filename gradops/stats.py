@@ -22,8 +22,10 @@ class StepStats:
         clip_coef: float32, 0-d. What the gradients were multiplied by to clip them; 1 where nothing was clipped.
         found_inf: float32, 0-d. 1 if an inf or NaN was seen and the step skipped, else 0.
         loss_scale: float32, 0-d. The loss scale that this step divided by; 1 without loss scaling.
+        guarded: float32, 0-d. 1 if the `SpikeGuard` found this step's norm to be a spike, and clipped or skipped it.
+        lr_factor: float32, 0-d. What the guard multiplied the learning rates of this step by; 1 without a guard.
         steps_taken: int64, 0-d. Steps that updated the parameters.
-        steps_skipped: int64, 0-d. Steps that did not, because of an inf or NaN.
+        steps_skipped: int64, 0-d. Steps that did not, because of an inf or NaN or because the guard skipped them.
         norms: float32, one per parameter, as `grad_norm`. 0 for a parameter without a gradient, as in all that follow.
         abs_max: float32, one per parameter. Largest absolute value after unscaling, before clamping; NaN and inf as in
             `grad_norm`.
@@ -37,6 +39,8 @@ class StepStats:
     clip_coef: Tensor
     found_inf: Tensor
     loss_scale: Tensor
+    guarded: Tensor
+    lr_factor: Tensor
     steps_taken: Tensor
     steps_skipped: Tensor
     norms: Tensor
@@ -61,14 +65,19 @@ class StepStats:
 
 
 class StepBuffers:
-    """The memory behind `StepStats` and behind the loss scale, in the order that csrc/step_plan.h gives it."""
+    """The memory behind `StepStats`, the loss scale and the guard, in the order that csrc/step_backend.h gives it.
+
+    Attributes:
+        current_scale, growth_tracker: what the next step's loss scale comes from.
+        guard: what the `SpikeGuard` knows: the next step's learning-rate factor, usual norm, deviation, norms seen.
+    """
 
     stats: StepStats
 
     def __init__(self) -> None:
-        self.scalars = torch.zeros(5, dtype=torch.float32)
-        self.counters = torch.zeros(3, dtype=torch.int64)
-        self.scalars[[1, 3, 4]] = 1.0  # clip_coef and both loss scales
+        self.scalars = torch.zeros(10, dtype=torch.float32)
+        self.counters = torch.zeros(4, dtype=torch.int64)
+        self.scalars[[1, 3, 4, 6, 7]] = 1.0  # clip_coef, both loss scales and both learning-rate factors
         self._make_rows(())
 
     def all(self) -> tuple[Tensor, ...]:
@@ -93,13 +102,18 @@ class StepBuffers:
         self.abs_max = torch.zeros(len(names), dtype=torch.float32, device=device)
         self.nonfinite = torch.zeros(len(names), dtype=torch.int64, device=device)
         self.capped = torch.zeros(len(names), dtype=torch.bool, device=device)
-        grad_norm, clip_coef, found_inf, loss_scale, self.current_scale = self.scalars.unbind()
-        steps_taken, steps_skipped, self.growth_tracker = self.counters.unbind()
+        grad_norm, clip_coef, found_inf, loss_scale, self.current_scale, guarded, lr_factor, *guard = (
+            self.scalars.unbind()
+        )
+        steps_taken, steps_skipped, self.growth_tracker, norms_seen = self.counters.unbind()
+        self.guard = (*guard, norms_seen)
         self.stats = StepStats(
             grad_norm,
             clip_coef,
             found_inf,
             loss_scale,
+            guarded,
+            lr_factor,
             steps_taken,
             steps_skipped,
             self.norms,

@@ -7,6 +7,7 @@ import torch
 
 import gradops
 from gradops.reference import Reference
+from gradops.reference_guard import GuardState
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 HALF_ULP = {torch.bfloat16: (2.0**-7, 2.0**-133), torch.float16: (2.0**-10, 2.0**-24)}
@@ -109,13 +110,14 @@ class Beside:
 
     def compare(self, stats):
         self.compare_stats(stats)
+        skipped = stats.found_inf or (stats.guarded and self.oracle.guard.skips)
         coef = tol.POWER_EXP_AVG if self.powers else tol.EXP_AVG
         coef_sq = tol.POWER_EXP_AVG_SQ if self.powers else tol.EXP_AVG_SQ
         groups = [group for group in self.optimizer.param_groups for _ in group["params"]]
         for row, (param, group) in enumerate(zip(params_of(self.optimizer), groups, strict=True)):
             expected, mine = self.oracle.params[row], self.optimizer.state.get(param, {})
             state = self.oracle.states[row] or self.oracle._new_state(param)
-            self.compare_weights(row, param, mine, state, stats.found_inf, float(group["lr"]))
+            self.compare_weights(row, param, mine, state, skipped, float(group["lr"]))
             assert int(mine.get("step", 0)) == state.step
             largest = min(stats.grads.abs_max[row], self.oracle.clip_value or math.inf) * stats.clip_coef
             l2 = bool(group["weight_decay"] and not group["decoupled_weight_decay"] and expected.numel())
@@ -128,7 +130,7 @@ class Beside:
                 exact = tol.Tolerance(0.0, 0.0, "a skipped step changes no bit")
                 # A first moment that shrinks keeps the rounding of what it was.
                 magnitude = max(largest, self.moments_before[row]) if key == "exp_avg" else largest**2
-                tolerance = exact if stats.found_inf else tolerance
+                tolerance = exact if skipped else tolerance
                 assert_close(mine[key], getattr(state, key), tolerance, magnitude, f"{key} of param {row}")
 
     def compare_weights(self, row, param, mine, state, skipped, lr):
@@ -157,12 +159,19 @@ class Beside:
         assert bool(stats.found_inf) == expected.found_inf
         assert float(stats.loss_scale) == expected.loss_scale
         assert (int(stats.steps_taken), int(stats.steps_skipped)) == (expected.steps_taken, expected.steps_skipped)
+        assert bool(stats.guarded) == expected.guarded
+        assert_scalar(stats.lr_factor, expected.lr_factor, exact, "lr_factor")
+        state, known = oracle.guard_state, [value.item() for value in self.optimizer._buffers.guard]
+        for value, name in zip(known, ("lr_factor", "usual_norm", "deviation", "norms_seen"), strict=True):
+            unit = tol.GUARD if name == "deviation" else norm
+            assert_close(torch.tensor(value), torch.tensor(getattr(state, name)), unit, state.usual_norm, name)
         if oracle.policy is not None:
             saved = self.optimizer.state_dict()["param_groups"][0]
             assert saved["gradops_loss_scale"] == oracle.scale
             assert saved["gradops_growth_tracker"] == oracle.growth_tracker
 
     def synchronise(self):
+        self.oracle.guard_state = GuardState(*(value.item() for value in self.optimizer._buffers.guard))
         for row, param in enumerate(params_of(self.optimizer)):
             self.oracle.params[row].copy_(param.detach())
             state = self.oracle.states[row]

@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 import gradops
+from gradops.checkpoint import CHECKPOINT_KEYS
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -25,6 +26,7 @@ SETTINGS = {
     "plain": {},
     "clip": {"max_norm": 0.5, "clip_value": 1.0},
     "cap": {"max_norm": 0.5, "max_relative_step": gradops.RelativeStepCap(0.05, warmup_steps=4)},
+    "guard": {"guard": gradops.SpikeGuard("clip", ratio=1.0, warmup_steps=1, history=4)},
     "scaled": {"loss_scale": gradops.DynamicLossScale(init_scale=64.0, growth_interval=2), "max_norm": 0.5},
 }
 
@@ -157,6 +159,8 @@ def test_pickled_optimizer_keeps_settings_and_stats():
             "clip_coef",
             "found_inf",
             "loss_scale",
+            "guarded",
+            "lr_factor",
             "steps_taken",
             "steps_skipped",
             "norms",
@@ -192,7 +196,7 @@ def test_state_dict_is_torchs_own():
         row: state.keys() for row, state in theirs["state"].items()
     }
     extra = mine["param_groups"][0].keys() - theirs["param_groups"][0].keys()
-    assert extra == {"gradops_loss_scale", "gradops_growth_tracker", "gradops_steps_taken", "gradops_steps_skipped"}
+    assert extra == set(CHECKPOINT_KEYS)
     assert all(type(mine["param_groups"][0][key]) in (int, float) for key in extra)
     assert mine["param_groups"][1].keys() == theirs["param_groups"][1].keys()
 

@@ -20,6 +20,7 @@ NORM = Tolerance(2e-6, 0.0, "float32 sums over fixed lanes of a chunk, merged in
 POWER_NORM = Tolerance(2e-5, 0.0, "other p go through pow: p * log2(x) loses bits with its size")
 CLIP_COEF = Tolerance(2e-6, 0.0, "the norm's error, then one rounding to float32")
 POWER_CLIP_COEF = Tolerance(2e-5, 0.0, "the same, from a norm by pow")
+GUARD = Tolerance(2e-6, 4e-6, "a difference of norms; atol x the usual norm")
 EXP_AVG = Tolerance(4e-6, 1e-6, "clip_coef's error, one lerp; atol x largest gradient: terms may cancel")
 EXP_AVG_SQ = Tolerance(8e-6, 1e-38, "the square doubles clip_coef's error; below 1e-38 float32 is subnormal")
 POWER_EXP_AVG = Tolerance(3e-5, 1e-6, "EXP_AVG with the error of a norm by pow")

@@ -12,19 +12,51 @@ struct alignas(16) SharedState {
   bool gather_squares;  // for the relative step cap of the next step
 };
 
-GRADOPS_DEVICE void write_scalars(const StepArgs& step, const StepInputs& inputs, double grad_norm,
-                                  const StepDecision& decision) {
+// What a block decides, and why.
+struct Verdict {
+  double grad_norm;
+  StepDecision decision;
+  bool found_inf;
+  bool guarded;
+};
+
+GRADOPS_DEVICE Verdict judge(const StepRules& rules, const StepInputs& inputs, const GradStats& all) {
+  const GradRule rule{inputs.inv_scale, rules.clip_value};
+  Verdict verdict;
+  verdict.grad_norm = all.norm(rules.norm_type, rule.clip_value);
+  verdict.decision = decide(all, verdict.grad_norm, rules.max_norm, rule, inputs.found_inf != 0);
+  verdict.found_inf = verdict.decision.skip;
+  verdict.guarded = rules.guards && guard_step(verdict.decision, verdict.grad_norm, inputs.guard, rules.guard);
+  return verdict;
+}
+
+GRADOPS_DEVICE void write_guard(const StepArgs& step, const SpikeGuardState& before, const Verdict& verdict) {
+  SpikeGuardState next = before;
+  if (step.rules.guards && !verdict.found_inf) {
+    next = next_guard_state(before, verdict.grad_norm, verdict.guarded, step.rules.guard);
+  }
+  float* scalars = step.stats.scalars;
+  store(scalars + kGuarded, verdict.guarded ? 1.0f : 0.0f);
+  store(scalars + kLrFactorUsed, before.lr_factor);
+  store(scalars + kLrFactor, next.lr_factor);
+  store(scalars + kUsualNorm, next.usual_norm);
+  store(scalars + kDeviation, next.deviation);
+  store(step.stats.counters + kNormsSeen, next.norms_seen);
+}
+
+GRADOPS_DEVICE void write_scalars(const StepArgs& step, const StepInputs& inputs, const Verdict& verdict) {
   const StatsBuffers& stats = step.stats;
-  store(stats.scalars + kGradNorm, static_cast<float>(grad_norm));
-  store(stats.scalars + kClipCoef, decision.clip_coef);
-  store(stats.scalars + kFoundInf, decision.skip ? 1.0f : 0.0f);
+  store(stats.scalars + kGradNorm, static_cast<float>(verdict.grad_norm));
+  store(stats.scalars + kClipCoef, verdict.decision.clip_coef);
+  store(stats.scalars + kFoundInf, verdict.found_inf ? 1.0f : 0.0f);
   store(stats.scalars + kLossScaleUsed, inputs.loss_scale);
   if (stats.counters == nullptr) return;
-  int64_t* counter = stats.counters + (decision.skip ? kStepsSkipped : kStepsTaken);
+  int64_t* counter = stats.counters + (verdict.decision.skip ? kStepsSkipped : kStepsTaken);
   store(counter, load(counter) + 1);
+  write_guard(step, inputs.guard, verdict);
   if (!step.rules.moves_loss_scale) return;
   const LossScaleState state{load(stats.scalars + kLossScale), load(stats.counters + kGrowthTracker)};
-  const LossScaleState next = next_loss_scale(state, step.rules.loss_scale, decision.skip);
+  const LossScaleState next = next_loss_scale(state, step.rules.loss_scale, verdict.found_inf);
   store(stats.scalars + kLossScale, next.scale);
   store(stats.counters + kGrowthTracker, next.growth_tracker);
 }
@@ -36,11 +68,10 @@ GRADOPS_DEVICE void decide_by_block(const Call& call, SharedState& shared) {
   const GradStats all = merge_by_block(step.work.grad_sums, 0, step.table.chunk_count, p, shared.scratch);
   if (threadIdx.x == 0) {
     const StepInputs inputs = load_struct(step.work.inputs);
-    const GradRule rule{inputs.inv_scale, step.rules.clip_value};
-    const double grad_norm = all.norm(p, rule.clip_value);
-    shared.decision = decide(all, grad_norm, step.rules.max_norm, rule, inputs.found_inf != 0);
+    const Verdict verdict = judge(step.rules, inputs, all);
+    shared.decision = verdict.decision;
     shared.gather_squares = !std::isinf(step.rules.relative_step.cap);
-    if (blockIdx.x == 0) write_scalars(step, inputs, grad_norm, shared.decision);
+    if (blockIdx.x == 0) write_scalars(step, inputs, verdict);
   }
   __syncthreads();
 }

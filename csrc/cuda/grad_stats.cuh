@@ -52,11 +52,19 @@ struct Parking {
   }
 };
 
+GRADOPS_DEVICE SpikeGuardState guard_state(const StepArgs& step) {
+  const StatsBuffers& stats = step.stats;
+  if (!step.rules.guards) return {};
+  return {load(stats.scalars + kLrFactor), load(stats.scalars + kUsualNorm), load(stats.scalars + kDeviation),
+          load(stats.counters + kNormsSeen)};
+}
+
 GRADOPS_DEVICE StepInputs read_inputs(const StepArgs& step) {
   StepInputs inputs;
   inputs.loss_scale = step.loss_scale != nullptr ? load(step.loss_scale) : 1.0f;
   inputs.inv_scale = step.grads_scaled ? inv_loss_scale(inputs.loss_scale) : 1.0f;
   inputs.found_inf = step.found_inf != nullptr && load(step.found_inf) != 0.0f;
+  inputs.guard = guard_state(step);
   return inputs;
 }
 
@@ -71,13 +79,14 @@ GRADOPS_DEVICE double current_lr(const GroupRule& group) {
 GRADOPS_DEVICE void plan_rows(const Call& call, GradStats (&scratch)[kWarps]) {
   const RelativeStepRule relative_step = call.step.rules.relative_step;
   const bool caps = !std::isinf(relative_step.cap);
+  const double lr_factor = guard_state(call.step).lr_factor;
   const GradStats* param_sums = caps ? call.step.work.param_sums : nullptr;
   for_each_row(call.step.table, param_sums, 2.0, scratch, [&](int32_t index, const GradStats& squares) {
     if (call.grad(index) == nullptr) return;
     const TensorRow* row = call.step.table.rows + index;
     const GroupRule group = call.group(load(&row->group));
     const double step = static_cast<double>(load(load(&row->step))) + 1.0;
-    const double group_lr = current_lr(group);
+    const double group_lr = current_lr(group) * lr_factor;
     double lr = group_lr;
     if (caps) {
       const int64_t numel = load(&row->numel);

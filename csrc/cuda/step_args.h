@@ -11,6 +11,7 @@
 #include "math/adam_step.h"
 #include "math/loss_scale.h"
 #include "math/relative_step.h"
+#include "math/spike_guard.h"
 
 namespace gradops::cuda {
 
@@ -89,6 +90,7 @@ struct alignas(16) StepInputs {
   float loss_scale;
   float inv_scale;
   int32_t found_inf;
+  SpikeGuardState guard;
 };
 
 // Device memory that kernels hand from phase to phase, each array aligned to 16 bytes. All of it may be left as it is
@@ -111,8 +113,19 @@ struct StatsBuffers {
   int64_t* nonfinite;
   bool* capped;
 };
-enum Scalar { kGradNorm, kClipCoef, kFoundInf, kLossScaleUsed, kLossScale };
-enum Counter { kStepsTaken, kStepsSkipped, kGrowthTracker };
+enum Scalar {
+  kGradNorm,
+  kClipCoef,
+  kFoundInf,
+  kLossScaleUsed,
+  kLossScale,
+  kGuarded,
+  kLrFactorUsed,
+  kLrFactor,
+  kUsualNorm,
+  kDeviation
+};
+enum Counter { kStepsTaken, kStepsSkipped, kGrowthTracker, kNormsSeen };
 
 struct StepRules {
   double max_norm = INFINITY;
@@ -120,7 +133,9 @@ struct StepRules {
   float clip_value = INFINITY;
   RelativeStepRule relative_step;
   LossScaleRule loss_scale;
+  SpikeGuardRule guard;
   bool moves_loss_scale = false;
+  bool guards = false;
 };
 
 struct StepArgs {

@@ -6,6 +6,7 @@ from typing import Any
 from gradops import _C
 from gradops.loss_scale import DynamicLossScale
 from gradops.settings import Settings, loss_scale_policy, relative_step_cap
+from gradops.spike_guard import SpikeGuard
 from gradops.stats import StepBuffers
 
 
@@ -28,6 +29,7 @@ class NativePlan(_C.StepPlan):
             clip_value=math.inf if settings.clip_value is None else settings.clip_value,
             relative_step=None if cap is None else _C.RelativeStepRule(cap.cap, cap.floor, cap.warmup_steps),
             loss_scale_rule=_loss_scale_rule(loss_scale_policy(settings.loss_scale)),
+            guard=_guard_rule(settings.guard),
         )
 
 
@@ -40,4 +42,19 @@ def _loss_scale_rule(policy: None | float | DynamicLossScale) -> _C.LossScaleRul
         growth_interval=policy.growth_interval,
         min_scale=policy.min_scale,
         max_scale=policy.max_scale,
+    )
+
+
+def _guard_rule(guard: SpikeGuard | None) -> _C.SpikeGuardRule | None:
+    if guard is None:
+        return None
+    return _C.SpikeGuardRule(
+        ratio=guard.ratio,
+        z_score=guard.z_score,
+        skips=guard.skips,
+        lr_cut=guard.lr_cut,
+        lr_growth=guard.lr_growth,
+        min_lr_factor=guard.min_lr_factor,
+        history=guard.history,
+        warmup_steps=guard.warmup_steps,
     )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gradops.backends import torch_math
 from gradops.backends.call import Row, StepCall
+from gradops.backends.torch_guard import Verdict, judge
 from gradops.backends.torch_math import GradStats
 from gradops.loss_scale import DynamicLossScale
 from gradops.relative_step import RelativeStepCap
@@ -45,26 +46,26 @@ class TorchStep:
             if row.grad is not None
         ]
         every = torch_math.merge(stats, settings.norm_type)
-        skip = every.nonfinite > 0
+        found_inf = every.nonfinite > 0
         if call.found_inf is not None:
-            skip = skip | (call.found_inf.reshape(()).to(device) != 0)
-        coef = torch.where(skip, 1.0, torch_math.clip_coef(every.norm, settings.max_norm))
-        capped = _update(call, rows, inv_scale, coef, skip)
-        write_scalars(call, every.norm, coef, skip, scale)
+            found_inf = found_inf | (call.found_inf.reshape(()).to(device) != 0)
+        verdict = judge(call, every.norm, found_inf)
+        capped = _update(call, rows, inv_scale, verdict)
+        write_scalars(call, verdict, scale)
         _write_rows(call, stats, capped)
 
 
-def _update(call: StepCall, rows: list[Row], inv_scale: Tensor | None, coef: Tensor, skip: Tensor) -> list[Tensor]:
-    """Moves parameters, moments and step counts unless `skip`; returns whose rate was capped."""
+def _update(call: StepCall, rows: list[Row], inv_scale: Tensor | None, verdict: Verdict) -> list[Tensor]:
+    """Moves parameters, moments and step counts unless the step is skipped; returns whose rate was capped."""
+    coef, skip, cap = verdict.clip_coef, verdict.skip, relative_step_cap(call.settings.max_relative_step)
     capped: list[Tensor] = []
     for index, group in enumerate(call.groups):
         members = [row for row in rows if row.group == index]
         if not members:
             continue
         steps = [state_of(row)["step"] for row in members]
-        cap = relative_step_cap(call.settings.max_relative_step)
         rms = None if cap is None else torch.stack([_rms(row.updated) for row in members])
-        lr, step, limited = rates(group["lr"], members, cap, rms)
+        lr, step, limited = rates(group["lr"], verdict.before.lr_factor, members, cap, rms)
         capped += (limited & ~skip).unbind()
         for row, rule in zip(members, torch_math.adam_rules(group, lr, step), strict=True):
             assert row.grad is not None
@@ -75,12 +76,13 @@ def _update(call: StepCall, rows: list[Row], inv_scale: Tensor | None, coef: Ten
 
 
 def rates(
-    lr: float | Tensor, rows: list[Row], cap: RelativeStepCap | None, rms: Tensor | None
+    lr: float | Tensor, lr_factor: Tensor, rows: list[Row], cap: RelativeStepCap | None, rms: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Each row's learning rate and the number of its update, in the wide dtype, and whether its rate was capped.
 
     Args:
         lr: the group's.
+        lr_factor: the guard's, 0-d.
         rows: of one group; at least one.
         cap: None for none.
         rms: of what is updated of each row, in the wide dtype; None without a cap.
@@ -91,6 +93,7 @@ def rates(
         rate = lr.reshape(()).to(wide).expand_as(step)
     else:
         rate = torch.full_like(step, float(lr))
+    rate = rate * lr_factor
     if cap is None or rms is None:
         return rate, step, torch.zeros_like(step, dtype=torch.bool)
     limit = cap.cap * rms.clamp(min=cap.floor)
@@ -109,15 +112,19 @@ def state_of(row: Row) -> dict[str, Tensor]:
     return row.state
 
 
-def write_scalars(call: StepCall, grad_norm: Tensor, coef: Tensor, skip: Tensor, scale: Tensor) -> None:
-    """What the whole step measured and did, and the loss scale's next value."""
+def write_scalars(call: StepCall, verdict: Verdict, scale: Tensor) -> None:
+    """What the whole step measured and did, and the next values of the loss scale and the guard."""
     buffers, policy = call.buffers, loss_scale_policy(call.settings.loss_scale)
     following, tracker = buffers.current_scale, buffers.growth_tracker
     if isinstance(policy, DynamicLossScale):
-        following, tracker = torch_math.next_loss_scale(following, tracker, policy, skip)
-    buffers.scalars.copy_(torch.stack([grad_norm.float(), coef, skip.float(), scale, following]))
-    taken, skipped, _ = buffers.counters.unbind()
-    buffers.counters.copy_(torch.stack([taken + ~skip, skipped + skip, tracker]))
+        following, tracker = torch_math.next_loss_scale(following, tracker, policy, verdict.found_inf)
+    guard, skip = verdict.next_guard(call.settings.guard), verdict.skip
+    taken, skipped, *_ = buffers.counters.unbind()
+    counters = torch.stack([taken + ~skip, skipped + skip, tracker, guard.norms_seen])
+    step = [verdict.grad_norm.float(), verdict.clip_coef, verdict.found_inf.float(), scale, following]
+    guarding = [verdict.guarded.float(), verdict.before.lr_factor, guard.lr_factor, guard.usual_norm, guard.deviation]
+    buffers.scalars.copy_(torch.stack([*step, *guarding]))
+    buffers.counters.copy_(counters)
 
 
 def _write_rows(call: StepCall, stats: list[GradStats], capped: list[Tensor]) -> None:

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from gradops.backends.triton_guard import guard_step
 from gradops.backends.triton_math import MERGE_LEVELS, clip_coef_of, integer_power, merge_stats, norm_of
 from gradops.backends.triton_rows import (
     BACKOFF_FACTOR,
@@ -59,11 +60,22 @@ def current_lr(group, lr_pointer):
 
 
 @triton.jit
-def plan_row(row, groups, lr_pointers, settings, param_sums, param_counts, chunk_count, rule, CAPS: tl.constexpr):
+def plan_row(
+    row,
+    groups,
+    lr_pointers,
+    settings,
+    lr_factor,
+    param_sums,
+    param_counts,
+    chunk_count,
+    rule,
+    CAPS: tl.constexpr,
+):
     """How a row is updated unless the step is skipped: derived in float64, then rounded."""
     group = groups + tl.load(row + GROUP) * GROUP_WORDS
     step = tl.load(tl.load(row + STEP).to(tl.pointer_type(tl.float32))).to(tl.float64) + 1.0
-    lr = current_lr(group, tl.load(lr_pointers + tl.load(row + GROUP)))
+    lr = current_lr(group, tl.load(lr_pointers + tl.load(row + GROUP))) * lr_factor
     capped = 0.0
     if CAPS:
         first, chunks = tl.load(row + FIRST_CHUNK), tl.load(row + CHUNKS)
@@ -113,6 +125,7 @@ def decide(
     counters,
     NORM: tl.constexpr,
     MOVES_LOSS_SCALE: tl.constexpr,
+    GUARDS: tl.constexpr,
 ):
     """Merges all rows and writes what the step does and the statistics of the whole of it."""
     p, clip_value = tl.load(settings + NORM_TYPE), tl.load(settings + CLIP_VALUE).to(tl.float32)
@@ -120,18 +133,19 @@ def decide(
         row_sums, row_counts, row_count, 0, row_count, p, NORM, MERGE_LEVELS
     )
     grad_norm = norm_of(total, unit, abs_max_bits, nonfinite, clip_value, p, NORM)
-    skip = nonfinite != 0
+    found_nonfinite = nonfinite != 0
     if found_inf is not None:
-        skip = skip | (tl.load(found_inf) != 0)
-    clip_coef = tl.where(skip, 1.0, clip_coef_of(grad_norm, tl.load(settings + MAX_NORM)))
+        found_nonfinite = found_nonfinite | (tl.load(found_inf) != 0)
+    clip_coef = tl.where(found_nonfinite, 1.0, clip_coef_of(grad_norm, tl.load(settings + MAX_NORM)))
+    skip, clip_coef = guard_step(grad_norm, found_nonfinite, clip_coef, settings, scalars, counters, GUARDS)
     skipped = tl.where(skip, 1, 0)
     tl.store(decision + INV_SCALE, inv_scale)
     tl.store(decision + CLIP_COEF, clip_coef)
     tl.store(decision + SKIP, skipped.to(tl.float32))
     tl.store(scalars + 0, grad_norm.to(tl.float32))
     tl.store(scalars + 1, clip_coef)
-    tl.store(scalars + 2, skipped.to(tl.float32))
+    tl.store(scalars + 2, tl.where(found_nonfinite, 1.0, 0.0))
     tl.store(scalars + 3, scale)
     tl.store(counters + skipped, tl.load(counters + skipped) + 1)
     if MOVES_LOSS_SCALE:
-        move_loss_scale(scalars, counters, settings, skip)
+        move_loss_scale(scalars, counters, settings, found_nonfinite)

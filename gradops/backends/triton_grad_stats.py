@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from gradops.backends.triton_decide import decide, plan_row
+from gradops.backends.triton_guard import lr_factor_of
 from gradops.backends.triton_math import (
     INF_BITS,
     MERGE_LEVELS,
@@ -220,6 +221,7 @@ def grad_stats_kernel(
     MASTERS: tl.constexpr,
     SCALED: tl.constexpr,
     MOVES_LOSS_SCALE: tl.constexpr,
+    GUARDS: tl.constexpr,
 ):
     """Measures the gradients; the last program decides. `DTYPES` has a bit for each dtype that gradients have.
 
@@ -265,10 +267,11 @@ def grad_stats_kernel(
         tl.store(nonfinite_of + index, row_nonfinite)
         if kind >= 0:
             rule = row_rules + index.to(tl.int64) * RULE_WORDS
-            plan_row(row, groups, lr_pointers, settings, param_sums, param_counts, chunk_count, rule, CAPS)
+            lr_factor = lr_factor_of(scalars, GUARDS)
+            plan_row(row, groups, lr_pointers, settings, lr_factor, param_sums, param_counts, chunk_count, rule, CAPS)
         if tl.atomic_add(tickets + row_count, 1, sem="acq_rel") == row_count - 1:
             tl.store(tickets + row_count, 0)
             decide(
                 row_sums, row_counts, row_count, settings, scale, inv_scale, found_inf, decision, scalars, counters,
-                NORM, MOVES_LOSS_SCALE,
+                NORM, MOVES_LOSS_SCALE, GUARDS,
             )  # fmt: skip

@@ -49,6 +49,12 @@ GROUP_WORDS = tl.constexpr(8)
 # The words of the step's settings, in float64.
 MAX_NORM, NORM_TYPE, CLIP_VALUE, CAP, FLOOR, WARMUP_STEPS = (tl.constexpr(i) for i in range(6))
 GROWTH_FACTOR, BACKOFF_FACTOR, GROWTH_INTERVAL, MIN_SCALE, MAX_SCALE = (tl.constexpr(i) for i in range(6, 11))
+RATIO, Z_SCORE, SKIPS, LR_CUT, LR_GROWTH, MIN_LR_FACTOR = (tl.constexpr(i) for i in range(11, 17))
+HISTORY, GUARD_WARMUP = (tl.constexpr(i) for i in range(17, 19))
+
+# The scalars that tell of the guard, behind the loss scale; norms seen are the counter behind its tracker.
+GUARDED, LR_FACTOR_USED, LR_FACTOR, USUAL_NORM, DEVIATION = (tl.constexpr(i) for i in range(5, 10))
+NORMS_SEEN = tl.constexpr(3)
 
 # What the first kernel tells the second.
 INV_SCALE, CLIP_COEF, SKIP = (tl.constexpr(i) for i in range(3))

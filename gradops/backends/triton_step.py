@@ -179,6 +179,7 @@ class TritonStep:
             "PARAM_DTYPES": _bits(words.updated_dtype(kind, arguments["MASTERS"]) for kind in kinds),
             "NORM": _norm_code(call.settings.norm_type),
             "SCALED": call.grads_scaled,
+            "GUARDS": call.settings.guard is not None,
             "MOVES_LOSS_SCALE": isinstance(loss_scale_policy(call.settings.loss_scale), DynamicLossScale),
         }
         launch(grad_stats_kernel, chunks, first)

@@ -156,10 +156,16 @@ def setting_words(settings: Settings) -> list[float]:
     limits = [settings.max_norm, settings.norm_type, settings.clip_value]
     numbers = [math.inf if value is None else float(value) for value in limits]
     numbers += [math.inf, 0.0, 0.0] if cap is None else [cap.cap, cap.floor, float(cap.warmup_steps)]
-    if not isinstance(policy, DynamicLossScale):
-        return [*numbers, 1.0, 1.0, 1.0, 1.0, 1.0]
-    numbers += [policy.growth_factor, policy.backoff_factor, float(policy.growth_interval)]
-    return [*numbers, policy.min_scale, policy.max_scale]
+    if isinstance(policy, DynamicLossScale):
+        numbers += [policy.growth_factor, policy.backoff_factor, float(policy.growth_interval)]
+        numbers += [policy.min_scale, policy.max_scale]
+    else:
+        numbers += [1.0] * 5
+    guard = settings.guard
+    if guard is None:
+        return [*numbers, math.inf, *[1.0] * 7]
+    numbers += [guard.ratio, guard.z_score, float(guard.skips), guard.lr_cut, guard.lr_growth, guard.min_lr_factor]
+    return [*numbers, float(guard.history), float(guard.warmup_steps)]
 
 
 def first_chunks(rows: Sequence[Row]) -> list[int]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gradops.backends import torch_math
 from gradops.backends.call import Row, StepCall
+from gradops.backends.torch_guard import Verdict, judge
 from gradops.backends.torch_step import rates, state_of, write_scalars
 from gradops.distributed.gather import Gathering
 from gradops.settings import relative_step_cap
@@ -69,15 +70,14 @@ class MeshStep:
         scale = torch.ones((), device=device) if call.loss_scale is None else call.loss_scale.reshape(()).to(device)
         divisor = scale.float() if call.loss_scale is not None and call.grads_scaled else None
         every = self._measure(call, divisor)
-        coef = torch_math.clip_coef(every.grad_norm, call.settings.max_norm)
-        coef = torch.where(every.found_inf, 1.0, coef)
-        capped = self._update(call, every, divisor, coef)
-        write_scalars(call, every.grad_norm, coef, every.found_inf, scale)
+        verdict = judge(call, every.grad_norm, every.found_inf)
+        capped = self._update(call, every, divisor, verdict)
+        write_scalars(call, verdict, scale)
         buffers = call.buffers
         buffers.norms.copy_(every.norms)
         buffers.abs_max.copy_(every.abs_max)
         buffers.nonfinite.copy_(every.nonfinite)
-        buffers.capped.copy_(capped & ~every.found_inf)
+        buffers.capped.copy_(capped & ~verdict.skip)
 
     def _measure(self, call: StepCall, divisor: Tensor | None) -> FullStats:
         assert self._gathering is not None
@@ -123,22 +123,22 @@ class MeshStep:
         found_inf = (gathered[:, 2] > 0).any()
         return FullStats(norms, abs_max.float(), nonfinite, grad_norm, found_inf, rms)
 
-    def _update(self, call: StepCall, every: FullStats, divisor: Tensor | None, coef: Tensor) -> Tensor:
-        """Moves parameters, moments and step counts where nothing was found; returns whose rate was capped."""
-        capped = torch.zeros(len(call.rows), dtype=torch.bool, device=coef.device)
+    def _update(self, call: StepCall, every: FullStats, divisor: Tensor | None, verdict: Verdict) -> Tensor:
+        """Moves parameters, moments and step counts unless the step is skipped; returns whose rate was capped."""
+        capped = torch.zeros(len(call.rows), dtype=torch.bool, device=verdict.skip.device)
         cap = relative_step_cap(call.settings.max_relative_step)
         for index, group in enumerate(call.groups):
             part = [i for i, row in enumerate(call.rows) if row.group == index and row.grad is not None]
             if not part:
                 continue
             members = [call.rows[i] for i in part]
-            place = self._index(part, coef.device)
+            place = self._index(part, verdict.skip.device)
             rms = None if every.rms is None else every.rms[place]
-            lr, _, capped[place] = rates(group["lr"], members, cap, rms)
+            lr, _, capped[place] = rates(group["lr"], verdict.before.lr_factor, members, cap, rms)
             shared = {
                 "grad_scale": divisor,
-                "clip_coef": coef,
-                "found_inf": every.found_inf.float(),
+                "clip_coef": verdict.clip_coef,
+                "found_inf": verdict.skip.float(),
                 "clip_value": call.settings.clip_value,
             }
             # An operator's call has one rate.

@@ -78,7 +78,7 @@ class History:
         from gradops.record.run import Run
 
         params = self._params(now)
-        scalars = self._joined("scalars", (5,), torch.float32)
+        scalars = self._joined("scalars", (10,), torch.float32)
         values: dict[str, Tensor] = {
             "steps": torch.cat([torch.empty(0, dtype=torch.int64), *(chunk.attempted for chunk in self.chunks)]) - 1,
             "grad_norm": scalars[:, 0],

@@ -38,7 +38,7 @@ class Reading:
         """
         columns = self.snapshot.columns()
         columns["lr"] = torch.where(self.lr.isnan(), columns["lr"], self.lr)
-        taken, skipped, _ = columns["counters"].unbind(1)
+        taken, skipped, *_ = columns["counters"].unbind(1)
         attempted = taken + skipped
         previous = torch.cat([torch.tensor([attempted_before]), attempted[:-1]])
         for index, count in self.before.items():
