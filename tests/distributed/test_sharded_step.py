@@ -19,9 +19,10 @@ SETTINGS = {
         "loss_scale": gradops.DynamicLossScale(init_scale=8.0, growth_interval=2, min_scale=1.0),
     },
     "largest": {"max_norm": 0.5, "norm_type": math.inf},
+    "guard": {"guard": gradops.SpikeGuard("skip", ratio=1.0, warmup_steps=1), "max_relative_step": 0.001},
 }  # fmt: skip
 CASES = [(world, layout) for world, layouts in LAYOUTS.items() for layout in layouts]
-STATS = ("grad_norm", "clip_coef", "found_inf", "loss_scale", "norms", "abs_max", "nonfinite", "capped")
+STATS = ("grad_norm", "clip_coef", "found_inf", "loss_scale", "norms", "abs_max", "nonfinite", "capped", "guarded")
 
 
 def assert_ranks_agree(results):
@@ -48,7 +49,8 @@ def assert_equals_unsharded(result, expected, exact=False):
     for name in ("grad_norm", "norms", "clip_coef"):
         mine, theirs = getattr(result["stats"], name), getattr(expected["stats"], name)
         assert_close(mine, theirs, tol.POWER_NORM, what=name)
-    for name in ("found_inf", "loss_scale", "abs_max", "nonfinite", "capped", "steps_taken", "steps_skipped"):
+    told = ("found_inf", "loss_scale", "abs_max", "nonfinite", "capped", "guarded", "lr_factor")
+    for name in (*told, "steps_taken", "steps_skipped"):
         assert_same_bits(getattr(result["stats"], name), getattr(expected["stats"], name), name)
     assert result["scale"] == expected["scale"]
 
