@@ -28,8 +28,9 @@ GPU_CASES := resnet18 resnet50 resnet152 efficientnet_b0 convnext_tiny vit_b_16 
 EXTRAS_demo := demo
 EXTRAS_test := demo,frameworks,test
 EXTRAS_dev := demo,dev
+EXTRAS_docs := demo,docs,frameworks
 
-.PHONY: demo test test-all test-cpp test-python test-emulated test-emulated-two-launches test-slow test-sanitized \
+.PHONY: demo docs figures test test-all test-cpp test-python test-emulated test-emulated-two-launches test-slow test-sanitized \
 	test-emulated-sanitized test-compute-sanitizer bench bench-gpu lint format build clean FORCE
 
 demo: $(STAMPS)/demo $(STAMPS)/build
@@ -87,6 +88,15 @@ bench-gpu: $(STAMPS)/test $(STAMPS)/build
 	mkdir -p benchmarks/results
 	$(PY) -m gradops bench --device cuda --model $(GPU_CASES) --json benchmarks/results/gpu.json $(ARGS)
 
+# The site, in build/site.
+docs: $(STAMPS)/docs $(STAMPS)/build
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
+# The pictures of the guide, and the numbers that it quotes; minutes.
+figures: $(STAMPS)/docs $(STAMPS)/build
+	$(PY) -m gradops demo --output docs/gradops-demo.png
+	$(PY) -m docs.figures $(ARGS)
+
 lint: $(STAMPS)/dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -122,6 +132,6 @@ $(STAMPS)/build: $(NATIVE) $(STAMPS)/torch
 	$(PY) setup.py -q build_ext --inplace
 	@touch $@
 
-$(STAMPS)/demo $(STAMPS)/test $(STAMPS)/dev: $(STAMPS)/%: pyproject.toml $(STAMPS)/build
+$(STAMPS)/demo $(STAMPS)/test $(STAMPS)/dev $(STAMPS)/docs: $(STAMPS)/%: pyproject.toml $(STAMPS)/build
 	$(PIP) --quiet --no-build-isolation --editable ".[$(EXTRAS_$*)]"
 	@touch $@

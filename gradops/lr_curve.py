@@ -2,14 +2,17 @@
 
 import math
 import os
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 # Weight of the past in the running mean that ends the test, per step.
 MEMORY = 0.9
-# Steps on either side that the shown curve averages over; its noise would hide the fall.
+# Steps on either side that the shown curve averages over, since noise would hide the fall, and those whose median it
+# takes before that, since one bad batch is no rise.
 REACH = 4
+MEDIAN_REACH = 2
 # A fall of the loss smaller than this share of its start is noise.
 LEAST_FALL = 0.05
 MOST_OF_FALL = 0.9
@@ -82,9 +85,10 @@ class LRCurve:
 
     @property
     def smoothed(self) -> list[float]:
-        """Losses averaged over neighbouring steps with triangular weights; NaN where a loss is no number."""
+        """Medians of each step and its neighbours, averaged with triangular weights; NaN where a loss is no number."""
         losses = self.losses
-        return [_mean_around(losses, i) if math.isfinite(losses[i]) else math.nan for i in range(len(losses))]
+        medians = [_median_around(losses, i) for i in range(len(losses))]
+        return [_mean_around(medians, i) if math.isfinite(losses[i]) else math.nan for i in range(len(losses))]
 
     @property
     def suggestion(self) -> float | None:
@@ -180,6 +184,11 @@ class LRCurve:
         lowest = self._index_of_lowest()
         usual = self.steps[lowest].output_spread
         return [step for step in self.steps[lowest:] if step.output_spread <= ALIKE * usual]
+
+
+def _median_around(losses: list[float], place: int) -> float:
+    reached = losses[max(0, place - MEDIAN_REACH) : place + MEDIAN_REACH + 1]
+    return statistics.median([loss for loss in reached if math.isfinite(loss)] or [math.nan])
 
 
 def _mean_around(losses: list[float], place: int) -> float:

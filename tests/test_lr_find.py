@@ -38,11 +38,12 @@ def make_loader(**options):
     return torch.utils.data.DataLoader(Noisy(), batch_size=8, shuffle=True, **options)
 
 
-def make_model():
+def make_model(dtype=torch.float32):
     torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Linear(5, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 1), nn.Flatten(0)
-    )
+    layers = nn.Linear(5, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 1), nn.Flatten(0)
+    model = nn.Sequential(*layers).to(dtype)
+    model.register_forward_pre_hook(lambda _, args: args[0].to(dtype))
+    return model
 
 
 def loss_fn(outputs, targets):
@@ -55,13 +56,17 @@ OPTIMIZERS = {
     "AdamW": lambda params: torch.optim.AdamW(params, lr=0.01),
     "AdamW fused, tensor lr": lambda params: torch.optim.AdamW(params, lr=torch.tensor(0.01), fused=True),
     "gradops": lambda params: gradops.AdamW(params, lr=0.01, max_norm=0.2, max_relative_step=0.05, loss_scale=SCALE),
+    "gradops, masters": lambda params: gradops.AdamW(params, lr=0.01, max_norm=0.2, master_weights=True),
+    "gradops, guard": lambda params: gradops.AdamW(
+        params, lr=0.01, guard=gradops.SpikeGuard(ratio=1.0, warmup_steps=1)
+    ),
     "gradops, tensor lr": lambda params: gradops.Adam(params, lr=torch.tensor(0.01), clip_value=0.1, amsgrad=True),
 }
 
 
-def trained(make_optimizer, steps_before, range_test, *, steps_after=4, scaler=None):
+def trained(make_optimizer, steps_before, range_test, *, steps_after=4, scaler=None, dtype=torch.float32):
     """Everything a run leaves behind, with a range test in its middle or without."""
-    model, loader = make_model(), make_loader(generator=torch.Generator().manual_seed(4))
+    model, loader = make_model(dtype), make_loader(generator=torch.Generator().manual_seed(4))
     optimizer = make_optimizer(model.named_parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=steps_before + steps_after + 1)
     torch.manual_seed(5)
@@ -129,8 +134,9 @@ def assert_same(left, right):
 @pytest.mark.parametrize("steps_before", [0, 3])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_run_goes_on_bit_for_bit_as_if_there_had_been_no_test(name, steps_before, kind):
-    expected = trained(OPTIMIZERS[name], steps_before, None)
-    assert_same(trained(OPTIMIZERS[name], steps_before, kind), expected)
+    dtype = torch.bfloat16 if "masters" in name else torch.float32
+    expected = trained(OPTIMIZERS[name], steps_before, None, dtype=dtype)
+    assert_same(trained(OPTIMIZERS[name], steps_before, kind, dtype=dtype), expected)
 
 
 @pytest.mark.parametrize("cls", [torch.amp.GradScaler, gradops.GradScaler])
@@ -263,6 +269,15 @@ def made_curve(losses, **options):
     for i, loss in enumerate(losses):
         curve.append(LRStep(10 ** (-6 + 7 * i / 99), loss, 1.0, 1.0, clipped=False, capped=False, skipped=False))
     return curve
+
+
+def test_one_bad_batch_moves_neither_curve_nor_suggestion():
+    losses = [1.0] * 40 + [1 - 0.02 * i for i in range(1, 26)] + [0.5] * 35
+    smooth = made_curve(losses)
+    for place, loss in ((30, 40.0), (30, 0.01), (80, 40.0)):
+        disturbed = made_curve([*losses[:place], loss, *losses[place + 1 :]])
+        np.testing.assert_allclose(disturbed.smoothed, smooth.smoothed, atol=0.01)
+        assert disturbed.suggestion == smooth.suggestion
 
 
 def test_suggestion_is_where_nine_tenths_of_the_fall_are_made():

@@ -1,0 +1,64 @@
+"""What mkdocs needs to know of this repository: pages and names nobody listed, and links that leave the site."""
+
+import ast
+import pathlib
+import re
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+# Pages of the site that are files outside docs/, with what their links are relative to.
+ELSEWHERE = {"index.md": ROOT / "README.md", "benchmarks.md": ROOT / "benchmarks" / "README.md"}
+OTHER_PAGES = "How it works"
+LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#:]+)(#[^)]*)?\)")
+
+
+def on_config(config: Any) -> Any:
+    """Puts pages that mkdocs.yml does not name below the others on how things work, by their own titles."""
+    listed = str(config["nav"])
+    for path in sorted(pathlib.Path(config["docs_dir"]).glob("*.md")):
+        if f"'{path.name}'" not in listed:
+            title = path.read_text().partition("\n")[0].removeprefix("# ")
+            next(entry for entry in config["nav"] if OTHER_PAGES in entry)[OTHER_PAGES].append({title: path.name})
+    return config
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Adds the pages that are files elsewhere."""
+    from mkdocs.structure.files import File
+
+    for name, path in ELSEWHERE.items():
+        files.append(File.generated(config, name, content=path.read_text()))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Makes links relative to the site; what is not on it becomes the path of the file in the repository."""
+    if page.file.src_uri == "api.md":
+        return completed(markdown)
+    source = ELSEWHERE.get(page.file.src_uri, pathlib.Path(config["docs_dir"]) / page.file.src_uri)
+
+    def relinked(match: re.Match[str]) -> str:
+        picture, text, target, anchor = match[1], match[2], match[3], match[4] or ""
+        path = (source.parent / target).resolve()
+        here = next((name for name, known in ELSEWHERE.items() if known == path), None)
+        if here is None and path.is_relative_to(config["docs_dir"]):
+            here = path.relative_to(config["docs_dir"]).as_posix()
+        if here is not None:
+            return f"{picture}[{text}]({here}{anchor})"
+        return f"{text} (`{path.relative_to(ROOT).as_posix()}`)" if path.exists() else match[0]
+
+    return LINK.sub(relinked, markdown)
+
+
+def completed(api: str) -> str:
+    """The API page with every public name, those in no section of it at the end."""
+    names = [name for name in public_names() if not re.search(rf"^::: gradops\.{name}$", api, re.MULTILINE)]
+    return "\n\n".join([api, *(["## More"] if names else []), *(f"::: gradops.{name}" for name in names)]) + "\n"
+
+
+def public_names() -> list[str]:
+    """`gradops.__all__`, read from the source."""
+    for node in ast.parse((ROOT / "gradops" / "__init__.py").read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return [name for name in ast.literal_eval(node.value) if not name.startswith("_")]
+    raise ValueError("gradops/__init__.py has no __all__")
