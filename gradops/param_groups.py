@@ -37,6 +37,7 @@ def check_groups(param_groups: list[dict[str, Any]], settings: Settings) -> None
     choice = choose_backend(param_groups, settings.backend)
     buffers.resize(param_names(param_groups), choice.device)
     plan = backends.make_plan(choice)
+    plan.prepare(settings.checked())
     plan.bind_params(param_groups, param_names(param_groups), buffers)
 
 

@@ -50,7 +50,7 @@ class MeshStep:
         self._device = torch.device("cpu")
 
     def forget_rows(self) -> None:
-        """`set_full_params` follows."""
+        """`set_full_params` follows, if they are those of other parameters."""
         self._indices.clear()
 
     def set_full_params(self, params: list[Tensor]) -> None:
@@ -88,7 +88,7 @@ class MeshStep:
         )
         caps = settings.max_relative_step is not None
         if caps:
-            of_rows.append(self._ops.grad_stats([row.param for row in call.rows if row.grad is not None])[1])
+            of_rows.append(self._ops.grad_stats([row.updated for row in call.rows if row.grad is not None])[1])
         # Columns: the rows, then what others found before. Rows without a gradient travel too, as zeros, so that a
         # gathering has the same size everywhere.
         numbers = torch.zeros(3 + caps, len(call.rows) + 1, dtype=torch_math.wide_dtype(device), device=device)
@@ -145,6 +145,9 @@ class MeshStep:
             calls = [members] if cap is None else [[row] for row in members]
             for rows, rate in zip(calls, lr, strict=cap is not None):
                 self._ops.adam_step_(*_tensors(rows, group), rate, **shared, **_hyper(group))
+            for row in members:
+                if row.updated is not row.param:
+                    row.param.copy_(row.updated)  # of a skipped step the same bits
         return capped
 
 
@@ -153,7 +156,7 @@ def _tensors(rows: list[Row], group: dict[str, Any]) -> list[list[Any]]:
     states = [state_of(row) for row in rows]
     moments = [[state[key] for state in states] for key in ("exp_avg", "exp_avg_sq")]
     largest = [state["max_exp_avg_sq"] for state in states] if group["amsgrad"] else []
-    return [[row.param for row in rows], [row.grad for row in rows], *moments, largest, [s["step"] for s in states]]
+    return [[row.updated for row in rows], [row.grad for row in rows], *moments, largest, [s["step"] for s in states]]
 
 
 def _hyper(group: dict[str, Any]) -> dict[str, Any]:

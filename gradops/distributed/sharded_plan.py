@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -64,6 +64,20 @@ def _shard_of(param: Tensor, name: str) -> _Shard:
     return _Shard(param, local)
 
 
+# What `MeshStep` does. Whatever else comes to be set is refused rather than left out of the step.
+_SUPPORTED = {
+    "max_norm",
+    "norm_type",
+    "clip_value",
+    "max_relative_step",
+    "loss_scale",
+    "backend",
+    "master_weights",
+    "guard",
+}
+_DEFAULTS = asdict(Settings())
+
+
 class ShardedPlan:
     """The interface of `gradops.backends.plan.StepPlan` for parameters of which some are DTensors.
 
@@ -77,7 +91,17 @@ class ShardedPlan:
         self._shards: list[_Shard] = []
         self._local_state: dict[Tensor, Any] = {}
 
-    prepare = staticmethod(StepPlan.prepare)
+    @staticmethod
+    def prepare(settings: Settings) -> Settings:
+        """As StepPlan's.
+
+        Raises:
+            ValueError: a setting asks for what only the one pass over whole parameters does.
+        """
+        for name, default in _DEFAULTS.items():
+            if name not in _SUPPORTED and getattr(settings, name) != default:
+                raise ValueError(f"{name} cannot be set where parameters are sharded (DTensors)")
+        return settings
 
     def bind_params(self, param_groups: list[dict[str, Any]], names: tuple[str, ...], buffers: StepBuffers) -> None:
         """As StepPlan's."""
@@ -87,7 +111,8 @@ class ShardedPlan:
         for shard in shards:
             shard.follow()
         self._plan.bind_params(self._local_groups(param_groups, shards), names, buffers)
-        self._backend.set_full_params(params)
+        if shards != self._shards:
+            self._backend.set_full_params(params)
         self._shards = shards
 
     def bind_state(self, state: dict[Tensor, Any]) -> None:

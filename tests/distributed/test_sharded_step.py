@@ -6,9 +6,13 @@ import pytest
 import tolerances as tol
 import torch
 from beside import assert_close, assert_same_bits
-from layouts import LAYOUTS, train
+from layouts import LAYOUTS, result_of, spread, train
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard
 
 import gradops
+from gradops.distributed import sharded_plan
+from gradops.settings import Settings
 
 SETTINGS = {
     "plain": {},
@@ -89,3 +93,34 @@ def test_half_precision_shards_have_float32_moments(workers):
     results = workers.run(2, train, "fsdp", 2, {}, 3, None, 1.0, torch.bfloat16)
     assert_equals_unsharded(results[0], train(None, 1, {}, 3, None, 1.0, torch.bfloat16), exact=True)
     assert all(state["exp_avg"].dtype == torch.float32 for state in results[0]["states"])
+
+
+def train_with_masters(sharded):
+    """A half-precision parameter that is whole, beside a sharded one in float32."""
+    mesh = init_device_mesh("cpu", (2,)) if sharded else None
+    values = [torch.linspace(-1.0, 1.0, 12).view(4, 3), torch.linspace(-1.0, 1.0, 6).bfloat16()]
+    wheres = [(mesh, [Shard(0)]) if sharded else None, None]
+    params = [torch.nn.Parameter(spread(value, where)) for value, where in zip(values, wheres, strict=True)]
+    optimizer = gradops.AdamW(params, lr=1e-4, master_weights=True, max_relative_step=1.0)
+    for step in range(6):
+        for param, where in zip(params, wheres, strict=True):
+            grad = torch.full(param.shape, math.inf if step == 3 else 1.0, dtype=param.dtype)
+            param.grad = spread(grad, where)
+        optimizer.step()
+    return result_of(optimizer, params)
+
+
+def test_masters_of_whole_parameters_beside_sharded_ones_are_updated(workers):
+    results, expected = workers.run(2, train_with_masters, True), train_with_masters(False)
+    assert_ranks_agree(results)
+    assert_equals_unsharded(results[0], expected, exact=True)
+    assert_same_bits(results[0]["states"][1]["master"], expected["states"][1]["master"])
+    assert not torch.equal(expected["states"][1]["master"], expected["params"][1].float())
+
+
+def test_a_setting_that_the_sharded_step_does_not_know_is_refused(monkeypatch):
+    settings = Settings(clip_value=0.5)
+    assert sharded_plan.ShardedPlan.prepare(settings) is settings
+    monkeypatch.setattr(sharded_plan, "_SUPPORTED", sharded_plan._SUPPORTED - {"clip_value"})
+    with pytest.raises(ValueError, match="clip_value cannot be set where parameters are sharded"):
+        sharded_plan.ShardedPlan.prepare(settings)

@@ -9,6 +9,7 @@ from beside import assert_close, assert_same_bits
 from layouts import full
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import gradops
@@ -108,3 +109,26 @@ def test_ddp_trains_as_one_process_with_the_same_bits_on_every_rank(workers, wor
 @pytest.mark.parametrize(("world", "hybrid"), [(2, False), (4, False), (4, True)])
 def test_fsdp2_trains_as_one_process(workers, world, hybrid, scaling):
     assert_trained_alike(workers.run(world, train_fsdp, world, scaling, hybrid), scaling)
+
+
+def unscale_and_repair():
+    """An inf on one rank, seen by `unscale_` and edited away before the step."""
+    mesh = init_device_mesh("cpu", (2,))
+    param = torch.nn.Parameter(distribute_tensor(torch.ones(8), mesh, [Shard(0)]))
+    optimizer = gradops.AdamW([param], lr=0.1, loss_scale=gradops.DynamicLossScale(init_scale=4.0))
+    optimizer.scale(torch.zeros(()))
+    grad = torch.ones(8)
+    grad[-1] = float("inf")
+    param.grad = distribute_tensor(grad, mesh, [Shard(0)])
+    optimizer.unscale_()
+    unscaled = full(param.grad).clone()
+    param.grad.to_local().nan_to_num_(posinf=0.0)
+    optimizer.step()
+    return unscaled, full(param.detach()), float(optimizer._buffers.current_scale), bool(optimizer.stats.found_inf)
+
+
+def test_an_inf_that_one_ranks_unscale_saw_skips_on_every_rank(workers):
+    for unscaled, param, scale, found_inf in workers.run(2, unscale_and_repair):
+        assert unscaled[:7].tolist() == [0.25] * 7
+        assert param.tolist() == [1.0] * 8
+        assert (scale, found_inf) == (2.0, True)

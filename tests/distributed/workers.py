@@ -9,7 +9,8 @@ import traceback
 import torch
 import torch.distributed as dist
 
-TIMEOUT = 120.0
+# Starting the processes alone takes a minute on a busy machine.
+TIMEOUT = 300.0
 
 
 def _packed(value):
@@ -25,7 +26,7 @@ def _work(rank, tasks, results):
         function, world, path, arguments = task
         try:
             dist.init_process_group(
-                "gloo", f"file://{path}", rank=rank, world_size=world, timeout=datetime.timedelta(seconds=TIMEOUT / 2)
+                "gloo", f"file://{path}", rank=rank, world_size=world, timeout=datetime.timedelta(seconds=0.8 * TIMEOUT)
             )
             torch.manual_seed(0)
             results.put((rank, True, _packed(function(*arguments))))
