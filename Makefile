@@ -133,5 +133,5 @@ $(STAMPS)/build: $(NATIVE) $(STAMPS)/torch
 	@touch $@
 
 $(STAMPS)/demo $(STAMPS)/test $(STAMPS)/dev $(STAMPS)/docs: $(STAMPS)/%: pyproject.toml $(STAMPS)/build
-	$(PIP) --quiet --no-build-isolation --editable ".[$(EXTRAS_$*)]"
+	$(PIP) --quiet --no-build-isolation "$(TORCH)" --editable ".[$(EXTRAS_$*)]"
 	@touch $@
