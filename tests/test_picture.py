@@ -21,7 +21,7 @@ import gradops
 from gradops.__main__ import main
 from gradops.picture import page, plot
 from gradops.picture.histograms import shares
-from gradops.picture.names import columns, rows_of, shorten
+from gradops.picture.names import columns, rows_of, shorten, without_shared
 
 # A user's hand: shows the first row's last step, zooms, sorts, and looks at another layer's outputs.
 HAND = """
@@ -135,10 +135,18 @@ def test_histogram_leaves_no_output_out():
 def test_long_names_keep_what_tells_them_apart():
     name = "module.encoder.layers.11.self_attention.projection"
     assert shorten("stage1.0.conv1", 20) == "stage1.0.conv1"
-    assert shorten(name, 44) == "module.….layers.11.self_attention.projection"
-    assert shorten(name, 30) == "module.….projection"
+    assert shorten(name, 44) == "module…layers.11.self_attention.projection"
+    assert shorten(name, 30) == "module…projection"
     assert shorten(name, 8) == "…jection"
     assert all(len(shorten(name, width)) <= width for width in range(2, 60))
+
+
+def test_what_all_names_begin_with_is_left_out():
+    names = ["module.block.0.conv", "module.block.0.norm", "module.block.1"]
+    assert without_shared(names) == ["0.conv", "0.norm", "1"]
+    assert without_shared(["head", "head.weight"]) == ["head", "head.weight"]
+    assert without_shared(["only.one"]) == ["one"]
+    assert without_shared([]) == []
 
 
 def test_more_layers_than_rows_share_rows_and_keep_their_largest_value():

@@ -86,6 +86,7 @@ CAUSES = (
 # Trouble that no cause explains is still trouble.
 UNKNOWN = Cause("unknown", "Trouble, whose cause the record does not show", HARM, remedies=("lower lr", "cap", "guard"))
 NOTES = {
+    "large steps": ("lower lr", "cap"),
     "clipping binds": ("max_norm", "clipping"),
     "large inputs": ("normalise",),
     "weight growth": ("weight decay",),

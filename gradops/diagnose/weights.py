@@ -33,7 +33,7 @@ def large_steps(view: View) -> Finding | None:
         f"at once; the largest moved {quoted(run.names[view.weights[peak]])} by {share(float(ratios.max()))} (step "
         f"{view.step(int(peak_row))}, lr {number(rate)}). Healthy runs stay below a tenth."
     )
-    return Finding("large steps", text, row, run.names[view.weights[peak]])
+    return Finding("large steps", text, row, run.names[view.weights[peak]], trouble=False)
 
 
 def growth(view: View) -> Finding | None:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from gradops.picture import look
-from gradops.picture.names import shorten
+from gradops.picture.names import shorten, without_shared
 from gradops.record.run import Run
 
 MOST_COLUMNS = 300
@@ -40,7 +40,7 @@ def draw(axes: Axes, run: Run, layer: int) -> None:
             decades, cmap=colours, aspect="auto", origin="lower", interpolation="nearest", extent=edges, vmin=-4, vmax=0
         )
     axes.axhline(len(values) - 1.5, color="white", linewidth=1.5)
-    look.bare(axes, f"outputs of {shorten(run.layers[layer], TITLE)}")
+    look.bare(axes, f"outputs of {shorten(without_shared(run.layers)[layer], TITLE)}")
     places, labels = ticks(run.histogram_edges)
     axes.set_yticks([*places, len(values) - 1], [*labels, "inf, NaN"], fontsize=6.5)
     axes.tick_params(labelsize=6.5)

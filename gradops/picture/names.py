@@ -16,10 +16,20 @@ def shorten(name: str, width: int) -> str:
     parts = name.split(".")
     for kept in range(len(parts) - 2, 0, -1):
         tail = ".".join(parts[-kept:])
-        short = f"{parts[0]}.{ELLIPSIS}.{tail}"
+        short = f"{parts[0]}{ELLIPSIS}{tail}"
         if len(short) <= width:
             return short
     return ELLIPSIS + name[len(name) - width + 1 :]
+
+
+def without_shared(names: Sequence[str]) -> list[str]:
+    """The names without the leading parts that all of them have, such as `module.`."""
+    parts = [name.split(".") for name in names]
+    shortest = min(map(len, parts), default=0)
+    shared = 0
+    while shared < shortest - 1 and len({part[shared] for part in parts}) == 1:
+        shared += 1
+    return [".".join(part[shared:]) for part in parts]
 
 
 class Rows(NamedTuple):
@@ -42,7 +52,7 @@ def rows_of(names: Sequence[str], most: int, width: int) -> Rows:
     """
     size = max(1, -(-len(names) // most))
     slices = [slice(start, min(start + size, len(names))) for start in range(0, len(names), size)]
-    labels = []
+    names, labels = without_shared(names), []
     for of in slices:
         more = f" (+{of.stop - of.start - 1})" if of.stop - of.start > 1 else ""
         labels.append(shorten(names[of.start], width - len(more)) + more)
