@@ -27,7 +27,10 @@ REMEDIES = {
     "weight decay": Remedy("Keep weights from growing with decoupled weight decay.", "weight-decay"),
     "loss scale": Remedy("Change the loss scale's policy, or take bfloat16, which needs none.", "loss-scale"),
     "clipping": Remedy("Know what a norm clip does for Adam, and what it does not.", "clipping"),
-    "guard": Remedy("Guard against single bad batches, and look at the batch itself.", "single-bad-batches"),
+    "guard": Remedy(
+        "Guard against single bad batches (guard=gradops.SpikeGuard()), and look at the batch itself.",
+        "single-bad-batches",
+    ),
     "dead": Remedy("Revive dead layers: smaller steps, sane biases, or a leaky non-linearity.", "dead-layers"),
     "max_norm": Remedy("Set max_norm well above the usual norm, or leave it out.", "max-norm"),
 }
