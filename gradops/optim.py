@@ -8,7 +8,7 @@ import torch
 from torch.optim import optimizer as torch_optimizer
 
 from gradops.checkpoint import CHECKPOINT_KEYS, torchs_step
-from gradops.distributed.zero import REFUSAL, is_zero
+from gradops.distributed.zero import check_owner
 from gradops.one_pass import OnePass
 from gradops.param_groups import check_groups
 from gradops.relative_step import RelativeStepCap
@@ -82,8 +82,7 @@ def wrap(
     """
     settings = Settings(max_norm, norm_type, clip_value, max_relative_step, loss_scale, guard, backend, master_weights)
     settings.checked()
-    if is_zero(optimizer):
-        raise TypeError(REFUSAL)
+    check_owner(optimizer)
     if isinstance(optimizer, OnePass):
         _check_same(optimizer, settings)
         return optimizer

@@ -38,7 +38,7 @@ def test_averages_of_the_weights_are_those_beside_plain_torch(average):
     torch.testing.assert_close(averages[1].weight, averages[0].weight, rtol=1e-5, atol=1e-6)
 
 
-def test_weights_swapped_for_their_average_count_for_the_next_steps_cap():
+def test_weights_swapped_for_their_average_count_for_the_next_steps_cap(backend):
     """The cap must be that of the weights that are there, not of those it measured while it wrote them."""
     norms = []
     for remember in (True, False):

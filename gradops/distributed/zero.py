@@ -1,5 +1,6 @@
 """ZeroRedundancyOptimizer, which the one pass cannot serve."""
 
+import gc
 import sys
 from types import FrameType
 from typing import Any
@@ -14,7 +15,19 @@ REFUSAL = (
 def is_zero(value: Any) -> bool:
     """Whether the value is a ZeroRedundancyOptimizer."""
     module = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
-    return module is not None and isinstance(value, module.ZeroRedundancyOptimizer)
+    return module is not None and issubclass(type(value), module.ZeroRedundancyOptimizer)
+
+
+def check_owner(optimizer: Any) -> None:
+    """Refuses a ZeroRedundancyOptimizer and the optimizer inside of one, which does not know that it is.
+
+    Raises:
+        TypeError: it is one of them.
+    """
+    if "torch.distributed.optim.zero_redundancy_optimizer" not in sys.modules:
+        return
+    if is_zero(optimizer) or any(is_zero(owner) and owner.optim is optimizer for owner in gc.get_objects()):
+        raise TypeError(REFUSAL)
 
 
 def check_builder() -> None:

@@ -24,6 +24,8 @@ def refusals():
     attempt("zero_of_ours", lambda: ZeroRedundancyOptimizer(model.parameters(), gradops.AdamW, max_norm=1.0))
     plain = ZeroRedundancyOptimizer(model.parameters(), torch.optim.AdamW, lr=0.1)
     attempt("wrapped_zero", lambda: gradops.wrap(plain, max_norm=1.0))
+    attempt("wrapped_inside_zero", lambda: gradops.wrap(plain.optim, max_norm=1.0))
+    attempt("wrapped_ordinary", lambda: gradops.wrap(torch.optim.AdamW(model.parameters())))
     attempt("ordinary", lambda: gradops.AdamW(model.parameters()))
     for original in (False, True):
         flat = FullyShardedDataParallel(torch.nn.Linear(4, 4), device_id=torch.device("cpu"), use_orig_params=original)
@@ -40,12 +42,12 @@ def refusals():
 def test_parts_that_would_step_apart_are_refused(workers):
     for messages in workers.run(2, refusals):
         assert set(messages) == {
-            *("zero_of_ours", "wrapped_zero", "fsdp1, False", "fsdp1, True", "partial"),
+            *("zero_of_ours", "wrapped_zero", "wrapped_inside_zero", "fsdp1, False", "fsdp1, True", "partial"),
             "master, torch.bfloat16",
         }
         assert "a sharded parameter in half precision can have no master" in messages["master, torch.bfloat16"]
         assert "ZeroRedundancyOptimizer hands each process's optimizer a part" in messages["zero_of_ours"]
-        assert messages["wrapped_zero"] == messages["zero_of_ours"]
+        assert messages["wrapped_zero"] == messages["wrapped_inside_zero"] == messages["zero_of_ours"]
         for original in (False, True):
             assert "FullyShardedDataParallel's flat parameters" in messages[f"fsdp1, {original}"]
         assert "partial placement" in messages["partial"]
