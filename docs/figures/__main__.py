@@ -8,6 +8,7 @@ import torch
 
 from docs.figures import (
     activations,
+    bad_batch,
     batch_size,
     batchnorm,
     clipping,
@@ -21,6 +22,7 @@ FOLDER = pathlib.Path(__file__).parent
 FACTS = FOLDER / "facts.json"
 FIGURES = {
     "activations": activations.draw,
+    "bad-batch": bad_batch.draw,
     "batch-size": batch_size.draw,
     "batchnorm": batchnorm.draw,
     "clipping": clipping.draw,
