@@ -105,6 +105,23 @@ def test_start_of_a_record_that_begins_late_is_not_taken_for_the_initialisation(
     assert found.cause is None, str(found)
 
 
+def every_fifth(run):
+    """What the record is when activations are measured in every fifth step only."""
+    left_out = np.arange(len(run.steps)) % 5 != 0
+    sampled = {}
+    for field in dataclasses.fields(run):
+        if field.name.startswith("activation_"):
+            values = getattr(run, field.name).copy()
+            values[left_out] = np.nan if values.dtype.kind == "f" else 0
+            sampled[field.name] = values
+    return dataclasses.replace(run, **sampled)
+
+
+@pytest.mark.parametrize("name", ["corrupt batch", "dead layer", "bad init", "linear"])
+def test_activations_may_be_measured_now_and_then(name):
+    assert report(every_fifth(recorded(name))).cause == (None if name in HEALTHY else name)
+
+
 def test_run_whose_loss_nobody_recorded_can_be_reported():
     run = recorded("corrupt batch")
     found = report(dataclasses.replace(run, loss=np.full_like(run.loss, np.nan)))
