@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("mlxtend")
+pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 
 from trainings import FAULTY, HEALTHY, recorded
@@ -136,6 +137,12 @@ def test_run_of_unnamed_layers_without_a_single_finite_value_can_be_reported():
     }
     names = [f"param_{index}" for index in range(len(run.names))]
     assert report(dataclasses.replace(run, names=names, **nothing)).cause == "scale at floor"
+
+
+def test_nothing_is_claimed_of_weights_that_were_not_measured():
+    run = recorded("bad init")
+    unmeasured = {name: np.full_like(run.param_rms, np.nan) for name in ("update_ratio", "param_rms")}
+    assert "normalis" not in report(dataclasses.replace(run, **unmeasured)).verdict
 
 
 def test_run_without_steps_is_refused():

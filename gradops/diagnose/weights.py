@@ -59,7 +59,7 @@ def growth(view: View) -> Finding | None:
 def depth(view: View) -> Finding | None:
     """Outputs that grow from layer to layer when training begins, because of the initialisation or without one."""
     run = view.run
-    if not view.from_start or len(run.layers) < 2:
+    if not view.from_start or len(run.layers) < 2 or np.isnan(view.first_rms).all():
         return None
     std = run.activation_std[0]
     first = next((float(value) for value in std if value > 0), np.nan)
