@@ -131,6 +131,17 @@ def test_clipping_reads_and_writes_no_gradient():
         assert param.grad._version == version
 
 
+def test_parameters_without_a_gradient_do_not_keep_clipping_out_of_the_step():
+    training = Training(make())
+    training.model[0].requires_grad_(False)
+    inputs, targets = next(iter(training.data))
+    training.accelerator.backward(F.mse_loss(training.model(inputs), targets))
+    assert training.accelerator.clip_grad_norm_(training.model.parameters(), 1e-3).isnan()
+    training.accelerator.clip_grad_norm_(training.model[2].parameters(), 1e-3)
+    training.optimizer.step()
+    assert training.optimizer.stats.clip_coef.item() < 1
+
+
 def test_returned_norms_are_each_steps_own():
     training = Training(make()).run(0.1)
     assert len({float(norm) for norm in training.norms}) == BATCHES
