@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import gradops
 from docs import mkdocs_hooks
@@ -50,14 +51,15 @@ def readers_names(code):
     optimizer = torch.optim.AdamW(model.named_parameters(), lr=1e-3)
     if "gradops.wrap(" not in code:
         optimizer = gradops.wrap(optimizer, max_norm=1.0)
-    loader = [(torch.randn(4, 1, 8, 8), torch.randint(2, (4, 10)).float()) for _ in range(12)]
+    data = TensorDataset(torch.randn(48, 1, 8, 8), torch.randint(2, (48, 10)).float())
+    inputs, targets = data[:4]
     return {
         "model": model,
         "optimizer": optimizer,
         "scheduler": torch.optim.lr_scheduler.ConstantLR(optimizer),
-        "loader": loader,
-        "inputs": loader[0][0],
-        "targets": loader[0][1],
+        "loader": DataLoader(data, batch_size=4),
+        "inputs": inputs,
+        "targets": targets,
         "loss_fn": F.binary_cross_entropy_with_logits,
         "criterion": F.binary_cross_entropy_with_logits,
         "history": [],
@@ -68,6 +70,8 @@ def readers_names(code):
 
 @pytest.mark.parametrize("code", blocks())
 def test_code_on_the_pages_runs(code, tmp_path, monkeypatch):
+    if "fastai" in code:
+        pytest.importorskip("fastai")
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "page", "exec"), readers_names(code))
 
