@@ -7,7 +7,8 @@ TORCH ?= torch==2.14.1
 JOBS ?= 2
 STEP_TESTS := adam_step clip decide grad_stats loss_scale master_weights ops relative_step spike_guard step_plan
 SANITIZED_TESTS ?= $(STEP_TESTS:%=tests/test_%.py)
-EMULATED_TESTS ?= $(patsubst %,tests/test_%.py,$(STEP_TESTS) checkpoint grad_scaler native_faults stats)
+EMULATED_TESTS ?= $(patsubst %,tests/test_%.py,$(STEP_TESTS) activation_stats checkpoint grad_scaler native_faults \
+	recorder stats)
 # More of the scaling run's options: make bench SCALING="--most-params 1e7"
 SCALING ?=
 # The training whose profile is in the README.

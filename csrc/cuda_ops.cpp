@@ -6,6 +6,8 @@
 
 #include <numeric>
 
+#include "checks.h"
+#include "cuda/activation_stats.h"
 #include "device_rows.h"
 #include "tensor_lists.h"
 
@@ -163,6 +165,34 @@ void update_loss_scale_(at::Tensor& scale, at::Tensor& growth_tracker, const at:
   bump_versions({scale, growth_tracker});
 }
 
+std::tuple<at::Tensor, at::Tensor> activation_stats(const at::Tensor& x, double near_zero) {
+  TORCH_CHECK_VALUE(near_zero >= 0, "near_zero must not be negative, got ", near_zero);
+  check_tensor(x, x.device(), "x", "activation_stats");
+  const c10::DeviceGuard guard(x.device());
+  const at::TensorOptions here = at::TensorOptions().device(x.device());
+  const std::unique_ptr<cpu::Layout> layout = layout_in(memory_order(x), x);
+  std::vector<int64_t> words;
+  append_layout(layout.get(), words);
+  const at::Tensor layout_there =
+      words.empty() ? at::Tensor() : to_device(words.data(), words.size() * sizeof(words[0]), x.device());
+  const int64_t strip_bytes = cuda::strip_count(x.numel()) * int64_t{sizeof(cuda::Strip)};
+  const at::Tensor strips = at::empty({strip_bytes}, here.dtype(at::kByte));
+  const at::Tensor totals = at::zeros({int64_t{sizeof(cuda::ActivationTotals)}}, here.dtype(at::kByte));
+  const at::Tensor measures = at::empty({3}, here.dtype(at::kFloat));
+  const at::Tensor counts = at::empty({4 + kBins}, here.dtype(at::kLong));
+  cuda::ActivationArgs args = {};
+  args.x = {const_cast<void*>(x.const_data_ptr()), nullptr, dtype_of(*kernel_dtype(x.scalar_type()))};
+  if (!words.empty()) args.x.layout = static_cast<const int64_t*>(layout_there.const_data_ptr());
+  args.numel = x.numel();
+  args.near_zero = static_cast<float>(near_zero);
+  args.strips = static_cast<cuda::Strip*>(strips.mutable_data_ptr());
+  args.totals = static_cast<cuda::ActivationTotals*>(totals.mutable_data_ptr());
+  args.measures = measures.mutable_data_ptr<float>();
+  args.counts = counts.mutable_data_ptr<int64_t>();
+  cuda::activation_stats(args, cuda::activation_blocks(x.numel()), current_stream(x.device()));
+  return {measures, counts};
+}
+
 }  // namespace
 
 // On the tests' emulator a GPU is the CPU.
@@ -173,6 +203,7 @@ void update_loss_scale_(at::Tensor& scale, at::Tensor& growth_tracker, const at:
 #endif
 
 TORCH_LIBRARY_IMPL(gradops, GRADOPS_GPU, m) {
+  m.impl("activation_stats", &activation_stats);
   m.impl("grad_stats", &grad_stats);
   m.impl("adam_step_", &adam_step_);
   m.impl("clip_grad_norm_", &clip_grad_norm_);

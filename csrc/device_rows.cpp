@@ -12,7 +12,24 @@ namespace {
 // The address of gradients without elements: null would say that there is none.
 const char kNoElements = 0;
 
-// Appends a layout as the kernels read it; its place, plus one, or 0 where there is none.
+// A row's tensors on both sides, in the order in which their layouts are appended.
+constexpr std::pair<cpu::TensorView cpu::TensorRow::*, cuda::View cuda::TensorRow::*> kTensors[] = {
+    {&cpu::TensorRow::param, &cuda::TensorRow::param},
+    {&cpu::TensorRow::rounded, &cuda::TensorRow::rounded},
+    {&cpu::TensorRow::grad, &cuda::TensorRow::grad},
+    {&cpu::TensorRow::exp_avg, &cuda::TensorRow::exp_avg},
+    {&cpu::TensorRow::exp_avg_sq, &cuda::TensorRow::exp_avg_sq},
+    {&cpu::TensorRow::max_exp_avg_sq, &cuda::TensorRow::max_exp_avg_sq},
+};
+
+template <class T>
+T* allocate(size_t count, at::Device device, std::vector<at::Tensor>& memory) {
+  memory.push_back(at::zeros({static_cast<int64_t>(count * sizeof(T))}, at::TensorOptions(at::kByte).device(device)));
+  return static_cast<T*>(memory.back().mutable_data_ptr());
+}
+
+}  // namespace
+
 size_t append_layout(const cpu::Layout* layout, std::vector<int64_t>& layouts) {
   if (layout == nullptr) return 0;
   const size_t place = layouts.size();
@@ -35,24 +52,6 @@ cuda::Dtype dtype_of(cpu::Dtype dtype) {
   }
   __builtin_unreachable();
 }
-
-// A row's tensors on both sides, in the order in which their layouts are appended.
-constexpr std::pair<cpu::TensorView cpu::TensorRow::*, cuda::View cuda::TensorRow::*> kTensors[] = {
-    {&cpu::TensorRow::param, &cuda::TensorRow::param},
-    {&cpu::TensorRow::rounded, &cuda::TensorRow::rounded},
-    {&cpu::TensorRow::grad, &cuda::TensorRow::grad},
-    {&cpu::TensorRow::exp_avg, &cuda::TensorRow::exp_avg},
-    {&cpu::TensorRow::exp_avg_sq, &cuda::TensorRow::exp_avg_sq},
-    {&cpu::TensorRow::max_exp_avg_sq, &cuda::TensorRow::max_exp_avg_sq},
-};
-
-template <class T>
-T* allocate(size_t count, at::Device device, std::vector<at::Tensor>& memory) {
-  memory.push_back(at::zeros({static_cast<int64_t>(count * sizeof(T))}, at::TensorOptions(at::kByte).device(device)));
-  return static_cast<T*>(memory.back().mutable_data_ptr());
-}
-
-}  // namespace
 
 cuda::Stream current_stream(at::Device device) {
   if (!device.is_cuda()) return nullptr;

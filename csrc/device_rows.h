@@ -11,6 +11,11 @@
 
 namespace gradops {
 
+cuda::Dtype dtype_of(cpu::Dtype dtype);
+
+// Appends a layout as the kernels read it; its place, plus one, or 0 where there is none.
+size_t append_layout(const cpu::Layout* layout, std::vector<int64_t>& layouts);
+
 // None on the CPU, which is what the tests' emulator takes for a GPU.
 cuda::Stream current_stream(at::Device device);
 

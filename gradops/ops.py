@@ -20,7 +20,7 @@ native code was built for it, torch's own operations do the same.
 import torch
 from torch import Tensor
 
-from gradops.backends import extension, torch_activations, torch_ops
+from gradops.backends import activations, extension, torch_ops
 from gradops.backends.torch_activations import BINS, COUNTS
 
 _WRITTEN = {
@@ -35,7 +35,7 @@ _WRITTEN = {
 # Kept, since the operators vanish with it.
 _library = torch.library.Library("gradops", "FRAGMENT")
 for _name, _written in _WRITTEN.items():
-    _kernel = getattr(torch_activations if _name == "activation_stats" else torch_ops, _name)
+    _kernel = getattr(activations if _name == "activation_stats" else torch_ops, _name)
     if extension.MISSING:
         _schema = torch.library.infer_schema(_kernel, mutates_args=_written)
         _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))

@@ -117,6 +117,17 @@ def test_evaluation_is_not_recorded():
     assert recorder.run().activation_mean[0, 0] == mine[0]
 
 
+def test_replicas_of_a_module_that_share_its_hooks_are_not_recorded():
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+    optimizer = gradops.AdamW(model.named_parameters())
+    recorder = gradops.Recorder(optimizer, model)
+    output = model(torch.ones(1, 2))
+    model[1]._replicate_for_data_parallel()(torch.full((1, 3), 1e6))
+    optimizer.backward(output.sum())
+    optimizer.step()
+    assert recorder.run().activation_abs_max[0, 1] == output.max().item()
+
+
 def test_every_kth_step_is_sampled_and_the_others_say_nothing():
     model, optimizer = make()
     recorder = gradops.Recorder(optimizer, model, activations_every=3, capacity=4)

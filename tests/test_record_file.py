@@ -57,7 +57,7 @@ def test_long_records_are_written_less_often(tmp_path):
     model, optimizer = make()
     recorder = gradops.Recorder(optimizer, capacity=1, path=tmp_path / "run.npz")
     train(model, optimizer, 1)
-    recorder._writing_took = 1e6  # seconds
+    recorder._file._took = 1e6  # seconds
     train(model, optimizer, 3)
     assert Run.load(tmp_path / "run.npz").steps.tolist() == [0]
 

@@ -190,6 +190,7 @@ def run_interpreted(name, *arguments):
 
 # By file, what is fast enough for every run: words of the names of its tests.
 QUICK = {
+    "test_activation_stats.py": "any_tensor or huge_and_tiny or edges or nothing_finite or far_from or drops",
     "test_grad_stats.py": "huge_and_tiny",
     "test_adam_step.py": "any_sequence or expanded or side_by_side or rounded_to_nearest or own_hyperparameters",
     "test_decide.py": "first_step_may or tiny_norm or all_groups or tells_nan",

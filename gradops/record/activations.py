@@ -100,17 +100,25 @@ class _Hook:
         self._module = weakref.ref(module)
         self._index = index
 
-    @torch.compiler.disable
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         watch = self._watch()
         if watch is None or not watch.on or not module.training or self._module() is not module:
             return
-        if torch.is_grad_enabled():
-            with torch.no_grad():
-                watch.measure(self._index, output)
+        # Entering what is not compiled takes as long as a small layer, so only a compiler is led there.
+        measure = _measure_outside if torch.compiler.is_compiling() else _measure
+        measure(watch, self._index, output)
 
     def __reduce__(self) -> Any:
         return _NoHook, ()
+
+
+def _measure(watch: ActivationWatch, index: int, output: Any) -> None:
+    if torch.is_grad_enabled():
+        with torch.no_grad():
+            watch.measure(index, output)
+
+
+_measure_outside = torch.compiler.disable(_measure)
 
 
 class _NoHook:

@@ -3,7 +3,6 @@
 import atexit
 import importlib.util
 import os
-import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,22 +16,20 @@ from gradops.one_pass import OnePass
 from gradops.record.activations import ActivationWatch
 from gradops.record.answers import Answers
 from gradops.record.history import History
+from gradops.record.run_file import RunFile
 from gradops.record.tape import Reading, Tape
 from gradops.settings import loss_scale_policy
 
 if TYPE_CHECKING:
     from gradops.record.run import Run
 
-# Writing the file may take this share of the time; a long record is written less often.
-_WRITING_SHARE = 0.01
-
 
 class Recorder(Answers):
     """Keeps what each step of an optimizer measured, and statistics of what the model's layers put out.
 
-    Per step and parameter: gradient norm, largest gradient, count of non-finite elements, ratio of update to weight,
+    Per step and parameter: gradient norm, largest gradient, count of non-finite elements, ratio of update to weight and
     RMS of the weights, whether `max_relative_step` bound. Per step: global norm, clip coefficient, loss, loss scale,
-    learning rates, whether the step was skipped. `gradops.record.run.Run` defines each of them.
+    learning rates, whether it was skipped. `gradops.record.run.Run` defines them.
 
     Nothing waits for the device: the values are copied into a ring of `capacity` steps on the device, which is copied
     to the CPU, asynchronously, when it is full or when somebody asks.
@@ -85,7 +82,7 @@ class Recorder(Answers):
         if importlib.util.find_spec("numpy") is None:
             raise ImportError("gradops.Recorder needs numpy: pip install numpy")
         self._optimizer, self._callback = optimizer, callback
-        self._path = None if path is None else os.path.abspath(path)
+        self._file = None if path is None else RunFile(path)
         names = {} if model is None else {id(param): name for name, param in model.named_parameters()}
         self._watch = None if model is None else ActivationWatch(model, modules, near_zero)
         self._tape = Tape(optimizer, names, self._watch, capacity, activations_every)
@@ -95,7 +92,6 @@ class Recorder(Answers):
         self._about: dict[str, Any] | None = None  # once it is closed
         self._shown = 0  # steps that TensorBoard has
         self._attempted = 0  # steps up to the last one in the history
-        self._written_at, self._writing_took = time.monotonic(), 0.0
         optimizer._watchers = (*optimizer._watchers, self)
         self._at_exit: Callable[[], None] | None = _closer(self)
         atexit.register(self._at_exit)
@@ -129,8 +125,9 @@ class Recorder(Answers):
         if full:
             self._take()
         if self._readings and self._readings[0].snapshot.arrived():
-            self._collect()
-            self._write_if_cheap()
+            self._collect(wait=False)
+            if self._file is not None:
+                self._file.write_if_cheap(self._so_far)
 
     def after_load(self) -> None:
         """Notes the counters of the checkpoint that was loaded; called by `optimizer.load_state_dict`."""
@@ -155,7 +152,7 @@ class Recorder(Answers):
         if self._about is None:
             self._take()
             self._collect()
-        return self._history.run(self._tape.params, self._about or _about(self._optimizer))
+        return self._so_far()
 
     def rows(self) -> Iterator[dict[str, float]]:
         """One flat dictionary a step, for a logger; see `gradops.record.sinks.rows`. Waits for the device."""
@@ -172,10 +169,7 @@ class Recorder(Answers):
         self._shown = len(run.steps)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the record so far to an .npz file, which `gradops.record.run.Run.load` reads; waits for the device.
-
-        Whoever reads `path` meanwhile, or after a crash, finds the old file or the new one.
-        """
+        """Writes the record so far to an .npz file, which `Run.load` reads; as a whole, or not at all."""
         self.run().save(path)
 
     def close(self) -> None:
@@ -190,8 +184,8 @@ class Recorder(Answers):
         self._take()
         self._collect()
         self._about = _about(self._optimizer)
-        if self._path is not None:
-            self.save(self._path)
+        if self._file is not None:
+            self._file.write(self.run())
 
     def __enter__(self) -> "Recorder":
         return self
@@ -199,31 +193,28 @@ class Recorder(Answers):
     def __exit__(self, *raised: object) -> None:
         self.close()
 
+    def _so_far(self) -> "Run":
+        """What has arrived."""
+        return self._history.run(self._tape.params, self._about or _about(self._optimizer))
+
     def _take(self) -> None:
         reading = self._tape.take()
         if reading is not None:
             self._readings.append(reading)
 
-    def _collect(self) -> None:
-        """Takes what was read out into the history, and tells the callback."""
-        readings, self._readings = self._readings, []
-        for reading in readings:
-            chunk = reading.chunk(self._attempted)
+    def _collect(self, wait: bool = True) -> None:
+        """Takes what has arrived into the history, or all that is on its way, and tells the callback."""
+        count = 0
+        while self._readings and (wait or self._readings[0].snapshot.arrived()):
+            chunk = self._readings.pop(0).chunk(self._attempted)
             self._history.chunks.append(chunk)
             self._attempted = int(chunk.attempted[-1]) if len(chunk.attempted) else self._attempted
-        if readings and self._callback is not None:
+            count += 1
+        if count and self._callback is not None:
             from gradops.record.sinks import rows
 
-            for row in rows(self._history.last(len(readings)).run(self._tape.params, {})):
+            for row in rows(self._history.last(count).run(self._tape.params, {})):
                 self._callback(row)
-
-    def _write_if_cheap(self) -> None:
-        now = time.monotonic()
-        if self._path is None or self._writing_took > _WRITING_SHARE * (now - self._written_at):
-            return
-        self.save(self._path)
-        self._written_at = time.monotonic()
-        self._writing_took = self._written_at - now
 
 
 def _closer(recorder: Recorder) -> Callable[[], None]:

@@ -18,7 +18,9 @@ from .toolchain import Resources
 ELEMENT_RULES = {
     "csrc/math/grad_stats.h": ("clamp_grad", "add_element", "power_in_unit"),
     "csrc/math/adam_step.h": ("adam_update",),
+    "csrc/math/activation_stats.h": ("deviation",),
     "csrc/cuda/grad_stats.cu": ("scale_pieces",),
+    "csrc/cuda/activation_stats.cu": ("mean_of_piece", "add_values"),
 }
 # What may be narrower than 128 bits in an element loop: the ways of strided and misaligned tensors, and the tables,
 # which are read once for many elements by files that leave the elements to vec.cuh.

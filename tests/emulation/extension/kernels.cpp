@@ -1,4 +1,5 @@
 // Every kernel, compiled for the CPU.
+#include "cuda/activation_stats.cu"
 #include "cuda/adam_step.cu"
 #include "cuda/grad_stats.cu"
 #include "cuda/one_pass_step.cu"
