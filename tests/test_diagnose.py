@@ -1,6 +1,8 @@
 """The report: it names the cause of real trainings that went wrong, and finds nothing in those that did not."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from trainings import FAULTY, HEALTHY, recorded
 from gradops.__main__ import main
 from gradops.diagnose import causes, report
 from gradops.diagnose.history import departures
-from gradops.diagnose.remedies import REMEDIES
+from gradops.diagnose.remedies import GUIDE, REMEDIES
 
 SAID = {
     "high lr, residual": (
@@ -148,6 +150,13 @@ def test_nothing_is_claimed_of_weights_that_were_not_measured():
 def test_run_without_steps_is_refused():
     with pytest.raises(ValueError, match="no steps"):
         report(later(recorded("linear"), 200))
+
+
+def test_every_remedy_is_one_of_the_guides_sections():
+    guide = Path(__file__).parent.parent / GUIDE
+    headings = re.findall(r"^#+ (.*)$", guide.read_text(), re.MULTILINE)
+    anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    assert {remedy.anchor for remedy in REMEDIES.values()} <= anchors
 
 
 def test_every_cause_and_note_has_remedies_that_exist():
