@@ -52,6 +52,7 @@ class OnePass(Checkpointed):
     guard: SpikeGuard | None
     backend: str | None
     master_weights: bool
+    moments_dtype: torch.dtype
 
     def __init__(
         self,
@@ -65,10 +66,19 @@ class OnePass(Checkpointed):
         guard: SpikeGuard | None = None,
         backend: str | None = None,
         master_weights: bool = False,
+        moments_dtype: torch.dtype = torch.float32,
         **kwargs: Any,
     ) -> None:
         settings = Settings(
-            max_norm, norm_type, clip_value, max_relative_step, loss_scale, guard, backend, master_weights
+            max_norm,
+            norm_type,
+            clip_value,
+            max_relative_step,
+            loss_scale,
+            guard,
+            backend,
+            master_weights,
+            moments_dtype,
         )
         settings.checked()
         check_builder()
@@ -205,7 +215,7 @@ class OnePass(Checkpointed):
         settings = Settings(*_settings_of(self))
         for index in self._plan.params_without_state():
             param, group = params[index]
-            self.state[param].update(zero_state(param, group["amsgrad"]))
+            self.state[param].update(zero_state(param, group["amsgrad"], settings))
             fit_state(self.state[param], param, settings)
         self._gather_steps()
         self._plan.bind_state(self.state)

@@ -30,6 +30,7 @@ _ARGUMENTS = """
         backend: "native", "triton" or "torch" forces what runs the step; None for the first of them that can.
         master_weights: whether bfloat16 and float16 parameters have a float32 master in their state, which the step
             updates and writes, rounded, to the parameter. float32 parameters are left as they are.
+        moments_dtype: torch.bfloat16 stores the moments in half the memory, rounded to nearest.
 
     Raises:
         ValueError: a keyword is out of its range, a parameter stands twice in the groups, or `differentiable` is set.
@@ -40,7 +41,8 @@ _ARGUMENTS = """
 class Adam(OnePass, torch.optim.Adam):
     __doc__ = f"""torch.optim.Adam whose step also unscales, checks, measures, clips and moves the loss scale.
 
-    Moments are float32 whatever the parameter's dtype. A step's meaning is written down in `gradops.reference`.
+    Moments are of `moments_dtype` whatever the parameter's dtype. A step's meaning is written down in
+    `gradops.reference`.
     {_ARGUMENTS}"""
 
 
@@ -60,6 +62,7 @@ def wrap(
     guard: SpikeGuard | None = None,
     backend: str | None = None,
     master_weights: bool = False,
+    moments_dtype: torch.dtype = torch.float32,
 ) -> OptimizerT:
     """Upgrades a torch.optim.Adam or AdamW in place: its step becomes the one pass.
 
@@ -68,8 +71,8 @@ def wrap(
 
     Args:
         optimizer: a torch.optim.Adam or AdamW, or an instance of a subclass that keeps torch's `step`.
-        max_norm, norm_type, clip_value, max_relative_step, loss_scale, guard, backend, master_weights: as for
-            `gradops.AdamW`.
+        max_norm, norm_type, clip_value, max_relative_step, loss_scale, guard, backend, master_weights,
+            moments_dtype: as for `gradops.AdamW`.
 
     Returns:
         The same object.
@@ -80,7 +83,9 @@ def wrap(
         RuntimeError: a parameter cannot be stepped, the backend cannot run, or somebody has replaced the optimizer's
             `step`.
     """
-    settings = Settings(max_norm, norm_type, clip_value, max_relative_step, loss_scale, guard, backend, master_weights)
+    settings = Settings(
+        max_norm, norm_type, clip_value, max_relative_step, loss_scale, guard, backend, master_weights, moments_dtype
+    )
     settings.checked()
     check_owner(optimizer)
     if isinstance(optimizer, OnePass):

@@ -9,6 +9,7 @@ from gradops.distributed.shards import is_sharded
 from gradops.settings import Settings
 
 HALF_PRECISION = (torch.bfloat16, torch.float16)
+MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
 
 def wants_master(param: Tensor, settings: Settings) -> bool:
@@ -26,21 +27,25 @@ def wants_master(param: Tensor, settings: Settings) -> bool:
     return wanted
 
 
-def zero_state(param: Tensor, amsgrad: bool) -> dict[str, Tensor]:
-    """The state before the first update, in the parameter's layout."""
-    names = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * amsgrad
-    moments = {
-        name: torch.zeros_like(param, dtype=torch.float32, memory_format=torch.preserve_format) for name in names
-    }
+def zero_state(param: Tensor, amsgrad: bool, settings: Settings) -> dict[str, Tensor]:
+    """The moments and the step count before the first update, in the parameter's layout."""
+    names, dtype = MOMENTS[: 2 + amsgrad], settings.moments_dtype
+    moments = {name: torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format) for name in names}
     return {"step": torch.zeros((), dtype=torch.float32, device=param.device), **moments}
 
 
 def fit_state(state: dict[str, Any], param: Tensor, settings: Settings) -> None:
     """Gives a parameter's state the entries that the settings want, and takes those that they do not.
 
+    Moments are cast where they are of another dtype than the settings'.
+
     A master that is there stays where it still stands for the parameter. An element that is not the rounded master was
     written by somebody else since (a loaded model, an edit), and the master takes its value.
     """
+    for name in MOMENTS:
+        moment = state.get(name)
+        if isinstance(moment, Tensor) and moment.dtype != settings.moments_dtype:
+            state[name] = moment.to(settings.moments_dtype)
     if not wants_master(param, settings):
         state.pop("master", None)
         return

@@ -170,8 +170,13 @@ def relative_lr(param: Tensor, lr: float, cap: Any, step: int) -> float:
     return min(lr, cap.cap * warm * max(rms, cap.floor))
 
 
-def adam_step(param: Tensor, grad: Tensor, state: AdamState, group: dict[str, Any], lr: float) -> None:
-    """Adam or AdamW as torch.optim defines them, in place. ``grad`` is unscaled and clipped, ``lr`` capped."""
+def adam_step(
+    param: Tensor, grad: Tensor, state: AdamState, group: dict[str, Any], lr: float, dtype: torch.dtype = torch.float32
+) -> None:
+    """Adam or AdamW as torch.optim defines them, in place. ``grad`` is unscaled and clipped, ``lr`` capped.
+
+    Every result is rounded to ``dtype``, a kernel's; the update takes it so, and then it is rounded to what stores it.
+    """
     beta1, beta2 = (float(beta) for beta in group["betas"])
     state.step += 1
     updated = param if state.master is None else state.master
@@ -182,15 +187,16 @@ def adam_step(param: Tensor, grad: Tensor, state: AdamState, group: dict[str, An
         weight = weight * (1.0 - lr * group["weight_decay"])
     elif group["weight_decay"]:
         grad = grad + group["weight_decay"] * weight
-    state.exp_avg.copy_(beta1 * state.exp_avg.double() + (1.0 - beta1) * grad)
-    state.exp_avg_sq.copy_(beta2 * state.exp_avg_sq.double() + (1.0 - beta2) * grad.square())
-    second = state.exp_avg_sq
+    exp_avg = (beta1 * state.exp_avg.double() + (1.0 - beta1) * grad).to(dtype)
+    second = exp_avg_sq = (beta2 * state.exp_avg_sq.double() + (1.0 - beta2) * grad.square()).to(dtype)
     if group["amsgrad"]:
-        second = torch.maximum(state.max_exp_avg_sq, second, out=state.max_exp_avg_sq)
+        second = torch.maximum(state.max_exp_avg_sq.to(dtype), second)
+        state.max_exp_avg_sq.copy_(second)
+    state.exp_avg.copy_(exp_avg)
+    state.exp_avg_sq.copy_(exp_avg_sq)
     step_size = lr / (1.0 - beta1**state.step)
     denom = (second.double() / (1.0 - beta2**state.step)).sqrt() + group["eps"]
-    # Through the moments' dtype, as a kernel stores: float64 to bfloat16 in one rounding can differ.
-    updated.copy_((weight - step_size * state.exp_avg.double() / denom).to(state.exp_avg.dtype))
+    updated.copy_((weight - step_size * exp_avg.double() / denom).to(dtype))
     param.copy_(updated)
 
 
@@ -201,7 +207,8 @@ class Reference:
         param_groups: as in `torch.optim.Optimizer.param_groups`; hyper-parameters are read at each step.
         max_norm, norm_type, clip_value, max_relative_step, loss_scale, guard, master_weights: as in `gradops.wrap`,
             policies as objects.
-        dtype: in which gradients are unscaled and moments stored.
+        moments_dtype: in which moments are stored; None for ``dtype``.
+        dtype: in which gradients are unscaled, and to which the update's results are rounded.
     """
 
     def __init__(
@@ -215,6 +222,7 @@ class Reference:
         loss_scale: Any = None,
         guard: Any = None,
         master_weights: bool = False,
+        moments_dtype: torch.dtype | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.groups = [{**g, "params": [p.detach().clone() for p in g["params"]]} for g in param_groups]
@@ -222,7 +230,7 @@ class Reference:
         self.states: list[AdamState | None] = [None] * len(self.params)
         self.max_norm, self.norm_type, self.clip_value = max_norm, norm_type, clip_value
         self.max_relative_step, self.policy, self.dtype = max_relative_step, loss_scale, dtype
-        self.master_weights = master_weights
+        self.master_weights, self.moments_dtype = master_weights, moments_dtype or dtype
         self.scale = 1.0 if loss_scale is None else float(getattr(loss_scale, "init_scale", loss_scale))
         self.growth_tracker = 0
         self.guard, self.guard_state = guard, GuardState()
@@ -260,7 +268,7 @@ class Reference:
         return spike
 
     def _new_state(self, param: Tensor) -> AdamState:
-        exp_avg, exp_avg_sq, max_exp_avg_sq = (torch.zeros_like(param, dtype=self.dtype) for _ in range(3))
+        exp_avg, exp_avg_sq, max_exp_avg_sq = (torch.zeros_like(param, dtype=self.moments_dtype) for _ in range(3))
         has_master = self.master_weights and param.dtype in (torch.bfloat16, torch.float16)
         return AdamState(exp_avg, exp_avg_sq, max_exp_avg_sq, master=param.to(self.dtype) if has_master else None)
 
@@ -275,5 +283,5 @@ class Reference:
             if grad is not None:
                 self.states[row] = state
                 element = clip(unscale(grad, decision.inv_scale, self.dtype), decision.clip_value, decision.clip_coef)
-                adam_step(param, element, state, group, lr)
+                adam_step(param, element, state, group, lr, self.dtype)
         return capped

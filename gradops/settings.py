@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from gradops.loss_scale import DynamicLossScale
 from gradops.relative_step import RelativeStepCap
 from gradops.spike_guard import SpikeGuard
@@ -27,6 +29,7 @@ class Settings:
         guard: a `SpikeGuard`, None for none.
         backend: "native", "triton" or "torch" forces what runs the step; None for the first of them that can.
         master_weights: whether parameters in half precision have a float32 master that is updated in their place.
+        moments_dtype: in which moments are stored, torch.float32 or torch.bfloat16.
     """
 
     max_norm: float | None = None
@@ -37,6 +40,7 @@ class Settings:
     guard: SpikeGuard | None = None
     backend: str | None = None
     master_weights: bool = False
+    moments_dtype: torch.dtype = torch.float32
 
     def checked(self) -> "Settings":
         """The same with every number a float and every policy an object.
@@ -56,12 +60,13 @@ class Settings:
             guard=_spike_guard(self.guard),
             backend=self.backend,
             master_weights=_flag("master_weights", self.master_weights),
+            moments_dtype=_moments_dtype(self.moments_dtype),
         )
 
     @property
     def of_state(self) -> tuple[Any, ...]:
         """What an optimizer's state hangs on."""
-        return (self.master_weights,)
+        return self.master_weights, self.moments_dtype
 
 
 SETTINGS = tuple(Settings.__dataclass_fields__)
@@ -77,6 +82,12 @@ def _number(name: str, value: Any) -> float:
 def _flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
+def _moments_dtype(value: Any) -> torch.dtype:
+    if value not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"moments_dtype must be torch.float32 or torch.bfloat16, got {value!r}")
     return value
 
 

@@ -64,6 +64,7 @@ def test_half_precision_parameters_move_less():
     assert round(counted(fused, torch.bfloat16).bytes / sum(map(math.prod, CASE))) == 20
     assert one_pass_bytes(2) == 24
     assert one_pass_bytes(2, master=True) == 30
+    assert one_pass_bytes(4, moment=2) == 24
 
 
 def test_loop_calls_grow_with_the_tensors_and_those_of_foreach_fused_and_gradops_do_not():

@@ -93,14 +93,19 @@ def bytes_of_a_step(monkeypatch, cases, **settings):
 
 @interpreted
 @pytest.mark.parametrize(
-    ("dtype", "master", "expected"),
-    [(torch.float32, False, 32), (torch.bfloat16, False, 24), (torch.bfloat16, True, 30)],
+    ("dtype", "settings", "expected"),
+    [
+        (torch.float32, {}, 32),
+        (torch.bfloat16, {}, 24),
+        (torch.bfloat16, {"master_weights": True}, 30),
+        (torch.float32, {"moments_dtype": torch.bfloat16}, 24),
+    ],
 )
-def test_a_step_moves_the_promised_bytes_and_small_tables(dtype, master, expected, monkeypatch):
+def test_a_step_moves_the_promised_bytes_and_small_tables(dtype, settings, expected, monkeypatch):
     """Gradient twice, parameter and moments read and written once; tables: under 4 KiB a chunk and 3 KiB a row."""
     chunks = 6
     case = ParamCase((chunks * CHUNK,), dtype, grad_dtype=dtype)
-    extra = bytes_of_a_step(monkeypatch, [case], max_norm=1.0, master_weights=master) - expected * chunks * CHUNK
+    extra = bytes_of_a_step(monkeypatch, [case], max_norm=1.0, **settings) - expected * chunks * CHUNK
     assert 0 <= extra < 4096 * chunks + 3 * 1024 + 2 * 256 * 32
     assert extra < 0.02 * expected * chunks * CHUNK
 
@@ -195,6 +200,7 @@ QUICK = {
     "test_adam_step.py": "any_sequence or expanded or side_by_side or rounded_to_nearest or own_hyperparameters",
     "test_decide.py": "first_step_may or tiny_norm or all_groups or tells_nan",
     "test_master_weights.py": "any_sequence or wherever_it_lies and bfloat16 or edited",
+    "test_moments_dtype.py": "any_sequence or wherever_the",
     "test_relative_step.py": "any_sequence or floor or gathered_while or read_anew",
     "test_stats.py": "promised or one_step or left_as_backward",
 }
@@ -221,6 +227,7 @@ def test_shared_bodies_pass_in_the_interpreter(name):
         "test_grad_stats.py",
         "test_loss_scale.py",
         "test_master_weights.py",
+        "test_moments_dtype.py",
         "test_relative_step.py",
         "test_same_bits.py",
         "test_stats.py",

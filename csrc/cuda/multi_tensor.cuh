@@ -65,13 +65,15 @@ struct PieceAt {
     return stretch;
   }
   GRADOPS_DEVICE Lanes lanes() const {
-    const bool all_float32 = load_dtype(&row->param) == Dtype::kFloat32 && load_dtype(&row->grad) == Dtype::kFloat32 &&
-                             load_dtype(&row->rounded) == Dtype::kFloat32;
-    return Lanes(!all_float32);
+    return Lanes(!(is_float32(&TensorRow::param) && is_float32(&TensorRow::rounded) && is_float32(&TensorRow::grad) &&
+                   is_float32(&TensorRow::exp_avg) && is_float32(&TensorRow::exp_avg_sq) &&
+                   is_float32(&TensorRow::max_exp_avg_sq)));
   }
 
  private:
-  GRADOPS_DEVICE static Dtype load_dtype(const View* view) { return load(&view->dtype); }
+  GRADOPS_DEVICE bool is_float32(const View TensorRow::* which) const {
+    return load(&(row->*which).dtype) == Dtype::kFloat32;
+  }
 };
 
 // Merges what the block's warps wrote of their pieces into one sum a chunk; `skips(row)` leaves a chunk as it was.

@@ -4,7 +4,8 @@
 // Bytes of device memory for an element, with P and G the bytes of a stored parameter and gradient:
 //     2 P + G + 16        parked: 28 for float32, 22 for 16-bit parameters and gradients
 //     2 P + 2 G + 16      read twice: 32 and 24; what is still in the L2 cache costs nothing the second time
-// and 8 more with amsgrad; with a float32 master P is 4, and 2 more for the rounded parameter. Beside that, for a piece
+// and 8 more with amsgrad; 8 less with bfloat16 moments; with a float32 master P is 4, and 2 more
+// for the rounded parameter. Beside that, for a piece
 // of 512 elements, its place (8) is read in both phases and its sums (16) are written and read; a chunk's sums (32) are
 // written and then read by every block, from the L2 cache.
 #include "cuda/adam_step.cuh"

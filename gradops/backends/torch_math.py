@@ -189,7 +189,7 @@ def adam_update(
         weight = weight.sub(weight.mul(rule.decay))
     weight = weight.sub(exp_avg.div(denom).mul_(rule.step_size))
     for key, value in moved.items():
-        torch.where(skip, state[key], value, out=state[key])
+        torch.where(skip, state[key], value.to(state[key].dtype), out=state[key])
     if updated is not param:
         torch.where(skip, updated, weight, out=updated)
     torch.where(skip, param, weight.to(param.dtype), out=param)

@@ -40,7 +40,9 @@ from gradops.backends.triton_rows import (
     TILE,
     addresses_of,
     element_of,
+    has_amsgrad,
     is_rounded,
+    moments_dtype,
     pointers_of,
     updated_dtype,
 )
@@ -78,20 +80,21 @@ def update_tile(
 ):
     """Updates SIZE elements, in the order of the row; returns what was stored of the parameter or its master."""
     HINT: tl.constexpr = "evict_first" if VECTORS else ""  # a sector is used by several programs' elements otherwise
+    MOMENT: tl.constexpr = element_of(moments_dtype(KIND_))
     param_at = pointers_of(addresses, row, layouts, at, PARAM, updated_dtype(KIND_, MASTERS), VECTORS, SIZE)
-    exp_avg_at = pointers_of(addresses, row, layouts, at, EXP_AVG, 0, VECTORS, SIZE)
-    exp_avg_sq_at = pointers_of(addresses, row, layouts, at, EXP_AVG_SQ, 0, VECTORS, SIZE)
-    max_exp_avg_sq_at = pointers_of(addresses, row, layouts, at, MAX_EXP_AVG_SQ, 0, VECTORS, SIZE)
+    exp_avg_at = pointers_of(addresses, row, layouts, at, EXP_AVG, moments_dtype(KIND_), VECTORS, SIZE)
+    exp_avg_sq_at = pointers_of(addresses, row, layouts, at, EXP_AVG_SQ, moments_dtype(KIND_), VECTORS, SIZE)
+    max_exp_avg_sq_at = pointers_of(addresses, row, layouts, at, MAX_EXP_AVG_SQ, moments_dtype(KIND_), VECTORS, SIZE)
     inside = None if VECTORS else at + tl.arange(0, SIZE) < tl.load(row + NUMEL)
     inv_scale, clip_coef = decided
     grad_at = pointers_of(addresses, row, layouts, at, GRAD, KIND_ // 3 % 3, VECTORS, SIZE)
     grad = tl.load(grad_at, mask=inside, eviction_policy=HINT).to(tl.float32)
     param = tl.load(param_at, mask=inside, eviction_policy=HINT)
-    exp_avg = tl.load(exp_avg_at, mask=inside, eviction_policy=HINT)
-    exp_avg_sq = tl.load(exp_avg_sq_at, mask=inside, eviction_policy=HINT)
+    exp_avg = tl.load(exp_avg_at, mask=inside, eviction_policy=HINT).to(tl.float32)
+    exp_avg_sq = tl.load(exp_avg_sq_at, mask=inside, eviction_policy=HINT).to(tl.float32)
     max_exp_avg_sq = exp_avg_sq
-    if KIND_ >= 9:
-        max_exp_avg_sq = tl.load(max_exp_avg_sq_at, mask=inside, eviction_policy=HINT)
+    if has_amsgrad(KIND_):
+        max_exp_avg_sq = tl.load(max_exp_avg_sq_at, mask=inside, eviction_policy=HINT).to(tl.float32)
     grad = clamp_grad(grad * inv_scale, clip_value) * clip_coef
     updated, exp_avg, exp_avg_sq, max_exp_avg_sq = adam_update(
         param.to(tl.float32),
@@ -100,17 +103,17 @@ def update_tile(
         max_exp_avg_sq,
         grad,
         rule,
-        KIND_ >= 9,
+        has_amsgrad(KIND_),
     )
     stored = updated.to(param.dtype)
     tl.store(param_at, stored, mask=inside, eviction_policy=HINT)
     if is_rounded(KIND_, MASTERS):
         rounded_at = pointers_of(addresses, row, layouts, at, ROUNDED, KIND_ % 3, VECTORS, SIZE)
         tl.store(rounded_at, updated.to(element_of(KIND_ % 3)), mask=inside, eviction_policy=HINT)
-    tl.store(exp_avg_at, exp_avg, mask=inside, eviction_policy=HINT)
-    tl.store(exp_avg_sq_at, exp_avg_sq, mask=inside, eviction_policy=HINT)
-    if KIND_ >= 9:
-        tl.store(max_exp_avg_sq_at, max_exp_avg_sq, mask=inside, eviction_policy=HINT)
+    tl.store(exp_avg_at, exp_avg.to(MOMENT), mask=inside, eviction_policy=HINT)
+    tl.store(exp_avg_sq_at, exp_avg_sq.to(MOMENT), mask=inside, eviction_policy=HINT)
+    if has_amsgrad(KIND_):
+        tl.store(max_exp_avg_sq_at, max_exp_avg_sq.to(MOMENT), mask=inside, eviction_policy=HINT)
     return stored.to(tl.float32)
 
 

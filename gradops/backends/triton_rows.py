@@ -31,9 +31,10 @@ ROW_WORDS = tl.constexpr(15)
 # A layout is the number of dimensions, then for each, innermost first, its size and the stride in each tensor.
 TENSORS = tl.constexpr(6)
 
-# A kind says which code a row takes: dtype of the parameter + 3 * dtype of the gradient + 9 * amsgrad.
+# A kind says which code a row takes: dtype of the parameter + 3 * dtype of the gradient + 9 * amsgrad + 18 * dtype of
+# the moments, which is not float16.
 FLOAT32, BFLOAT16, FLOAT16 = (tl.constexpr(i) for i in range(3))
-KINDS = tl.constexpr(18)
+KINDS = tl.constexpr(36)
 
 # What `plan_row` leaves for the update of a row.
 GRAD_SIGN, ONE_MINUS_BETA1, BETA2, ONE_MINUS_BETA2, EPS, L2, DECAY, STEP_SIZE = (tl.constexpr(i) for i in range(8))
@@ -70,6 +71,16 @@ def element_of(dtype):
 def updated_dtype(kind, masters):
     """The code of the dtype of what is updated: masters are float32."""
     return 0 if masters else kind % 3
+
+
+@triton.constexpr_function
+def has_amsgrad(kind):
+    return kind // 9 % 2 == 1
+
+
+@triton.constexpr_function
+def moments_dtype(kind):
+    return kind // 18
 
 
 @triton.constexpr_function

@@ -111,7 +111,8 @@ class RowTable:
         pointers = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
         linear = len(dims) == 1 and all(stride == 1 for stride in dims[0][1])
         in_vectors = linear and all(pointer % 16 == 0 for pointer in pointers)
-        kind = DTYPES[row.param.dtype] + 3 * DTYPES[row.grad.dtype] + 9 * amsgrad
+        moments = DTYPES[row.state["exp_avg"].dtype]
+        kind = DTYPES[row.param.dtype] + 3 * DTYPES[row.grad.dtype] + 9 * amsgrad + 18 * moments
         step = row.state["step"].data_ptr()
         self.words += [*pointers, step, *place, 1, kind, int(in_vectors), len(self.layouts)]
         self.layouts.append(len(dims))
@@ -134,7 +135,7 @@ def form_of(row: Row, amsgrad: bool) -> tuple[Any, ...] | None:
     param, grad, state = row.param, row.grad, row.state
     tensors = tensors_of(row, amsgrad)
     forms = [None if tensor is None else (tensor.data_ptr(), tensor.stride()) for tensor in tensors]
-    return (param.shape, param.dtype, grad.dtype, state["step"].data_ptr(), row.group, *forms)
+    return (param.shape, param.dtype, grad.dtype, state["exp_avg"].dtype, state["step"].data_ptr(), row.group, *forms)
 
 
 def group_words(group: dict[str, Any], lr: float | Tensor) -> list[float]:

@@ -70,13 +70,13 @@ def nothing_hidden(_: int) -> int:
     return 0
 
 
-def one_pass_bytes(element: int, master: bool = False) -> int:
-    """The gradient is read twice, parameter and float32 moments once; the last three are written.
+def one_pass_bytes(element: int, master: bool = False, moment: int = 4) -> int:
+    """The gradient is read twice, parameter and moments once; the last three are written.
 
     With a float32 master that is read and written, and the parameter only written.
     """
     updated = 4 if master else element
-    return 2 * element + 2 * (updated + 4 + 4) + (element if master else 0)
+    return 2 * element + 2 * (updated + 2 * moment) + (element if master else 0)
 
 
 def _adamw(params: list[Tensor], **kind: Any) -> torch.optim.AdamW:

@@ -74,6 +74,7 @@ _SUPPORTED = {
     "backend",
     "master_weights",
     "guard",
+    "moments_dtype",
 }
 _DEFAULTS = asdict(Settings())
 

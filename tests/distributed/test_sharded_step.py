@@ -89,6 +89,13 @@ def test_norms_of_huge_and_tiny_gradients_are_right(workers, magnitude):
     assert_close(results[0]["stats"].norms, expected["stats"].norms, tol.NORM)
 
 
+def test_moments_of_shards_may_be_bfloat16(workers):
+    settings = {"moments_dtype": torch.bfloat16}
+    results = workers.run(2, train, "fsdp", 2, settings, 3, None, 1.0)
+    assert_equals_unsharded(results[0], train(None, 1, settings, 3, None, 1.0), exact=True)
+    assert all(state["exp_avg"].dtype == torch.bfloat16 for state in results[0]["states"])
+
+
 def test_half_precision_shards_have_float32_moments(workers):
     results = workers.run(2, train, "fsdp", 2, {}, 3, None, 1.0, torch.bfloat16)
     assert_equals_unsharded(results[0], train(None, 1, {}, 3, None, 1.0, torch.bfloat16), exact=True)

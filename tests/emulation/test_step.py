@@ -146,6 +146,16 @@ def test_a_master_costs_its_read_and_write_and_one_write_of_the_parameter(lib, g
     assert report.traffic["param"].stores == numel // 8
 
 
+@pytest.mark.parametrize(("dtype", "parked"), [(torch.float32, 20), (torch.bfloat16, 14)])
+def test_bfloat16_moments_cost_8_bytes_less(lib, dtype, parked):
+    numel = PIECE * 64
+    case = ParamCase((numel,), dtype, grad_dtype=dtype)
+    _, _, plan = step_all(lib, [case], {"seed": 11}, {"max_norm": 1.0, "moments_dtype": torch.bfloat16}, {})
+    (report,) = plan.reports
+    assert element_bytes(report) == numel * parked
+    assert report.traffic["exp_avg"].loads == report.traffic["exp_avg"].stores == numel // 8
+
+
 def element_bytes(report):
     names = ["param", "master", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"]
     traffic = [report.traffic[name] for name in names if name in report.traffic]
