@@ -1,5 +1,8 @@
 """torch.compile around a wrapped optimizer breaks the graph no more often than around plain AdamW."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -96,3 +99,19 @@ def test_an_optimizer_of_the_functional_operators_compiles_as_one_graph():
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*mine), step(*eager))
     torch.testing.assert_close(mine, eager)
+
+
+def test_importing_gradops_loads_neither_the_compiler_nor_the_sharded_tensors():
+    """They take seconds, and most who import gradops need neither."""
+    program = (
+        "import sys, torch; before = set(sys.modules); import gradops; "
+        "print([name for name in set(sys.modules) - before if name.startswith('torch.')])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    for heavy in (
+        "torch._dynamo",
+        "torch.distributed.tensor",
+        "torch.distributed.fsdp",
+        "torch.distributed.checkpoint",
+    ):
+        assert f"'{heavy}'" not in done.stdout
