@@ -134,11 +134,12 @@ def record(training: Training) -> Run:
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", message=r".*lr_scheduler.step\(\)")
                     schedule.step()
-    return weighed.into(recorder.run())
+    run = recorder.run()
+    return weighed.into(run) if np.isnan(run.update_ratio).all() else run
 
 
 class Weighed:
-    """Each step's move of the parameters and their size after it, measured beside the recorder."""
+    """Each step's move of the parameters and their size after it, for recorders that do not measure them."""
 
     def __init__(self, network: nn.Module) -> None:
         self.params = list(network.parameters())
