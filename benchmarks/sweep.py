@@ -1,10 +1,10 @@
-"""Sweeps rules for `max_relative_step` over learning rates, networks and seeds, on the demo's canvases.
+"""Sweeps remedies over learning rates, networks and seeds, on the demo's digits.
 
-    python benchmarks/sweep.py [--jobs N] [--seeds N]    # runs what is not in sweep.jsonl yet
-    python benchmarks/sweep.py --table                   # writes the table of docs/relative-step.md
+    python -m benchmarks.sweep [cap|spikes] [--jobs N] [--seeds N]    # runs what has not been run yet
+    python -m benchmarks.sweep [cap|spikes] --table                   # writes the table of the study's page
 
-Each finished run appends one JSON line, so a sweep can be stopped at any time and goes on where it was. Only the cap
-differs between the rules: none of them clips, save the one that does nothing else.
+benchmarks/studies.py says what each study runs. Each finished run appends one JSON line, so a sweep can be stopped at
+any time and goes on where it was.
 """
 
 import argparse
@@ -15,89 +15,67 @@ import pathlib
 import statistics
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 import gradops
-from gradops import RelativeStepCap
-from gradops.demo import make_task
-from gradops.demo.network import ResidualNet
+from benchmarks.studies import CAP, NETWORKS, STUDIES, Cell, Rule, Study
+from benchmarks.tasks import spoil, task_for
 from gradops.demo.recipes import GradopsRecipe
 from gradops.demo.training import Run, train
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "sweep.jsonl"
-PAGE = ROOT / "docs" / "relative-step.md"
-BEGIN, END = "<!-- table: python benchmarks/sweep.py --table -->", "<!-- end of table -->"
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What is added to AdamW."""
-
-    max_relative_step: RelativeStepCap | None = None
-    max_norm: float | None = None
-
-
-RULES = {
-    "AdamW": Rule(),
-    "cap 0.05": Rule(RelativeStepCap(0.05)),
-    "cap 0.1, warm-up 50": Rule(RelativeStepCap(0.1, warmup_steps=50)),
-    "cap 0.1, warm-up 100": Rule(RelativeStepCap(0.1, warmup_steps=100)),
-    "cap 0.05, floor 0.03": Rule(RelativeStepCap(0.05, floor=0.03)),
-    "clip 0.3": Rule(max_norm=0.3),
-}
-NETWORKS = {
-    "12 blocks, not normalised": {"blocks": 12, "normalise": False},
-    "6 blocks, BatchNorm": {"blocks": 6, "normalise": True},
-}
-PLAIN, NORMALISED = NETWORKS
-LATER_RULES = ("cap 0.05, floor 0.03", "clip 0.3")
-# In the order of the runs: what tells most comes first.
-CELLS = (
-    (PLAIN, 0.01),
-    (PLAIN, 0.3),
-    (NORMALISED, 0.01),
-    (PLAIN, 0.1),
-    (PLAIN, 1.0),
-    (NORMALISED, 0.03),
-    (NORMALISED, 0.003),
-    (NORMALISED, 0.1),
-)
+RULES = {name: rule for study in STUDIES.values() for name, rule in study.rules.items()}
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of the sweep."""
+    """One run of a sweep."""
 
     rule: str
     network: str
     lr: float
     seed: int
-    steps: int = 320
+    steps: int = CAP.steps
+    bad_batches: int = 0
+    batch_size: int = CAP.batch_size
 
 
-def jobs(seeds: int, steps: int) -> Iterator[Job]:
+def jobs(study: Study, seeds: int) -> Iterator[Job]:
     """All runs, seed by seed, so that every cell has about as many seeds whenever the sweep is stopped."""
-    first = [rule for rule in RULES if rule not in LATER_RULES]
-    for rules in (first, LATER_RULES):
+    first = [rule for rule in study.rules if rule not in study.later_rules]
+    for rules in (first, study.later_rules):
         for seed in range(seeds):
-            for network, lr in CELLS:
+            for cell in study.cells:
                 for rule in rules:
-                    yield Job(rule, network, lr, seed, steps)
+                    yield Job(rule, cell.network, cell.lr, seed, study.steps, cell.bad_batches, study.batch_size)
+
+
+def recipe_of(rule: Rule, network: torch.nn.Module, lr: float) -> GradopsRecipe:
+    recipe = GradopsRecipe(network, lr, scaled=False)
+    for name, value in rule.settings.items():
+        setattr(recipe.optimizer, name, value)
+    if rule.hook is not None:
+        recipe.optimizer.register_step_pre_hook(rule.hook())
+    return recipe
 
 
 def run(job: Job, train_canvases: int = 6000, held_out_canvases: int = 1000) -> dict[str, object]:
     """Trains one network on one thread. Returns its JSON line; what is not finite is None there."""
     torch.set_num_threads(1)
-    task = make_task(job.seed, job.steps, job.lr, "fp32", train_canvases, held_out_canvases)
     torch.manual_seed(job.seed)
-    network = ResidualNet(**NETWORKS[job.network])
-    rule = RULES[job.rule]
-    recipe = GradopsRecipe(network, job.lr, False, rule.max_norm, rule.max_relative_step)
+    network = NETWORKS[job.network]()
+    task = task_for(network, job.seed, train_canvases, held_out_canvases)
+    task = spoil(replace(task, steps=job.steps, lr=job.lr, batch_size=job.batch_size), job.bad_batches)
+    recipe = recipe_of(RULES[job.rule], network, job.lr)
     result = Run(job.rule, units=network.head.out_features)
-    train(task, result, network, recipe, report=lambda _: None)
+    guarded = 0.0
+
+    def count(_: Run) -> None:
+        nonlocal guarded
+        guarded += float(recipe.optimizer.stats.guarded)
+
+    train(task, result, network, recipe, report=count)
     numbers = {"loss": result.final_loss, "accuracy": result.accuracy, "largest_norm": result.largest_norm}
     return {
         **vars(job),
@@ -105,6 +83,7 @@ def run(job: Job, train_canvases: int = 6000, held_out_canvases: int = 1000) -> 
         "first_spike": result.first_spike,
         "dead_units": result.steps[-1].dead_units,
         "skipped": result.skipped,
+        "guarded": int(guarded),
         "torch": torch.__version__,
         "gradops": gradops.__version__,
     }
@@ -122,7 +101,7 @@ def read_results(path: pathlib.Path) -> list[dict[str, object]]:
 
 
 def job_of(result: dict[str, object]) -> Job:
-    return Job(*(result[name] for name in Job.__dataclass_fields__))
+    return Job(**{name: result[name] for name in Job.__dataclass_fields__ if name in result})
 
 
 def append(path: pathlib.Path, result: dict[str, object]) -> None:
@@ -147,54 +126,70 @@ def sweep(todo: Iterable[Job], path: pathlib.Path, workers: int) -> None:
             append(path, future.result())
 
 
-def table(results: list[dict[str, object]]) -> str:
+def table(study: Study, results: list[dict[str, object]]) -> str:
     """A Markdown table per network: mean loss, number of seeds, and the loss of each seed in their order."""
     lines = []
-    for network in NETWORKS:
-        rates = sorted({lr for cell, lr in CELLS if cell == network})
-        lines += [f"**{network}**", "", "| rule | " + " | ".join(f"lr {lr:g}" for lr in rates) + " |"]
-        lines.append("|---" * (len(rates) + 1) + "|")
-        for rule in RULES:
-            cells = [_cell(results, rule, network, lr) for lr in rates]
+    for network in dict.fromkeys(cell.network for cell in study.cells):
+        columns = sorted((cell for cell in study.cells if cell.network == network), key=lambda c: (c.bad_batches, c.lr))
+        lines += [f"**{network}**", "", "| rule | " + " | ".join(cell.heading for cell in columns) + " |"]
+        lines.append("|---" * (len(columns) + 1) + "|")
+        for rule in study.rules:
+            cells = [_cell(results, rule, cell) for cell in columns]
             if any(cells):
                 lines.append(f"| {rule} | " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
 
 
-def _cell(results: list[dict[str, object]], rule: str, network: str, lr: float) -> str:
-    chosen = [r for r in results if (r["rule"], r["network"], r["lr"]) == (rule, network, lr)]
+def _cell(results: list[dict[str, object]], rule: str, cell: Cell) -> str:
+    chosen = [r for r in results if (job := job_of(r)).rule == rule and cell == _cell_of(job)]
     chosen.sort(key=lambda r: r["seed"])
     if not chosen:
         return ""
     losses = [math.inf if r["loss"] is None else r["loss"] for r in chosen]
     each = " ".join(_short(loss).removeprefix("0") for loss in losses)
-    return f"**{_short(statistics.mean(losses))}** (n={len(losses)})<br>{each}"
+    guarded = statistics.mean(r.get("guarded", 0) for r in chosen)
+    note = f", {guarded:.3g} guarded" if guarded else ""
+    return f"**{_short(statistics.mean(losses))}** (n={len(losses)}{note})<br>{each}"
+
+
+def _cell_of(job: Job) -> Cell:
+    return Cell(job.network, job.lr, job.bad_batches)
 
 
 def _short(loss: float) -> str:
     return f"{loss:.3f}" if loss < 100 else f"{loss:.0e}"
 
 
-def write_table(results: list[dict[str, object]], page: pathlib.Path) -> None:
+def begin_mark(study: Study) -> str:
+    return f"<!-- table: python -m benchmarks.sweep {study.name} --table -->"
+
+
+END = "<!-- end of table -->"
+
+
+def write_table(study: Study, results: list[dict[str, object]], page: pathlib.Path) -> None:
     """Replaces what stands between the two marks of `page`."""
-    before, rest = page.read_text().split(BEGIN)
+    begin = begin_mark(study)
+    before, rest = page.read_text().split(begin)
     after = rest.split(END)[1]
-    page.write_text(f"{before}{BEGIN}\n\n{table(results)}\n{END}{after}")
+    page.write_text(f"{before}{begin}\n\n{table(study, results)}\n{END}{after}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", nargs="?", choices=STUDIES, default="cap")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
     parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=320)
-    parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
-    parser.add_argument("--table", action="store_true", help=f"only write the table of {PAGE.relative_to(ROOT)}")
+    parser.add_argument("--results", type=pathlib.Path, help="another file than the study's")
+    parser.add_argument("--table", action="store_true", help="only write the table of the study's page")
     args = parser.parse_args()
+    study = STUDIES[args.study]
+    results = args.results or study.results
     if args.table:
-        write_table(read_results(args.results), PAGE)
+        write_table(study, read_results(results), study.page)
     else:
-        sweep(jobs(args.seeds, args.steps), args.results, args.jobs)
+        sweep(jobs(study, args.seeds), results, args.jobs)
 
 
 if __name__ == "__main__":

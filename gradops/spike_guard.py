@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class SpikeGuard:
-    """Skips or clips steps whose gradient norm is far out of its history, and cuts the learning rate for a while.
+    """Clips or skips steps whose gradient norm is far out of its history, and cuts the learning rate for a while.
 
     A norm is a spike when it is above both `ratio * usual_norm` and `usual_norm + z_score * deviation`. The usual norm
     is a running median: each norm moves it up or down by a factor of `1 + 1 / history`, whatever its size, so that one
@@ -14,7 +14,7 @@ class SpikeGuard:
     mean of `|norm - usual_norm|`, in which a norm counts for no more than the limit; for normally distributed norms it
     is 0.8 standard deviations. Both move faster while fewer than `history` norms have been seen.
 
-    A spike is skipped, as a step with an inf or NaN is, or clipped to the usual norm. At each spike a factor of every
+    A spike is clipped to the usual norm, or skipped as a step with an inf or NaN is. At each spike a factor of every
     learning rate is multiplied by `lr_cut`, from the next step on; each other step lets it grow by the same ratio, so
     that one cut has recovered after `recovery_steps`. The groups' `lr` stays as it is. The cap of `max_relative_step`
     is put on the product.
@@ -27,7 +27,7 @@ class SpikeGuard:
     Monro's (1951) estimate of a quantile, on a logarithmic scale.
 
     Args:
-        action: "skip" or "clip".
+        action: "clip" or "skip".
         ratio: to the usual norm; at least 1.
         z_score: in deviations from the usual norm; not negative, 0 to go by the ratio alone.
         lr_cut: above 0, at most 1; 1 for no cut.
@@ -40,7 +40,7 @@ class SpikeGuard:
         ValueError: an argument is out of its range, or the recovery too slow for float32.
     """
 
-    action: str = "skip"
+    action: str = "clip"
     ratio: float = 5.0
     z_score: float = 0.0
     lr_cut: float = 0.5

@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 import gradops
 from gradops import SpikeGuard
 
-QUICK = {"warmup_steps": 3, "history": 8}
+QUICK = {"action": "skip", "warmup_steps": 3, "history": 8}
+CLIPPING = {**QUICK, "action": "clip"}
 GUARDS = [
     SpikeGuard(**QUICK),
-    SpikeGuard("clip", **QUICK),
-    SpikeGuard("clip", ratio=1.0, z_score=3.0, lr_cut=0.5, recovery_steps=4, min_lr_factor=0.3, **QUICK),
-    SpikeGuard(ratio=1.5, lr_cut=1.0, warmup_steps=1, history=1),
+    SpikeGuard(**CLIPPING),
+    SpikeGuard(ratio=1.0, z_score=3.0, lr_cut=0.5, recovery_steps=4, min_lr_factor=0.3, **CLIPPING),
+    SpikeGuard("skip", ratio=1.5, lr_cut=1.0, warmup_steps=1, history=1),
 ]
 STEADY, SPIKE = 1.0, 50.0
 
@@ -76,7 +77,7 @@ def test_spike_is_skipped_bit_for_bit_and_said_to_be(device):
 
 
 def test_clipped_spike_has_the_usual_size(device):
-    optimizer, _ = make(device, SpikeGuard("clip", **QUICK))
+    optimizer, _ = make(device, SpikeGuard(**CLIPPING))
     warm(optimizer)
     stats = step(optimizer, SPIKE)
     assert (stats.guarded, stats.steps_skipped) == (1.0, 0)
@@ -84,7 +85,7 @@ def test_clipped_spike_has_the_usual_size(device):
 
 
 def test_clipped_spike_is_clipped_to_max_norm_where_that_is_less(device):
-    optimizer, _ = make(device, SpikeGuard("clip", **QUICK), max_norm=0.1)
+    optimizer, _ = make(device, SpikeGuard(**CLIPPING), max_norm=0.1)
     warm(optimizer)
     stats = step(optimizer, SPIKE)
     assert (stats.clip_coef * stats.grad_norm).item() == pytest.approx(0.1, rel=1e-4)
@@ -211,7 +212,7 @@ def test_deviation_tells_a_noisy_norm_from_a_spike(device):
 
 @pytest.mark.parametrize("action", ["skip", "clip"])
 def test_resumed_run_is_bitwise_the_uninterrupted_one(action, device):
-    guard = SpikeGuard(action, **QUICK)
+    guard = SpikeGuard(**{**QUICK, "action": action})
     norms = [1.0, 1.1, 0.9, 1.2, SPIKE, 1.0, 0.8, SPIKE, 1.1, 1.0]
     whole, _ = make(device, guard)
     first, _ = make(device, guard)

@@ -13,6 +13,7 @@ from machine_code import toolchain
 pytest.importorskip("triton")
 from machine_code import planted_triton, triton_gates, triton_offline
 
+from gradops import SpikeGuard
 from gradops.backends import triton_step
 
 NEEDS = [name for name in ("nvdisasm", "cuobjdump") if toolchain.find_binary(name) is None]
@@ -83,9 +84,16 @@ def test_gradients_are_measured_in_vectors_and_nothing_is_spilled(arch, dtype):
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHS)
 def test_every_option_compiles_for_every_device(arch):
-    for options in ({"norm_type": 3.0, "clip_value": 1.0}, {"max_relative_step": 0.1}, {"loss_scale": "dynamic"}):
+    guarded = {"guard": SpikeGuard(), "loss_scale": "dynamic"}
+    for options in ({"norm_type": 3.0, "clip_value": 1.0}, {"max_relative_step": 0.1}, guarded):
         for launch in triton_offline.launches_of(torch.float16, torch.float32, amsgrad=True, **options):
             assert not list(triton_gates.nothing_is_spilled(triton_gates.code_of(launch, arch), {}))
+
+
+def test_guarded_measuring_spills_nothing_and_is_as_wide_as_unguarded():
+    code = triton_gates.code_of(launches("float32", guard=SpikeGuard())["grad_stats_kernel"], "90")
+    assert not triton_gates.complaints(code, {"load": 8 * wide("90", 4), "store": 0})
+    assert code.registers <= 168
 
 
 @pytest.mark.parametrize("settings", [{}, {"max_relative_step": 0.1}])

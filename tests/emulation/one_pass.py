@@ -44,7 +44,8 @@ Step = _struct(
     **_same(Int, "warmup_steps moves_loss_scale"),
     **_same(Real, "growth_factor backoff_factor"),
     growth_interval=Int,
-    **_same(Real, "min_scale max_scale"),
+    **_same(Real, "min_scale max_scale ratio z_score lr_cut lr_growth min_lr_factor"),
+    **_same(Int, "guards skips history guard_warmup_steps"),
     **_same(Address, "loss_scale found_inf"),
     **_same(Int, "grads_scaled inline_params"),
     **_same(Address, "scalars counters norms abs_max nonfinite capped"),
@@ -226,6 +227,11 @@ def spec_of(optimizer):
     spec.moves_loss_scale = int(moves)
     for name in ("growth_factor", "backoff_factor", "growth_interval", "min_scale", "max_scale") if moves else ():
         setattr(spec, name, getattr(policy, name))
+    guard = optimizer.guard
+    spec.guards = int(guard is not None)
+    for name in ("ratio", "z_score", "lr_cut", "lr_growth", "min_lr_factor", "skips", "history") if guard else ():
+        setattr(spec, name, getattr(guard, name))
+    spec.guard_warmup_steps = guard.warmup_steps if guard else 1
     names = ("scalars", "counters", "norms", "abs_max", "nonfinite", "capped")
     for name, buffer in zip(names, optimizer._buffers.all(), strict=True):
         setattr(spec, name, buffer.data_ptr())

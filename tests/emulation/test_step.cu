@@ -39,6 +39,8 @@ struct StepSpec {
   double growth_factor, backoff_factor;
   int64_t growth_interval;
   double min_scale, max_scale;
+  double ratio, z_score, lr_cut, lr_growth, min_lr_factor;
+  int64_t guards, skips, history, guard_warmup_steps;
   const float* loss_scale;
   const float* found_inf;
   int64_t grads_scaled;
@@ -160,6 +162,15 @@ StepRules rules_of(const StepSpec& spec) {
   rules.relative_step = {spec.cap, spec.floor, spec.warmup_steps};
   rules.loss_scale = {spec.growth_factor, spec.backoff_factor, spec.growth_interval, spec.min_scale, spec.max_scale};
   rules.moves_loss_scale = spec.moves_loss_scale != 0;
+  rules.guards = spec.guards != 0;
+  rules.guard = {.ratio = spec.ratio,
+                 .z_score = spec.z_score,
+                 .skips = spec.skips != 0,
+                 .lr_cut = spec.lr_cut,
+                 .lr_growth = spec.lr_growth,
+                 .min_lr_factor = spec.min_lr_factor,
+                 .history = spec.history,
+                 .warmup_steps = spec.guard_warmup_steps};
   return rules;
 }
 

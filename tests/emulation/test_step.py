@@ -11,6 +11,10 @@ from one_pass import PIECE, REGISTER_SLOTS, WARPS, EmulatedPlan, library
 import gradops
 
 CLASSES = [gradops.Adam, gradops.AdamW]
+GUARDS = [
+    gradops.SpikeGuard("skip", warmup_steps=3),
+    gradops.SpikeGuard("clip", ratio=1.0, z_score=3.0, min_lr_factor=0.3, history=4, warmup_steps=2),
+]
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +49,22 @@ def test_any_sequence_of_steps_equals_the_oracle(cls, lib, data, form, seed):
     both = Beside(optimizer, **settings)
     for events in data.draw(sequences(len(cases), max_steps=3)):
         both.step([draw_grad(case, event, both.oracle.scale) for case, event in zip(cases, events, strict=True)])
+
+
+@pytest.mark.parametrize("guard", GUARDS)
+@given(form=forms(), seed=st.integers(0, 2**32), max_relative_step=st.sampled_from([None, 0.05]))
+def test_guarded_steps_equal_the_oracle(lib, guard, form, seed, max_relative_step):
+    torch.manual_seed(seed)
+    settings = {"guard": guard, "max_relative_step": max_relative_step, "max_norm": 2.0}
+    cases = [ParamCase((31, 33)), ParamCase((PIECE + 1,), torch.bfloat16)]
+    optimizer = gradops.AdamW([case.param() for case in cases], lr=0.1, **settings)
+    EmulatedPlan(lib, optimizer, **form)
+    both, told = Beside(optimizer, **settings), []
+    for scale in (1.0, 0.9, 1.1, 60.0, 1.0, float("inf"), 0.5, 80.0, 1.0):
+        told.append(both.step([case.grad(scale) for case in cases]))
+    assert sum(step.guarded for step in told) >= 2
+    assert min(step.lr_factor for step in told) < 1.0
+    assert sum(step.found_inf for step in told) == 1
 
 
 def step_all(lib, cases, form, settings, options, events=("grad",) * 2, seed=3):
