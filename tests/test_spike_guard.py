@@ -169,6 +169,21 @@ def test_step_with_inf_or_nan_is_as_without_a_guard_and_does_not_enter_the_histo
         assert after[key] == before[key]
 
 
+def test_inf_that_was_edited_away_does_not_let_the_norm_enter_the_history(device):
+    optimizer, param = make(device, SpikeGuard(**QUICK), loss_scale=8.0)
+    warm(optimizer)
+    before = optimizer.state_dict()["param_groups"][0]
+    optimizer.scale(torch.ones(()))
+    param.grad = torch.full_like(param, math.inf)
+    optimizer.unscale_()
+    param.grad.fill_(1.0)
+    optimizer.step()
+    after = optimizer.state_dict()["param_groups"][0]
+    assert (optimizer.stats.found_inf, optimizer.stats.guarded) == (1.0, 0.0)
+    assert after["gradops_norms_seen"] == before["gradops_norms_seen"]
+    assert after["gradops_usual_norm"] == before["gradops_usual_norm"]
+
+
 def test_spike_does_not_move_the_loss_scale(device):
     optimizer, _ = make(device, SpikeGuard(**QUICK), loss_scale=gradops.DynamicLossScale(8.0, growth_interval=5))
     warm(optimizer)
