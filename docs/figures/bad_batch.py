@@ -18,7 +18,7 @@ TIMES = 85.0
 REMEDIES: dict[str, dict[str, Any]] = {
     "AdamW": {},
     "max_norm=0.3": {"max_norm": 0.3},
-    "guard=SpikeGuard()": {"guard": gradops.SpikeGuard()},
+    "guard, skipping": {"guard": gradops.SpikeGuard("skip")},
     "max_relative_step": {"max_relative_step": gradops.RelativeStepCap(0.1, warmup_steps=100)},
 }
 
