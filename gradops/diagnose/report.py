@@ -61,6 +61,7 @@ class Report:
 
     @property
     def verdict(self) -> str:
+        """The causes in a sentence."""
         if not self.causes:
             return "Nothing wrong was found."
         also = f" Also: {'; '.join(self.titles[1:])}." if self.titles[1:] else ""
