@@ -6,14 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("mlxtend")
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 
-from trainings import FAULTY, HEALTHY, recorded
+from trainings import FAULTY, HEALTHY, Weighed, recorded
 
+import gradops
+from gradops import demo
 from gradops.__main__ import main
+from gradops.demo.network import ResidualNet
+from gradops.demo.recipes import GradopsRecipe
+from gradops.demo.training import Run, train
 from gradops.diagnose import causes, report
 from gradops.diagnose.history import departures
 from gradops.diagnose.remedies import GUIDE, REMEDIES
@@ -145,6 +151,20 @@ def test_nothing_is_claimed_of_weights_that_were_not_measured():
     run = recorded("bad init")
     unmeasured = {name: np.full_like(run.param_rms, np.nan) for name in ("update_ratio", "param_rms")}
     assert "normalis" not in report(dataclasses.replace(run, **unmeasured)).verdict
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("cap", "cause"), [(None, "high lr"), (demo.CAP, None)])
+def test_report_tells_the_demos_explosion_from_its_cure(cap, cause):
+    task = demo.make_task(0, 320, 0.1, "fp32", train_canvases=2000, held_out_canvases=64)
+    torch.manual_seed(task.seed)
+    network = ResidualNet()
+    recipe = GradopsRecipe(network, task.lr, scaled=False, max_norm=demo.MAX_NORM, max_relative_step=cap)
+    weighed = Weighed(network)
+    with gradops.Recorder(recipe.optimizer, network) as recorder:
+        train(task, Run("recorded", units=0), network, recipe, lambda run: weighed.step(run.steps[-1].skipped))
+    found = report(weighed.into(recorder.run()))
+    assert found.cause == cause, str(found)
 
 
 def test_run_without_steps_is_refused():

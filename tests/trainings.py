@@ -134,8 +134,7 @@ def record(training: Training) -> Run:
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", message=r".*lr_scheduler.step\(\)")
                     schedule.step()
-    run = recorder.run()
-    return weighed.into(run) if np.isnan(run.update_ratio).all() else run
+    return weighed.into(recorder.run())
 
 
 class Weighed:
@@ -155,6 +154,8 @@ class Weighed:
         self.before = [param.clone() for param in self.params]
 
     def into(self, run: Run) -> Run:
+        if not np.isnan(run.update_ratio).all():
+            return run
         ratio, rms = (np.array(column, dtype=np.float32) for column in zip(*self.rows, strict=True))
         return dataclasses.replace(run, update_ratio=ratio, param_rms=rms)
 
