@@ -68,7 +68,7 @@ def readers_names(code):
     }
 
 
-@pytest.mark.parametrize("code", blocks())
+@pytest.mark.parametrize("code", list(blocks()))
 def test_code_on_the_pages_runs(code, tmp_path, monkeypatch):
     if "fastai" in code:
         pytest.importorskip("fastai")
