@@ -118,7 +118,8 @@ def _measure(watch: ActivationWatch, index: int, output: Any) -> None:
             watch.measure(index, output)
 
 
-_measure_outside = torch.compiler.disable(_measure)
+# torch.compiler.disable would import the compiler here and now.
+_measure_outside = torch._disable_dynamo(_measure)
 
 
 class _NoHook:
