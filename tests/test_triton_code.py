@@ -71,6 +71,21 @@ def test_update_takes_full_chunks_in_vectors_and_spills_nothing(arch, dtype):
     assert code.registers <= 128, "fewer than four programs fit on a multiprocessor at once"
 
 
+# Bytes of the elements that are loaded and stored.
+LOW_PRECISION = {
+    "master": ("bfloat16", {"master_weights": True}, (2, 4, 4, 4), (4, 2, 4, 4)),
+    "moments": ("float32", {"moments_dtype": torch.bfloat16}, (4, 4, 2, 2), (4, 2, 2)),
+}
+
+
+@pytest.mark.parametrize("arch", ["90", pytest.param("gfx942", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("dtype", "settings", "loads", "stores"), LOW_PRECISION.values(), ids=LOW_PRECISION)
+def test_masters_and_bfloat16_moments_are_updated_in_vectors(arch, dtype, settings, loads, stores):
+    code = triton_gates.code_of(launches(dtype, **settings)["adam_step_kernel"], arch)
+    assert not triton_gates.complaints(code, {"load": wide(arch, *loads), "store": wide(arch, *stores)})
+    assert code.registers <= 128, "fewer than four programs fit on a multiprocessor at once"
+
+
 @pytest.mark.parametrize(("arch", "dtype"), CASES)
 def test_gradients_are_measured_in_vectors_and_nothing_is_spilled(arch, dtype):
     code = triton_gates.code_of(launches(dtype)["grad_stats_kernel"], arch)

@@ -12,7 +12,7 @@ from triton.runtime.jit import create_function_from_signature
 
 from gradops.backends import triton_step
 from gradops.backends.call import Row, StepCall
-from gradops.backends.triton_tables import MOMENTS
+from gradops.param_state import fit_state, zero_state
 from gradops.settings import Settings
 from gradops.stats import StepBuffers
 
@@ -72,8 +72,8 @@ def launches_of(param_dtype, grad_dtype, amsgrad=False, **settings):
     group |= {"amsgrad": amsgrad, "decoupled_weight_decay": True, "params": params}
     rows = []
     for index, param in enumerate(params):
-        moments = {key: torch.zeros_like(param, dtype=torch.float32) for key in MOMENTS}
-        state = {"step": torch.zeros(()), **moments}
+        state = zero_state(param, True, Settings(**settings))
+        fit_state(state, param, Settings(**settings))
         rows.append(Row(param, str(index), 0, torch.zeros_like(param, dtype=grad_dtype), state))
     buffers = StepBuffers()
     buffers.resize(("0", "1"), torch.device("cpu"))
