@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "cpu/isa.h"
+#include "math/update_stats.h"
 
 namespace gradops {
 namespace {
@@ -19,6 +20,12 @@ SpikeGuardState guard_state(const StepCall& call) {
   using Buffers = StepBuffers;
   return {scalars[Buffers::kLrFactor], scalars[Buffers::kUsualNorm], scalars[Buffers::kDeviation],
           counters[Buffers::kNormsSeen]};
+}
+
+PowerSum sum_of(std::span<const ChunkStats> chunks) {
+  PowerSum squares;
+  for (const ChunkStats& chunk : chunks) squares.merge(chunk.power_sum, chunk.unit, 2.0);
+  return squares;
 }
 
 }  // namespace
@@ -68,9 +75,7 @@ void CpuStep::measure_params(const StepCall& call) {
   std::vector<ChunkStats> chunks(unknown.chunks().size());
   cpu::chunk_stats(unknown, call.views, &cpu::TensorRow::param, GradRule{}, cpu::Norm{}, chunks);
   unknown.for_each_row([&](int64_t row, size_t first, size_t last) {
-    PowerSum squares;
-    for (size_t i = first; i < last; ++i) squares.merge(chunks[i].power_sum, chunks[i].unit, 2.0);
-    call.rows[row].set_squares(squares);
+    call.rows[row].set_squares(sum_of(std::span(chunks).subspan(first, last - first)));
   });
 }
 
@@ -86,8 +91,7 @@ void CpuStep::plan_updates(const StepCall& call, double lr_factor) {
     const double group_lr = hyper.lr * lr_factor;
     double lr = group_lr;
     if (call.settings.caps()) {
-      const double rms = row.squares().norm(2.0) / std::sqrt(std::max<double>(1.0, call.views[i].numel));
-      lr = capped_lr(group_lr, rms, step, call.settings.relative_step);
+      lr = capped_lr(group_lr, rms_of(row.squares().norm(2.0), call.views[i].numel), step, call.settings.relative_step);
     }
     capped_[i] = lr < group_lr;
     // Neighbours mostly share group, step and lr; two powers cost more than a tensor of 64 elements.
@@ -105,18 +109,34 @@ void CpuStep::plan_updates(const StepCall& call, double lr_factor) {
 
 void CpuStep::update(const StepCall& call, const StepDecision& decision) {
   RECORD_USER_SCOPE("gradops.adam_step");
-  const bool gather_squares = call.settings.caps();
+  const bool gather_squares = call.settings.gathers_squares();
   param_chunks_.resize(gather_squares ? table_.chunks().size() : 0);
-  cpu::adam_step(table_, call.views, updates_, decision, param_chunks_);
+  moved_chunks_.resize(call.settings.track_updates ? table_.chunks().size() : 0);
+  cpu::adam_step(table_, call.views, updates_, decision, {param_chunks_, moved_chunks_});
   for (const int64_t i : call.taking_part) {
     *call.rows[i].step() += 1.0f;
     call.rows[i].bump_version();
   }
   if (!gather_squares) return;
   table_.for_each_row([&](int64_t row, size_t first, size_t last) {
-    PowerSum squares;
-    for (size_t i = first; i < last; ++i) squares.merge(param_chunks_[i].power_sum, param_chunks_[i].unit, 2.0);
-    call.rows[row].set_squares(squares);
+    call.rows[row].set_squares(sum_of(std::span(param_chunks_).subspan(first, last - first)));
+  });
+}
+
+void CpuStep::write_updates(const StepCall& call, bool skip) {
+  float* ratio = call.buffers.update_ratio.data_ptr<float>();
+  float* rms = call.buffers.param_rms.data_ptr<float>();
+  const size_t rows = call.rows.size();
+  std::fill_n(ratio, rows, 0.0f);
+  if (skip) {
+    for (const int64_t i : call.taking_part) ratio[i] = NAN;
+    return;
+  }
+  std::fill_n(rms, rows, 0.0f);
+  table_.for_each_row([&](int64_t row, size_t first, size_t last) {
+    const double norm = call.rows[row].squares().norm(2.0);
+    ratio[row] = update_ratio(sum_of(std::span(moved_chunks_).subspan(first, last - first)).norm(2.0), norm);
+    rms[row] = static_cast<float>(rms_of(norm, call.views[row].numel));
   });
 }
 
@@ -189,6 +209,7 @@ void CpuStep::step(const StepCall& call) {
     RECORD_USER_SCOPE("gradops.write_stats");
     write_scalars(call, outcome, history, scale);
     write_rows(call, outcome.decision);
+    if (call.settings.track_updates) write_updates(call, outcome.decision.skip);
   }
   if (release.has_value()) {
     release.reset();

@@ -29,11 +29,13 @@ class CpuStep : public StepBackend {
   void update(const StepCall& call, const StepDecision& decision);
   void write_scalars(const StepCall& call, const Outcome& outcome, const SpikeGuardState& history, float loss_scale);
   void write_rows(const StepCall& call, const StepDecision& decision);
+  void write_updates(const StepCall& call, bool skip);
 
   std::vector<int64_t> numels_;  // of the rows that take part, else -1, as the table was built for
   cpu::ChunkTable table_;
   std::vector<ChunkStats> grad_chunks_;
   std::vector<ChunkStats> param_chunks_;
+  std::vector<ChunkStats> moved_chunks_;
   std::vector<GradStats> row_stats_;
   std::vector<cpu::RowUpdate> updates_;
   std::vector<uint8_t> capped_;

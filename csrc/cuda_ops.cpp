@@ -93,9 +93,14 @@ Measured measure(at::TensorList grads, const Measuring& how) {
   const int64_t count = static_cast<int64_t>(grads.size());
   const Measured measured{call.output(5, at::kFloat), call.output(count, at::kFloat), call.output(count, at::kFloat),
                           call.output(count, at::kLong)};
-  call.args.stats = {measured.scalars.data_ptr<float>(),     nullptr,
-                     measured.norms.data_ptr<float>(),       measured.abs_max.data_ptr<float>(),
-                     measured.nonfinite.data_ptr<int64_t>(), nullptr};
+  call.args.stats = {measured.scalars.data_ptr<float>(),
+                     nullptr,
+                     measured.norms.data_ptr<float>(),
+                     measured.abs_max.data_ptr<float>(),
+                     measured.nonfinite.data_ptr<int64_t>(),
+                     nullptr,
+                     nullptr,
+                     nullptr};
   call.args.rules.max_norm = how.max_norm;
   call.args.rules.norm_type = how.norm_type;
   call.args.rules.clip_value = static_cast<float>(how.clip_value);

@@ -35,14 +35,16 @@ cuda::StepArgs CudaStep::args_of(const StepCall& call) {
   cuda::StepArgs args;
   args.table = rows_.table();
   args.work = rows_.work();
-  args.stats = {buffers.scalars.data_ptr<float>(),     buffers.counters.data_ptr<int64_t>(),
-                buffers.norms.data_ptr<float>(),       buffers.abs_max.data_ptr<float>(),
-                buffers.nonfinite.data_ptr<int64_t>(), buffers.capped.data_ptr<bool>()};
+  args.stats = {buffers.scalars.data_ptr<float>(),      buffers.counters.data_ptr<int64_t>(),
+                buffers.norms.data_ptr<float>(),        buffers.abs_max.data_ptr<float>(),
+                buffers.nonfinite.data_ptr<int64_t>(),  buffers.capped.data_ptr<bool>(),
+                buffers.update_ratio.data_ptr<float>(), buffers.param_rms.data_ptr<float>()};
   args.rules.max_norm = settings.max_norm;
   args.rules.norm_type = settings.norm_type;
   args.rules.clip_value = static_cast<float>(settings.clip_value);
   args.rules.relative_step = settings.relative_step;
   args.rules.moves_loss_scale = settings.loss_scale_rule.has_value();
+  args.rules.track_updates = settings.track_updates;
   if (args.rules.moves_loss_scale) args.rules.loss_scale = *settings.loss_scale_rule;
   args.rules.guards = settings.guard.has_value();
   if (args.rules.guards) args.rules.guard = *settings.guard;
@@ -89,6 +91,7 @@ void CudaStep::step(const StepCall& call) {
   if (link(call)) {
     for (ParamRow& row : call.rows) row.forget_squares();
   }
+  if (call.settings.track_updates) rows_.make_room_for_updates();
   const std::vector<const void*> grads = DeviceRows::grads(call.views, call.taking_part);
   const std::vector<cuda::GroupRule> rules = rules_of(call);
 

@@ -118,11 +118,20 @@ void DeviceRows::cut() {
   table_.chunk_pieces = chunk_pieces_.update(std::move(host.chunk_pieces), device_);
   table_.pieces = pieces_.update(std::move(host.pieces), device_);
   work_memory_.clear();
+  work_ = {};
+  piece_count_ = pieces;
   work_.piece_stats = allocate<ChunkStats>(pieces, device_, work_memory_);
   work_.grad_sums = allocate<GradStats>(chunks, device_, work_memory_);
   work_.param_sums = allocate<GradStats>(chunks, device_, work_memory_);
   work_.row_rules = allocate<cuda::RowRule>(rows_.size(), device_, work_memory_);
   work_.inputs = allocate<cuda::StepInputs>(1, device_, work_memory_);
+}
+
+void DeviceRows::make_room_for_updates() {
+  if (work_.row_norms != nullptr) return;
+  work_.piece_moves = allocate<ChunkStats>(piece_count_, device_, work_memory_);
+  work_.moved_sums = allocate<GradStats>(table_.chunk_count, device_, work_memory_);
+  work_.row_norms = allocate<double>(rows_.size(), device_, work_memory_);
 }
 
 std::vector<const void*> DeviceRows::grads(std::span<const cpu::TensorRow> views,

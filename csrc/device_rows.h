@@ -25,6 +25,9 @@ class DeviceRows {
 
   void clear() { rows_.clear(); }
 
+  // Makes work() hold what a tracked update leaves.
+  void make_room_for_updates();
+
   // Every row, as the device has it; one that never took part is empty. Their `grad.data` is null.
   const std::vector<cuda::TensorRow>& rows() const { return rows_; }
 
@@ -57,6 +60,7 @@ class DeviceRows {
   DeviceTable<cuda::Piece> pieces_;
   DeviceTable<int32_t> chunk_pieces_, block_chunks_;
   cuda::WorkTable table_ = {};
+  size_t piece_count_ = 0;
   cuda::Workspace work_ = {};
   std::vector<at::Tensor> work_memory_;
   std::vector<at::Tensor> in_graphs_;

@@ -30,10 +30,10 @@ std::string set_cpu_capability(const std::string& name) {
   return previous;
 }
 
-StepBuffers make_buffers(at::Tensor scalars, at::Tensor counters, at::Tensor norms, at::Tensor abs_max,
-                         at::Tensor nonfinite, at::Tensor capped) {
-  return {std::move(scalars), std::move(counters),  std::move(norms),
-          std::move(abs_max), std::move(nonfinite), std::move(capped)};
+StepBuffers make_buffers(const std::vector<at::Tensor>& buffers) {
+  constexpr size_t kBuffers = sizeof(StepBuffers) / sizeof(at::Tensor);
+  TORCH_CHECK(buffers.size() == kBuffers, "gradops: a step has ", kBuffers, " buffers, got ", buffers.size());
+  return {buffers[0], buffers[1], buffers[2], buffers[3], buffers[4], buffers[5], buffers[6], buffers[7]};
 }
 
 }  // namespace
@@ -56,26 +56,23 @@ PYBIND11_MODULE(_C, m) {
            py::arg("history"), py::arg("warmup_steps"));
   py::class_<StepSettings>(m, "StepSettings")
       .def(py::init([](double max_norm, double norm_type, double clip_value, const RelativeStepRule* relative_step,
-                       const LossScaleRule* loss_scale_rule, const SpikeGuardRule* guard) {
-             StepSettings settings{max_norm, norm_type, clip_value, {}, {}, {}};
+                       const LossScaleRule* loss_scale_rule, const SpikeGuardRule* guard, bool track_updates) {
+             StepSettings settings{max_norm, norm_type, clip_value, {}, {}, {}, track_updates};
              if (relative_step != nullptr) settings.relative_step = *relative_step;
              if (loss_scale_rule != nullptr) settings.loss_scale_rule = *loss_scale_rule;
              if (guard != nullptr) settings.guard = *guard;
              return settings;
            }),
            py::arg("max_norm"), py::arg("norm_type"), py::arg("clip_value"), py::arg("relative_step"),
-           py::arg("loss_scale_rule"), py::arg("guard"));
+           py::arg("loss_scale_rule"), py::arg("guard"), py::arg("track_updates"));
 
   py::class_<StepPlan> plan(m, "StepPlan");
   plan.def(py::init<>())
       .def(
           "bind_params",
-          [](StepPlan& self, const py::list& param_groups, const std::vector<std::string>& names, at::Tensor scalars,
-             at::Tensor counters, at::Tensor norms, at::Tensor abs_max, at::Tensor nonfinite, at::Tensor capped) {
-            self.bind_params(param_groups, names, make_buffers(scalars, counters, norms, abs_max, nonfinite, capped));
-          },
-          py::arg("param_groups"), py::arg("names"), py::arg("scalars"), py::arg("counters"), py::arg("norms"),
-          py::arg("abs_max"), py::arg("nonfinite"), py::arg("capped"))
+          [](StepPlan& self, const py::list& param_groups, const std::vector<std::string>& names,
+             const std::vector<at::Tensor>& buffers) { self.bind_params(param_groups, names, make_buffers(buffers)); },
+          py::arg("param_groups"), py::arg("names"), py::arg("buffers"))
       .def("bind_state", &StepPlan::bind_state, py::arg("state"))
       .def("params_without_state", &StepPlan::params_without_state)
       .def(

@@ -20,8 +20,10 @@ struct StepSettings {
   RelativeStepRule relative_step;
   std::optional<LossScaleRule> loss_scale_rule;
   std::optional<SpikeGuardRule> guard;
+  bool track_updates = false;
 
   bool caps() const { return !std::isinf(relative_step.cap); }
+  bool gathers_squares() const { return caps() || track_updates; }
 };
 
 // The live buffers behind `optimizer.stats`.
@@ -45,8 +47,10 @@ struct StepBuffers {
   at::Tensor counters;  // int64: see Counter
   at::Tensor norms;     // float32, like abs_max; one row a parameter, as in those that follow
   at::Tensor abs_max;
-  at::Tensor nonfinite;  // int64
-  at::Tensor capped;     // bool
+  at::Tensor nonfinite;     // int64
+  at::Tensor capped;        // bool
+  at::Tensor update_ratio;  // float32, like param_rms; both are written by steps that track updates
+  at::Tensor param_rms;
 };
 
 // A param group's hyper-parameters.

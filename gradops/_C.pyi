@@ -45,20 +45,13 @@ class StepSettings:
         relative_step: RelativeStepRule | None,
         loss_scale_rule: LossScaleRule | None,
         guard: SpikeGuardRule | None,
+        track_updates: bool,
     ) -> None: ...
 
 class StepPlan:
     def __init__(self) -> None: ...
     def bind_params(
-        self,
-        param_groups: list[dict[str, Any]],
-        names: tuple[str, ...],
-        scalars: Tensor,
-        counters: Tensor,
-        norms: Tensor,
-        abs_max: Tensor,
-        nonfinite: Tensor,
-        capped: Tensor,
+        self, param_groups: list[dict[str, Any]], names: tuple[str, ...], buffers: tuple[Tensor, ...]
     ) -> None: ...
     def bind_state(self, state: dict[Tensor, Any]) -> None: ...
     def params_without_state(self) -> list[int]: ...

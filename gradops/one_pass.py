@@ -53,6 +53,7 @@ class OnePass(Checkpointed):
     backend: str | None
     master_weights: bool
     moments_dtype: torch.dtype
+    track_updates: bool
 
     def __init__(
         self,
@@ -67,6 +68,7 @@ class OnePass(Checkpointed):
         backend: str | None = None,
         master_weights: bool = False,
         moments_dtype: torch.dtype = torch.float32,
+        track_updates: bool = False,
         **kwargs: Any,
     ) -> None:
         settings = Settings(
@@ -79,6 +81,7 @@ class OnePass(Checkpointed):
             backend,
             master_weights,
             moments_dtype,
+            track_updates,
         )
         settings.checked()
         check_builder()

@@ -31,6 +31,8 @@ _ARGUMENTS = """
         master_weights: whether bfloat16 and float16 parameters have a float32 master in their state, which the step
             updates and writes, rounded, to the parameter. float32 parameters are left as they are.
         moments_dtype: torch.bfloat16 stores the moments in half the memory, rounded to nearest.
+        track_updates: whether each step also measures how far it moved every parameter: `stats.update_ratio` and
+            `stats.param_rms`, gathered while the update writes. Like every setting it may be set at run time.
 
     Raises:
         ValueError: a keyword is out of its range, a parameter stands twice in the groups, or `differentiable` is set.
@@ -63,6 +65,7 @@ def wrap(
     backend: str | None = None,
     master_weights: bool = False,
     moments_dtype: torch.dtype = torch.float32,
+    track_updates: bool = False,
 ) -> OptimizerT:
     """Upgrades a torch.optim.Adam or AdamW in place: its step becomes the one pass.
 
@@ -72,7 +75,7 @@ def wrap(
     Args:
         optimizer: a torch.optim.Adam or AdamW, or an instance of a subclass that keeps torch's `step`.
         max_norm, norm_type, clip_value, max_relative_step, loss_scale, guard, backend, master_weights,
-            moments_dtype: as for `gradops.AdamW`.
+            moments_dtype, track_updates: as for `gradops.AdamW`.
 
     Returns:
         The same object.
@@ -84,7 +87,16 @@ def wrap(
             `step`.
     """
     settings = Settings(
-        max_norm, norm_type, clip_value, max_relative_step, loss_scale, guard, backend, master_weights, moments_dtype
+        max_norm,
+        norm_type,
+        clip_value,
+        max_relative_step,
+        loss_scale,
+        guard,
+        backend,
+        master_weights,
+        moments_dtype,
+        track_updates,
     )
     settings.checked()
     check_owner(optimizer)

@@ -64,6 +64,8 @@ class StepStats:
 
     grads: GradStats
     capped: list[bool]
+    update_ratio: list[float]
+    param_rms: list[float]
     clip_coef: float = 1.0
     found_inf: bool = False
     loss_scale: float = 1.0
@@ -170,6 +172,13 @@ def relative_lr(param: Tensor, lr: float, cap: Any, step: int) -> float:
     return min(lr, cap.cap * warm * max(rms, cap.floor))
 
 
+def update_stats(before: Tensor, after: Tensor) -> tuple[float, float]:
+    """||after - before|| / ||after||, 0 for what has not moved, and RMS(after), of stored values."""
+    moved, norm = vector_norm(after.double() - before.double(), 2.0), vector_norm(after, 2.0)
+    ratio = 0.0 if moved == 0.0 else moved / norm if norm else math.inf
+    return ratio, norm / math.sqrt(max(1, after.numel()))
+
+
 def adam_step(
     param: Tensor, grad: Tensor, state: AdamState, group: dict[str, Any], lr: float, dtype: torch.dtype = torch.float32
 ) -> None:
@@ -234,7 +243,8 @@ class Reference:
         self.scale = 1.0 if loss_scale is None else float(getattr(loss_scale, "init_scale", loss_scale))
         self.growth_tracker = 0
         self.guard, self.guard_state = guard, GuardState()
-        self.stats = StepStats(grad_stats([None] * len(self.params)), [False] * len(self.params))
+        nothing = [math.nan] * len(self.params)
+        self.stats = StepStats(grad_stats([None] * len(self.params)), [False] * len(self.params), nothing, nothing)
 
     def step(self, grads: Sequence[Tensor | None], *, unscaled: bool = False, found_inf: bool = False) -> StepStats:
         """One step; ``unscaled`` and ``found_inf`` tell of an ``unscale_`` before it and of what that saw."""
@@ -245,10 +255,12 @@ class Reference:
         decision = decide(seen, divisor, self.clip_value, self.max_norm, found_inf)
         found_nonfinite, lr_factor = decision.skip, self.guard_state.lr_factor
         guarded = self._guard(decision, seen.grad_norm)
+        before = [updated.clone() for updated in self.updated]
         capped = [False] * len(grads) if decision.skip else self._update(grads, decision, lr_factor)
+        rows = self.update_rows(before, self.updated, grads, decision.skip)
         taken, skipped = self.stats.steps_taken + (not decision.skip), self.stats.steps_skipped + decision.skip
         self.stats = StepStats(
-            seen, capped, decision.clip_coef, found_nonfinite, self.scale, taken, skipped, guarded, lr_factor
+            seen, capped, *rows, decision.clip_coef, found_nonfinite, self.scale, taken, skipped, guarded, lr_factor
         )
         if hasattr(self.policy, "growth_factor"):
             moved = update_loss_scale(self.scale, self.growth_tracker, found_nonfinite, self.policy)
@@ -266,6 +278,24 @@ class Reference:
             decision.clip_coef = min(decision.clip_coef, self.guard_state.usual_norm / grad_norm)
         self.guard_state = next_guard_state(grad_norm, spike, self.guard_state, self.guard)
         return spike
+
+    @property
+    def updated(self) -> list[Tensor]:
+        """The parameters, or their masters where they have any."""
+        masters = [None if state is None else state.master for state in self.states]
+        return [param if master is None else master for param, master in zip(self.params, masters, strict=True)]
+
+    def update_rows(
+        self, before: Sequence[Tensor], after: Sequence[Tensor], grads: Sequence[Tensor | None], skip: bool
+    ) -> tuple[list[float], list[float]]:
+        """`update_ratio` and `param_rms` of every parameter: 0 without a gradient; skipped, NaN and as they were."""
+        if skip:
+            return [0.0 if grad is None else math.nan for grad in grads], self.stats.param_rms
+        rows = [
+            (0.0, 0.0) if grad is None else update_stats(old, new)
+            for old, new, grad in zip(before, after, grads, strict=True)
+        ]
+        return [ratio for ratio, _ in rows], [rms for _, rms in rows]
 
     def _new_state(self, param: Tensor) -> AdamState:
         exp_avg, exp_avg_sq, max_exp_avg_sq = (torch.zeros_like(param, dtype=self.moments_dtype) for _ in range(3))

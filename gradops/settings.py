@@ -30,6 +30,7 @@ class Settings:
         backend: "native", "triton" or "torch" forces what runs the step; None for the first of them that can.
         master_weights: whether parameters in half precision have a float32 master that is updated in their place.
         moments_dtype: in which moments are stored, torch.float32 or torch.bfloat16.
+        track_updates: whether `stats.update_ratio` and `stats.param_rms` are gathered while the update writes.
     """
 
     max_norm: float | None = None
@@ -41,6 +42,7 @@ class Settings:
     backend: str | None = None
     master_weights: bool = False
     moments_dtype: torch.dtype = torch.float32
+    track_updates: bool = False
 
     def checked(self) -> "Settings":
         """The same with every number a float and every policy an object.
@@ -61,6 +63,7 @@ class Settings:
             backend=self.backend,
             master_weights=_flag("master_weights", self.master_weights),
             moments_dtype=_moments_dtype(self.moments_dtype),
+            track_updates=_flag("track_updates", self.track_updates),
         )
 
     @property

@@ -1,5 +1,6 @@
 """What a step measured, in live buffers that each step overwrites."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -31,6 +32,12 @@ class StepStats:
             `grad_norm`.
         nonfinite: int64, one per parameter. Elements that are inf or NaN after unscaling.
         capped: bool, one per parameter. Whether `max_relative_step` lowered its learning rate.
+        update_ratio: float32, one per parameter. L2 norm of what the step added to the stored parameter over the norm
+            of the parameter after it; 0 where both are 0. NaN for a parameter with a gradient in a skipped step. This
+            row and the next are of the masters where there are any; steps with `track_updates` write them, NaN before
+            the first.
+        param_rms: float32, one per parameter. Root mean square of the stored values after the step; a skipped step
+            leaves the row alone.
         names: the parameters' names in the order of the rows, from named parameters where the optimizer has them.
         backend: what runs the steps: device, instruction set or form of the launch; set by the first one.
     """
@@ -47,6 +54,8 @@ class StepStats:
     abs_max: Tensor
     nonfinite: Tensor
     capped: Tensor
+    update_ratio: Tensor
+    param_rms: Tensor
     names: tuple[str, ...]
     backend: str
 
@@ -82,7 +91,8 @@ class StepBuffers:
 
     def all(self) -> tuple[Tensor, ...]:
         """Every buffer, in the order of StepPlan::bind_params."""
-        return self.scalars, self.counters, self.norms, self.abs_max, self.nonfinite, self.capped
+        rows = (self.norms, self.abs_max, self.nonfinite, self.capped, self.update_ratio, self.param_rms)
+        return self.scalars, self.counters, *rows
 
     def resize(self, names: tuple[str, ...], device: torch.device) -> None:
         """Gives each of these parameters a row on its device; what the whole step measured is kept."""
@@ -102,6 +112,8 @@ class StepBuffers:
         self.abs_max = torch.zeros(len(names), dtype=torch.float32, device=device)
         self.nonfinite = torch.zeros(len(names), dtype=torch.int64, device=device)
         self.capped = torch.zeros(len(names), dtype=torch.bool, device=device)
+        self.update_ratio = torch.full((len(names),), math.nan, device=device)
+        self.param_rms = torch.full((len(names),), math.nan, device=device)
         grad_norm, clip_coef, found_inf, loss_scale, self.current_scale, guarded, lr_factor, *guard = (
             self.scalars.unbind()
         )
@@ -120,6 +132,8 @@ class StepBuffers:
             self.abs_max,
             self.nonfinite,
             self.capped,
+            self.update_ratio,
+            self.param_rms,
             names,
             backend="none yet",
         )

@@ -90,6 +90,7 @@ class Beside:
         self.optimizer = optimizer
         if settings.get("loss_scale") == "dynamic":
             settings["loss_scale"] = gradops.DynamicLossScale()
+        settings.pop("track_updates", None)  # the oracle always does
         settings["max_relative_step"] = policy(settings.get("max_relative_step"))
         self.oracle = Reference(optimizer.param_groups, **settings)
         self.moments_before = [0.0] * len(self.oracle.params)  # largest first moment of each parameter before the step
@@ -104,6 +105,8 @@ class Beside:
             mine.update({key: value for key, value in theirs.items() if key != "params"})
         if optimizer.loss_scale is not None:
             optimizer.scale(torch.zeros(()))
+        taken = oracle.stats.steps_taken
+        stored = [values.clone() for values in oracle.updated]
         kept = [None if grad is None else grad.clone() for grad in grads]
         self.moments_before = [
             0.0 if state is None or not state.exp_avg.numel() else state.exp_avg.abs().max().item()
@@ -111,6 +114,11 @@ class Beside:
         ]
         optimizer.step()
         stats = oracle.step(kept)
+        if any(grad is not None for grad in grads):
+            # Of the optimizer's own bits: a weight that is rounded apart has moved by another ulp.
+            now = [optimizer.state.get(param, {}).get("master", param.detach()) for param in params]
+            rows = oracle.update_rows(stored, now, kept, skip=stats.steps_taken == taken)
+            stats.update_ratio, stats.param_rms = rows
         for param, grad, before in zip(params, grads, kept, strict=True):
             assert param.grad is grad
             assert grad is None or torch.equal(grad.nan_to_num(7.0), before.nan_to_num(7.0)), "a gradient was written"
@@ -175,6 +183,9 @@ class Beside:
         for value, name in zip(known, ("lr_factor", "usual_norm", "deviation", "norms_seen"), strict=True):
             unit = tol.GUARD if name == "deviation" else norm
             assert_close(torch.tensor(value), torch.tensor(getattr(state, name)), unit, state.usual_norm, name)
+        if self.optimizer.track_updates:
+            assert_scalar(stats.update_ratio, expected.update_ratio, tol.UPDATE_RATIO, "update_ratio")
+            assert_scalar(stats.param_rms, expected.param_rms, tol.NORM, "param_rms")
         if oracle.policy is not None:
             saved = self.optimizer.state_dict()["param_groups"][0]
             assert saved["gradops_loss_scale"] == oracle.scale

@@ -97,6 +97,7 @@ def settings_of_the_step():
             "loss_scale": st.sampled_from([None, 96.0, dynamic]),
             "master_weights": st.booleans(),
             "moments_dtype": st.sampled_from([torch.float32, torch.bfloat16]),
+            "track_updates": st.booleans(),
         },
     )
 

@@ -36,7 +36,7 @@ PLANTED = {
 SOURCES = sorted((toolchain.ROOT / "csrc" / "cuda").glob("*.cu"))
 COMPILED = [(source, arch) for source in SOURCES for arch in toolchain.ARCHS]
 # Work of a row or of a step only.
-WITHOUT_ELEMENTS = ("plan_rows_kernel", "update_loss_scale_kernel")
+WITHOUT_ELEMENTS = ("plan_rows_kernel", "update_loss_scale_kernel", "write_updates_kernel")
 BUILT_HERE = [f"{source.stem}-sm_{arch}" for source, arch in COMPILED]
 
 

@@ -16,7 +16,14 @@ SCALARS = {
     "steps_taken": torch.int64,
     "steps_skipped": torch.int64,
 }
-ROWS = {"norms": torch.float32, "abs_max": torch.float32, "nonfinite": torch.int64, "capped": torch.bool}
+ROWS = {
+    "norms": torch.float32,
+    "abs_max": torch.float32,
+    "nonfinite": torch.int64,
+    "capped": torch.bool,
+    "update_ratio": torch.float32,
+    "param_rms": torch.float32,
+}
 
 
 def make(device="cpu", n_params=3, **settings):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from beside import assert_bitwise, snapshot
+from beside import assert_bitwise, assert_same_bits, snapshot
 from cases import CHUNK, ParamCase
 
 import gradops
@@ -96,6 +96,7 @@ def bytes_of_a_step(monkeypatch, cases, **settings):
     ("dtype", "settings", "expected"),
     [
         (torch.float32, {}, 32),
+        (torch.float32, {"track_updates": True}, 32),
         (torch.bfloat16, {}, 24),
         (torch.bfloat16, {"master_weights": True}, 30),
         (torch.float32, {"moments_dtype": torch.bfloat16}, 24),
@@ -120,7 +121,7 @@ def test_tails_strides_and_misalignment_stay_inside_their_tensors(monkeypatch):
         ParamCase((0,)),
         ParamCase(()),
     ]
-    assert bytes_of_a_step(monkeypatch, cases, max_relative_step=0.02, norm_type=3.0) > 0
+    assert bytes_of_a_step(monkeypatch, cases, max_relative_step=0.02, norm_type=3.0, track_updates=True) > 0
 
 
 @interpreted
@@ -133,9 +134,12 @@ def test_any_order_of_programs_gives_the_same_bits(settings, magnitude):
         ParamCase((7,)),
         ParamCase((CHUNK + 1,)),
     ]
-    expected = snapshot(step_of(cases, max_norm=1.0, **settings))
+    expected = step_of(cases, max_norm=1.0, track_updates=True, **settings)
     with shuffled(0):
-        assert_bitwise(snapshot(step_of(cases, max_norm=1.0, **settings)), expected)
+        shuffled_step = step_of(cases, max_norm=1.0, track_updates=True, **settings)
+    assert_bitwise(snapshot(shuffled_step), snapshot(expected))
+    for name in ("norms", "update_ratio", "param_rms"):
+        assert_same_bits(getattr(shuffled_step.stats, name), getattr(expected.stats, name), name)
 
 
 @interpreted

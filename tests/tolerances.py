@@ -18,6 +18,7 @@ FLOAT32_EPS = 2.0**-23
 
 NORM = Tolerance(2e-6, 0.0, "float32 sums over fixed lanes of a chunk, merged in a tree")
 POWER_NORM = Tolerance(2e-5, 0.0, "other p go through pow: p * log2(x) loses bits with its size")
+UPDATE_RATIO = Tolerance(4e-6, 0.0, "two norms, one of them of float32 differences")
 CLIP_COEF = Tolerance(2e-6, 0.0, "the norm's error, then one rounding to float32")
 POWER_CLIP_COEF = Tolerance(2e-5, 0.0, "the same, from a norm by pow")
 GUARD = Tolerance(2e-6, 4e-6, "a difference of norms; atol x the usual norm")

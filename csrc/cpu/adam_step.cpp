@@ -31,6 +31,10 @@ GRADOPS_HD void scale_values(float* __restrict values, int64_t n, const float co
   for (int64_t i = 0; i < n; ++i) values[i] *= coef;
 }
 
+GRADOPS_HD void subtract_values(const float* __restrict after, float* __restrict before, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) before[i] = after[i] - before[i];
+}
+
 }  // namespace
 
 void adam_step_chunk(const AdamChunk& chunk, int64_t n, const StepDecision& decision, const AdamRule& rule,
@@ -47,6 +51,8 @@ void adam_step_chunk(const AdamChunk& chunk, int64_t n, const StepDecision& deci
     table[isa](chunk, n, decision, rule);
   }
 }
+
+void subtract_chunk(const float* after, float* before, int64_t n) { subtract_values(after, before, n); }
 
 void scale_chunk(float* values, int64_t n, float coef) { scale_values(values, n, coef); }
 

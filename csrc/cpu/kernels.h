@@ -28,6 +28,9 @@ struct AdamChunk {
 void adam_step_chunk(const AdamChunk& chunk, int64_t n, const StepDecision& decision, const AdamRule& rule,
                      WeightDecay decay);
 
+// after - before into `before`: what an update has moved.
+void subtract_chunk(const float* after, float* before, int64_t n);
+
 // x * coef for every element, rounded to float32.
 void scale_chunk(float* values, int64_t n, float coef);
 

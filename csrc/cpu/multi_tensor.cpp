@@ -24,6 +24,7 @@ struct Scratch {
   alignas(64) float exp_avg[kChunk];
   alignas(64) float exp_avg_sq[kChunk];
   alignas(64) float max_exp_avg_sq[kChunk];
+  alignas(64) float moved[kChunk];
 };
 
 // Behind a call, so that the thread's own address is looked up once and not at every use.
@@ -77,6 +78,15 @@ void update_chunk(const TensorRow& row, const Chunk& chunk, const StepDecision& 
   if (amsgrad) store(row.max_exp_avg_sq, begin, n, values.max_exp_avg_sq);
 }
 
+// The same, and the statistics of what the parameter was moved by. Its chunk is copied in the cache.
+ChunkStats update_and_track(const TensorRow& row, const Chunk& chunk, const StepDecision& decision,
+                            const RowUpdate& update, Scratch& copies) {
+  std::copy_n(load(row.param, chunk.begin, chunk.n, copies.param), chunk.n, copies.moved);
+  update_chunk(row, chunk, decision, update, copies);
+  subtract_chunk(load(row.param, chunk.begin, chunk.n, copies.param), copies.moved, chunk.n);
+  return grad_stats_chunk(copies.moved, chunk.n, GradRule{}, NormType::kL2, 2.0f);
+}
+
 }  // namespace
 
 void ChunkTable::clear() {
@@ -112,7 +122,7 @@ void chunk_stats(const ChunkTable& table, std::span<const TensorRow> rows, Tenso
 }
 
 void adam_step(const ChunkTable& table, std::span<const TensorRow> rows, std::span<const RowUpdate> updates,
-               const StepDecision& decision, std::span<ChunkStats> param_stats) {
+               const StepDecision& decision, const UpdateStats& stats) {
   const bool many = table.chunks().size() > kManyChunks;
   for_each_chunk(table, true, [&](int64_t i, Scratch& scratch) {
     const Chunk& chunk = table.chunks()[i];
@@ -121,8 +131,13 @@ void adam_step(const ChunkTable& table, std::span<const TensorRow> rows, std::sp
       const TensorRow& row = rows[next.row];
       for (const TensorView* view : {&row.param, &row.grad, &row.exp_avg, &row.exp_avg_sq}) prefetch(*view, next);
     }
-    update_chunk(rows[chunk.row], chunk, decision, updates[chunk.row], scratch);
-    if (!param_stats.empty()) param_stats[i] = stats_of(rows[chunk.row].param, chunk, GradRule{}, Norm{}, scratch);
+    const TensorRow& row = rows[chunk.row];
+    if (stats.moved.empty()) {
+      update_chunk(row, chunk, decision, updates[chunk.row], scratch);
+    } else {
+      stats.moved[i] = update_and_track(row, chunk, decision, updates[chunk.row], scratch);
+    }
+    if (!stats.params.empty()) stats.params[i] = stats_of(row.param, chunk, GradRule{}, Norm{}, scratch);
   });
 }
 

@@ -71,10 +71,15 @@ struct RowUpdate {
   WeightDecay decay;
 };
 
-// Updates every chunk. With a non-empty `param_stats` it also gathers the chunk's sum of squares of the stored values,
-// the same function of the same bits as chunk_stats of the parameters.
+// What an update gathers of each chunk; nothing where a span is empty. Both are of stored values and sums of squares.
+struct UpdateStats {
+  std::span<ChunkStats> params;  // the same function of the same bits as chunk_stats of the parameters
+  std::span<ChunkStats> moved;   // of the parameters' changes
+};
+
+// Updates every chunk.
 void adam_step(const ChunkTable& table, std::span<const TensorRow> rows, std::span<const RowUpdate> updates,
-               const StepDecision& decision, std::span<ChunkStats> param_stats);
+               const StepDecision& decision, const UpdateStats& stats);
 
 // grad * coef, in place.
 void scale_grads(const ChunkTable& table, std::span<const TensorRow> rows, float coef);

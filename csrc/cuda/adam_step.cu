@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kThreads, 2) adam_step_kernel(const SmallArgs 
   }
   __syncthreads();
   const Parking<0> nothing{.shared = nullptr, .shared_slots = 0};
-  adam_step(call, BlockShare(step.table), shared, nothing);
+  adam_step<false>(call, BlockShare(step.table), shared, nothing);
   for_each_row(step.table, nullptr, 2.0, shared.scratch, [&](int32_t row, const GradStats&) {
     if (call.grad(row) == nullptr) return;
     float* steps = load(&step.table.rows[row].step);

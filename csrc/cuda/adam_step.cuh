@@ -9,7 +9,7 @@ namespace gradops::cuda {
 struct alignas(16) SharedState {
   GradStats scratch[kWarps];
   StepDecision decision;
-  bool gather_squares;  // for the relative step cap of the next step
+  bool gather_squares;  // for the relative step cap of the next step, or because updates are tracked
 };
 
 // What a block decides, and why.
@@ -70,7 +70,7 @@ GRADOPS_DEVICE void decide_by_block(const Call& call, SharedState& shared) {
     const StepInputs inputs = load_struct(step.work.inputs);
     const Verdict verdict = judge(step.rules, inputs, all);
     shared.decision = verdict.decision;
-    shared.gather_squares = !std::isinf(step.rules.relative_step.cap);
+    shared.gather_squares = !std::isinf(step.rules.relative_step.cap) || step.rules.track_updates;
     if (blockIdx.x == 0) write_scalars(step, inputs, verdict);
   }
   __syncthreads();
@@ -93,6 +93,12 @@ GRADOPS_DEVICE void write_rows(const Call& call, SharedState& shared) {
   });
 }
 
+// A thread's values of half a piece: what was stored, and what was added to it. Where updates are not tracked nothing
+// reads `moved`, and no code is made for it.
+struct Updated {
+  float param[8], moved[8];
+};
+
 // The tensors of a piece that an update reads and writes.
 struct UpdatedTensors {
   Stretch param, exp_avg, exp_avg_sq, max_exp_avg_sq;
@@ -111,7 +117,8 @@ struct UpdatedTensors {
 
 template <WeightDecay kDecay, bool kAmsgrad>
 GRADOPS_DEVICE void update_vectors(const UpdatedTensors& of, int half, const Lanes& lanes, const float (&grad)[8],
-                                   const StepDecision& decision, const AdamRule& rule, float (&param)[8]) {
+                                   const StepDecision& decision, const AdamRule& rule, Updated& updated) {
+  float (&param)[8] = updated.param;
   float exp_avg[8], exp_avg_sq[8], max_exp_avg_sq[8] = {};
   load_half(of.param, half, lanes, param);
   load_half(of.exp_avg, half, lanes, exp_avg);
@@ -122,6 +129,7 @@ GRADOPS_DEVICE void update_vectors(const UpdatedTensors& of, int half, const Lan
     const AdamElement before{param[i], exp_avg[i], exp_avg_sq[i], max_exp_avg_sq[i]};
     const AdamElement after = adam_update<kDecay, kAmsgrad>(before, grad[i], decision, rule);
     param[i] = as_stored(after.param, of.param.view.dtype);
+    updated.moved[i] = param[i] - before.param;
     exp_avg[i] = after.exp_avg;
     exp_avg_sq[i] = after.exp_avg_sq;
     max_exp_avg_sq[i] = after.max_exp_avg_sq;
@@ -145,7 +153,7 @@ GRADOPS_DEVICE AdamElement update_element(const AdamElement& e, float grad, cons
 
 // One element after the other, for what is strided, misaligned or an odd tail.
 GRADOPS_DEVICE void update_elements(const UpdatedTensors& of, int half, const Lanes& lanes, const float (&grad)[8],
-                                    const StepDecision& decision, const RowRule& rule, float (&param)[8]) {
+                                    const StepDecision& decision, const RowRule& rule, Updated& updated) {
 #pragma unroll 1
   for (int i = 0; i < 8; ++i) {
     const int32_t element = lanes.element(2 * half + i / 4) + i % 4;
@@ -155,6 +163,7 @@ GRADOPS_DEVICE void update_elements(const UpdatedTensors& of, int half, const La
     const int64_t max_exp_avg_sq_at = rule.amsgrad ? of.max_exp_avg_sq.place(element) : 0;
     AdamElement e{of.param.load_at(param_at), of.exp_avg.load_at(exp_avg_at), of.exp_avg_sq.load_at(exp_avg_sq_at),
                   rule.amsgrad ? of.max_exp_avg_sq.load_at(max_exp_avg_sq_at) : 0.0f};
+    const float before = e.param;
     float value = 0.0f;
 #pragma unroll
     for (int j = 0; j < 8; ++j) value = i == j ? grad[j] : value;
@@ -165,22 +174,25 @@ GRADOPS_DEVICE void update_elements(const UpdatedTensors& of, int half, const La
     if (rule.amsgrad) of.max_exp_avg_sq.store_at(max_exp_avg_sq_at, e.max_exp_avg_sq);
     const float stored = as_stored(e.param, of.param.view.dtype);
 #pragma unroll
-    for (int j = 0; j < 8; ++j) param[j] = i == j ? stored : param[j];
+    for (int j = 0; j < 8; ++j) {
+      updated.param[j] = i == j ? stored : updated.param[j];
+      updated.moved[j] = i == j ? stored - before : updated.moved[j];
+    }
   }
 }
 
-// One half of a piece. Leaves in `param` what was stored.
+// One half of a piece.
 GRADOPS_DEVICE void update_half(const PieceAt& piece, int half, const Lanes& lanes, const float (&grad)[8],
-                                const StepDecision& decision, const RowRule& rule, float (&param)[8]) {
+                                const StepDecision& decision, const RowRule& rule, Updated& updated) {
   const UpdatedTensors of(piece);
   constexpr WeightDecay kL2 = WeightDecay::kL2, kDecoupled = WeightDecay::kDecoupled;
-  if (!of.in_vectors()) return update_elements(of, half, lanes, grad, decision, rule, param);
+  if (!of.in_vectors()) return update_elements(of, half, lanes, grad, decision, rule, updated);
   if (rule.decay == kDecoupled) {
-    if (rule.amsgrad) return update_vectors<kDecoupled, true>(of, half, lanes, grad, decision, rule.adam, param);
-    return update_vectors<kDecoupled, false>(of, half, lanes, grad, decision, rule.adam, param);
+    if (rule.amsgrad) return update_vectors<kDecoupled, true>(of, half, lanes, grad, decision, rule.adam, updated);
+    return update_vectors<kDecoupled, false>(of, half, lanes, grad, decision, rule.adam, updated);
   }
-  if (rule.amsgrad) return update_vectors<kL2, true>(of, half, lanes, grad, decision, rule.adam, param);
-  update_vectors<kL2, false>(of, half, lanes, grad, decision, rule.adam, param);
+  if (rule.amsgrad) return update_vectors<kL2, true>(of, half, lanes, grad, decision, rule.adam, updated);
+  update_vectors<kL2, false>(of, half, lanes, grad, decision, rule.adam, updated);
 }
 
 // The statistics of a piece of parameters, from what the update kept of it or, rarely, by reading it back.
@@ -193,8 +205,9 @@ GRADOPS_DEVICE ChunkStats param_piece_stats(const PieceAt& piece, const Lanes& l
 }
 
 // The block's pieces, backwards: gradients that were read last are the likeliest to be in the L2 cache still, and
-// parked ones can wait.
-template <class Parked>
+// parked ones can wait. With kTracks what a piece's parameters are moved by is kept whole, so that it can be looked at
+// twice: tiny moves have no square in float32.
+template <bool kTracks, class Parked>
 GRADOPS_DEVICE void adam_step(const Call& call, const BlockShare& share, const SharedState& shared,
                               const Parked& parking) {
 #pragma unroll 1
@@ -205,35 +218,68 @@ GRADOPS_DEVICE void adam_step(const Call& call, const BlockShare& share, const S
     const Lanes lanes = piece.lanes();
     const RowRule rule = load_struct(call.step.work.row_rules + piece.row_index);
     LaneSums sums;
+    float moved[16] = {};
 #pragma unroll 1
     for (int half = 0; half < 2; ++half) {
-      float grad[8], param[8];
+      float grad[8];
+      Updated updated;
       if (parking.holds(slot)) {
         parking.take(slot, half, grad);
       } else {
         load_piece<1>(piece.grad(data), half, lanes, UsedOnce(), grad);
       }
-      update_half(piece, half, lanes, grad, shared.decision, rule, param);
-      if (piece.has(&TensorRow::rounded)) store_piece(piece.of(&TensorRow::rounded), half, lanes, param);
-      if (shared.gather_squares) sums.add<NormType::kL2>(param, 2 * half, piece.n, lanes, GradRule{});
+      update_half(piece, half, lanes, grad, shared.decision, rule, updated);
+      if (piece.has(&TensorRow::rounded)) store_piece(piece.of(&TensorRow::rounded), half, lanes, updated.param);
+      if (shared.gather_squares) sums.add<NormType::kL2>(updated.param, 2 * half, piece.n, lanes, GradRule{});
+      if constexpr (kTracks) {
+#pragma unroll
+        for (int i = 0; i < 16; ++i) moved[i] = i / 8 == half ? updated.moved[i % 8] : moved[i];
+      }
     }
     if (!shared.gather_squares) continue;
     const ChunkStats stats = param_piece_stats(piece, lanes, sums);
     if (threadIdx.x % 32 == 0) store_struct(call.step.work.piece_stats + share.piece(slot), stats);
+    if constexpr (kTracks) {
+      const ChunkStats moves = piece_stats(moved, piece.n, lanes, GradRule{}, Norm{NormType::kL2, 2.0f});
+      if (threadIdx.x % 32 == 0) store_struct(call.step.work.piece_moves + share.piece(slot), moves);
+    }
   }
 }
 
-// All that follows the grid barrier.
-template <class Parked>
+// All that follows the grid barrier, but for write_updates.
+template <bool kTracks, class Parked>
 GRADOPS_DEVICE void settle(const Call& call, const BlockShare& share, SharedState& shared, const Parked& parking) {
   const StepArgs& step = call.step;
   decide_by_block(call, shared);
   write_rows(call, shared);
   if (shared.decision.skip) return;
-  adam_step(call, share, shared, parking);
+  adam_step<kTracks>(call, share, shared, parking);
   if (!shared.gather_squares) return;
-  merge_pieces(step.table, share, step.work.piece_stats, step.work.param_sums, 2.0,
-               [&](int32_t row) { return call.grad(row) == nullptr; });
+  const auto takes_no_part = [&](int32_t row) { return call.grad(row) == nullptr; };
+  merge_pieces(step.table, share, step.work.piece_stats, step.work.param_sums, 2.0, takes_no_part);
+  if constexpr (kTracks) {
+    merge_pieces(step.table, share, step.work.piece_moves, step.work.moved_sums, 2.0, takes_no_part);
+  }
+}
+
+// What a tracked update leaves of each row, once every block has settled.
+GRADOPS_DEVICE void write_updates(const Call& call, bool skip, GradStats (&scratch)[kWarps]) {
+  const StepArgs& step = call.step;
+  if (skip) {
+    return for_each_row(step.table, nullptr, 2.0, scratch, [&](int32_t row, const GradStats&) {
+      store(step.stats.update_ratio + row, call.grad(row) == nullptr ? 0.0f : NAN);
+    });
+  }
+  for_each_row(step.table, step.work.param_sums, 2.0, scratch, [&](int32_t row, const GradStats& squares) {
+    const double norm = call.grad(row) == nullptr ? 0.0 : squares.power.norm(2.0);
+    store(step.stats.param_rms + row, static_cast<float>(rms_of(norm, load(&step.table.rows[row].numel))));
+    store(step.work.row_norms + row, norm);
+  });
+  // The thread that is given a row is the same as before.
+  for_each_row(step.table, step.work.moved_sums, 2.0, scratch, [&](int32_t row, const GradStats& squares) {
+    const double moved = call.grad(row) == nullptr ? 0.0 : squares.power.norm(2.0);
+    store(step.stats.update_ratio + row, update_ratio(moved, load(step.work.row_norms + row)));
+  });
 }
 
 }  // namespace gradops::cuda

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/multi_tensor.cuh"
+#include "math/update_stats.h"
 
 namespace gradops::cuda {
 
@@ -90,8 +91,7 @@ GRADOPS_DEVICE void plan_rows(const Call& call, GradStats (&scratch)[kWarps]) {
     double lr = group_lr;
     if (caps) {
       const int64_t numel = load(&row->numel);
-      const double rms = squares.power.norm(2.0) / sqrt(static_cast<double>(numel > 1 ? numel : 1));
-      lr = capped_lr(group_lr, rms, step, relative_step);
+      lr = capped_lr(group_lr, rms_of(squares.power.norm(2.0), numel), step, relative_step);
     }
     const RowRule rule{adam_rule(group.hyper, lr, step), group.hyper.decay_kind, group.hyper.amsgrad, lr < group_lr};
     store_struct(call.step.work.row_rules + index, rule);

@@ -4,10 +4,10 @@
 // Bytes of device memory for an element, with P and G the bytes of a stored parameter and gradient:
 //     2 P + G + 16        parked: 28 for float32, 22 for 16-bit parameters and gradients
 //     2 P + 2 G + 16      read twice: 32 and 24; what is still in the L2 cache costs nothing the second time
-// and 8 more with amsgrad; 8 less with bfloat16 moments; with a float32 master P is 4, and 2 more
-// for the rounded parameter. Beside that, for a piece
-// of 512 elements, its place (8) is read in both phases and its sums (16) are written and read; a chunk's sums (32) are
-// written and then read by every block, from the L2 cache.
+// and 8 more with amsgrad; 8 less with bfloat16 moments; with a float32 master P is 4, and 2 more for the rounded
+// parameter. Nothing more where updates are tracked, for which a second grid barrier is crossed. Beside that, for a
+// piece of 512 elements, its place (8) is read in both phases and its sums (16) are written and read; a chunk's sums
+// (32) are written and then read by every block, from the L2 cache.
 #include "cuda/adam_step.cuh"
 #include "cuda/launch.cuh"
 
@@ -19,17 +19,26 @@ GRADOPS_DEVICE float4* parking_place(SharedState& shared) {
   return reinterpret_cast<float4*>(&shared) + kSharedStateBytes / sizeof(float4);
 }
 
-template <class Args>
+// A tracked update keeps what it moves a piece by in 16 registers and looks at it with more: four slots, so that none
+// spill.
+template <bool kTracks>
+constexpr int kSlotsInRegisters = kTracks ? kRegisterSlots - 4 : kRegisterSlots;
+
+template <class Args, bool kTracks>
 __global__ void __launch_bounds__(kThreads, 1) one_pass_step_kernel(const Args __grid_constant__ args) {
   GRADOPS_DYNAMIC_SHARED(float4, memory);
   SharedState& shared = *reinterpret_cast<SharedState*>(memory);
   const Call call(args);
   const BlockShare share(args.step.table);
-  Parking<kRegisterSlots> parking{.shared = parking_place(shared), .shared_slots = args.step.shared_slots};
+  Parking<kSlotsInRegisters<kTracks>> parking{.shared = parking_place(shared), .shared_slots = args.step.shared_slots};
   plan_rows(call, shared.scratch);
   measure(call, share, parking);
   cooperative_groups::this_grid().sync();
-  settle(call, share, shared, parking);
+  settle<kTracks>(call, share, shared, parking);
+  if constexpr (kTracks) {
+    cooperative_groups::this_grid().sync();
+    write_updates(call, shared.decision.skip, shared.scratch);
+  }
 }
 
 namespace {
@@ -41,8 +50,9 @@ bool fits(size_t rows, size_t groups) {
 
 template <class Args>
 void launch_one(const LaunchForm& form, const StepCall& call, Stream stream) {
-  launch("one_pass_step", one_pass_step_kernel<Args>, form.blocks, form.shared_bytes, true, stream,
-         call.packed<Args>(form.shared_slots));
+  const auto kernel =
+      call.args.rules.track_updates ? one_pass_step_kernel<Args, true> : one_pass_step_kernel<Args, false>;
+  launch("one_pass_step", kernel, form.blocks, form.shared_bytes, true, stream, call.packed<Args>(form.shared_slots));
 }
 
 }  // namespace
@@ -50,8 +60,10 @@ void launch_one(const LaunchForm& form, const StepCall& call, Stream stream) {
 #ifndef GRADOPS_EMULATE
 int make_one_pass_ready(int64_t shared_limit) {
   int resident = 2;
-  for (const void* kernel : {reinterpret_cast<const void*>(one_pass_step_kernel<SmallArgs>),
-                             reinterpret_cast<const void*>(one_pass_step_kernel<LargeArgs>)}) {
+  for (const void* kernel : {reinterpret_cast<const void*>(one_pass_step_kernel<SmallArgs, false>),
+                             reinterpret_cast<const void*>(one_pass_step_kernel<LargeArgs, false>),
+                             reinterpret_cast<const void*>(one_pass_step_kernel<SmallArgs, true>),
+                             reinterpret_cast<const void*>(one_pass_step_kernel<LargeArgs, true>)}) {
     const int bytes = static_cast<int>(shared_bytes(shared_slots(shared_limit)));
     int blocks = 0;
     const bool fits_at_all =

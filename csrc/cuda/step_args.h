@@ -99,12 +99,15 @@ struct Workspace {
   ChunkStats* piece_stats;  // one a piece
   GradStats* grad_sums;     // one a chunk
   GradStats* param_sums;    // one a chunk; sums of squares of the stored parameters
+  ChunkStats* piece_moves;  // one a piece, as moved_sums only where updates are tracked
+  GradStats* moved_sums;    // one a chunk; sums of squares of what the update added to the stored parameters
+  double* row_norms;        // of the stored parameters, likewise
   RowRule* row_rules;
   StepInputs* inputs;
 };
 
 // The live buffers behind `optimizer.stats`, in the order of StepPlan::Scalar and StepPlan::Counter. Where gradients
-// are measured and nothing is updated, `counters` and `capped` are null.
+// are measured and nothing is updated, `counters` and those from `capped` on are null.
 struct StatsBuffers {
   float* scalars;
   int64_t* counters;
@@ -112,6 +115,8 @@ struct StatsBuffers {
   float* abs_max;
   int64_t* nonfinite;
   bool* capped;
+  float* update_ratio;
+  float* param_rms;
 };
 enum Scalar {
   kGradNorm,
@@ -136,6 +141,7 @@ struct StepRules {
   SpikeGuardRule guard;
   bool moves_loss_scale = false;
   bool guards = false;
+  bool track_updates = false;
 };
 
 struct StepArgs {

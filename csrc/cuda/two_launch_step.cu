@@ -1,5 +1,5 @@
-// The phases of one_pass_step.cu in two launches, for devices that cannot hold a whole grid at a time. Nothing is
-// parked: every gradient is read twice.
+// The phases of one_pass_step.cu in two launches, three where updates are tracked, for devices that cannot hold a whole
+// grid at a time. Nothing is parked: every gradient is read twice.
 #include "cuda/adam_step.cuh"
 #include "cuda/launch.cuh"
 
@@ -13,17 +13,30 @@ __global__ void __launch_bounds__(kThreads, 2) measure_kernel(const SmallArgs __
   measure(Call(args), BlockShare(args.step.table), nothing);
 }
 
-__global__ void __launch_bounds__(kThreads, 2) settle_kernel(const SmallArgs __grid_constant__ args) {
+// A tracked update keeps more registers than two blocks leave it.
+template <bool kTracks>
+__global__ void __launch_bounds__(kThreads, kTracks ? 1 : 2) settle_kernel(const SmallArgs __grid_constant__ args) {
   GRADOPS_DYNAMIC_SHARED(float4, memory);
   SharedState& shared = *reinterpret_cast<SharedState*>(memory);
   const Parking<0> nothing{.shared = nullptr, .shared_slots = 0};
-  settle(Call(args), BlockShare(args.step.table), shared, nothing);
+  settle<kTracks>(Call(args), BlockShare(args.step.table), shared, nothing);
+}
+
+__global__ void __launch_bounds__(kThreads, 2) write_updates_kernel(const SmallArgs __grid_constant__ args) {
+  GRADOPS_DYNAMIC_SHARED(float4, memory);
+  const float* scalars = args.step.stats.scalars;
+  const bool guarded_skip = args.step.rules.guard.skips && load(scalars + kGuarded) != 0.0f;
+  const bool skip = guarded_skip || load(scalars + kFoundInf) != 0.0f;
+  write_updates(Call(args), skip, reinterpret_cast<SharedState*>(memory)->scratch);
 }
 
 void two_launch_step(const LaunchForm& form, const StepCall& call, Stream stream) {
   const SmallArgs args = call.packed<SmallArgs>(0);
   launch("measure", measure_kernel, form.blocks, kSharedStateBytes, false, stream, args);
-  launch("settle", settle_kernel, form.blocks, kSharedStateBytes, false, stream, args);
+  const bool tracks = args.step.rules.track_updates;
+  const auto settle = tracks ? settle_kernel<true> : settle_kernel<false>;
+  launch("settle", settle, form.blocks, kSharedStateBytes, false, stream, args);
+  if (tracks) launch("write_updates", write_updates_kernel, form.blocks, kSharedStateBytes, false, stream, args);
 }
 
 }  // namespace gradops::cuda

@@ -17,7 +17,7 @@ class NativePlan(_C.StepPlan):
         self, param_groups: list[dict[str, Any]], names: tuple[str, ...], buffers: StepBuffers
     ) -> None:
         """As `gradops.backends.plan.StepPlan.bind_params`."""
-        super().bind_params(param_groups, names, *buffers.all())
+        super().bind_params(param_groups, names, buffers.all())
 
     @staticmethod
     def prepare(settings: Settings) -> _C.StepSettings:
@@ -30,6 +30,7 @@ class NativePlan(_C.StepPlan):
             relative_step=None if cap is None else _C.RelativeStepRule(cap.cap, cap.floor, cap.warmup_steps),
             loss_scale_rule=_loss_scale_rule(loss_scale_policy(settings.loss_scale)),
             guard=_guard_rule(settings.guard),
+            track_updates=settings.track_updates,
         )
 
 

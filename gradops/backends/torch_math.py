@@ -123,6 +123,11 @@ def clip_coef(grad_norm: Tensor, max_norm: float | None) -> Tensor:
     return torch.where(grad_norm.isfinite() & (coef < 1.0), coef, 1.0).float()
 
 
+def update_ratio(moved: Tensor, norm: Tensor) -> Tensor:
+    """||new - old|| / ||new||, 0 for what has not moved; see csrc/math/update_stats.h."""
+    return torch.where(moved == 0.0, 0.0, moved / norm)
+
+
 def next_loss_scale(
     scale: Tensor, growth_tracker: Tensor, policy: DynamicLossScale, skip: Tensor
 ) -> tuple[Tensor, Tensor]:

@@ -50,9 +50,12 @@ class TorchStep:
         if call.found_inf is not None:
             found_inf = found_inf | (call.found_inf.reshape(()).to(device) != 0)
         verdict = judge(call, every.norm, found_inf)
+        before = [row.updated.to(torch.float32, copy=True) for row in rows if settings.track_updates]
         capped = _update(call, rows, inv_scale, verdict)
         write_scalars(call, verdict, scale)
         _write_rows(call, stats, capped)
+        if settings.track_updates:
+            _write_updates(call, rows, before, verdict.skip)
 
 
 def _update(call: StepCall, rows: list[Row], inv_scale: Tensor | None, verdict: Verdict) -> list[Tensor]:
@@ -103,8 +106,11 @@ def rates(
 
 
 def _rms(param: Tensor) -> Tensor:
-    stats = torch_math.grad_stats(param, None, None, 2.0)
-    return stats.norm / max(1, param.numel()) ** 0.5
+    return _norm(param) / max(1, param.numel()) ** 0.5
+
+
+def _norm(values: Tensor) -> Tensor:
+    return torch_math.grad_stats(values, None, None, 2.0).norm
 
 
 def state_of(row: Row) -> dict[str, Tensor]:
@@ -130,14 +136,26 @@ def write_scalars(call: StepCall, verdict: Verdict, scale: Tensor) -> None:
 def _write_rows(call: StepCall, stats: list[GradStats], capped: list[Tensor]) -> None:
     """One row per parameter; zeros for those that took no part."""
     buffers = call.buffers
-    part = [index for index, row in enumerate(call.rows) if row.grad is not None]
     for buffer, values in (
         (buffers.norms, [of_one.norm for of_one in stats]),
         (buffers.abs_max, [of_one.abs_max for of_one in stats]),
         (buffers.nonfinite, [of_one.nonfinite for of_one in stats]),
         (buffers.capped, capped),
     ):
-        row_values = [torch.zeros((), dtype=values[0].dtype, device=buffer.device)] * len(call.rows)
-        for index, value in zip(part, values, strict=True):
-            row_values[index] = value
-        buffer.copy_(torch.stack(row_values))
+        buffer.copy_(_row_of(call, values))
+
+
+def _write_updates(call: StepCall, rows: list[Row], before: list[Tensor], skip: Tensor) -> None:
+    norms = [_norm(row.updated) for row in rows]
+    moved = [_norm(row.updated.float() - values) for row, values in zip(rows, before, strict=True)]
+    ratios = [torch_math.update_ratio(*pair) for pair in zip(moved, norms, strict=True)]
+    call.buffers.update_ratio.copy_(_row_of(call, [torch.where(skip, torch.nan, ratio) for ratio in ratios]))
+    rms = [norm / max(1, row.param.numel()) ** 0.5 for row, norm in zip(rows, norms, strict=True)]
+    call.buffers.param_rms.copy_(torch.where(skip, call.buffers.param_rms, _row_of(call, rms)))
+
+
+def _row_of(call: StepCall, values: list[Tensor]) -> Tensor:
+    """The values of the rows that took part, among zeros for those that did not."""
+    zero = torch.zeros((), dtype=values[0].dtype, device=values[0].device)
+    rest = iter(values)
+    return torch.stack([zero if row.grad is None else next(rest) for row in call.rows])

@@ -10,6 +10,10 @@ import triton.language as tl
 
 INF_BITS = tl.constexpr(0x7F800000)
 SMALLEST_NORMAL = tl.constexpr(2.0**-126)
+# Bits of 2^-126 and 2^126, whose inverses are numbers too, and what the bits of a unit and of its inverse add up to.
+SMALLEST_UNIT = tl.constexpr(0x00800000)
+LARGEST_UNIT = tl.constexpr(0x7E800000)
+ONE_SQUARED = tl.constexpr(0x7F000000)
 LARGEST = tl.constexpr(3.4028234663852886e38)
 # A square below 2^-126 may vanish; 2^12 of them stay below 2^-32 of a sum of 2^-80.
 EXACT_SQUARES = tl.constexpr(2.0**-80)
@@ -118,8 +122,8 @@ def merge_stats(sums, counts, stride, first, count, p, NORM: tl.constexpr, LEVEL
         inside = begin + lanes < count
         part = tl.load(sums + at, mask=inside, other=0.0)
         ratio = tl.load(sums + stride + at, mask=inside, other=0.0) / unit
-        # A sum of 0 has unit 1, which may be so far above the others that its power is inf.
-        total += tl.where(part > 0, part * power_of(ratio, p, NORM), 0.0)
+        # A sum of 0 has unit 1, which may be so far above the others that its power is inf. A NaN is no 0.
+        total += tl.where(part != 0, part * power_of(ratio, p, NORM), 0.0)
     return tree_sum(total, LEVELS), unit, tl.max(abs_max_bits), tl.sum(nonfinite)
 
 
@@ -132,6 +136,33 @@ def norm_of(total, unit, abs_max_bits, nonfinite, clip_value, p, NORM: tl.conste
     else:
         norm = tl.where(total > 0, unit * root_of(tl.where(total > 0, total, 1.0), p, NORM), 0.0)
     return tl.where(nonfinite != 0, abs_max.to(tl.float64), norm)
+
+
+@triton.jit
+def add_squares(sums, unit_bits, x):
+    """Adds to each lane's sum of squares, which is kept in a unit of the lane's own, for values that pass only once.
+
+    A unit is a power of two, no smaller than any value of the lane but one beyond 2^126, and given by its bits.
+    """
+    own = tl.minimum(tl.maximum(abs_bits_of(x) & INF_BITS, SMALLEST_UNIT), LARGEST_UNIT)
+    larger = tl.maximum(unit_bits, own)
+    inverse = inverse_unit(larger)
+    down = float_of(unit_bits) * inverse
+    x = x * inverse
+    return sums * down * down + x * x, larger
+
+
+@triton.jit
+def inverse_unit(unit_bits):
+    return float_of(-unit_bits + ONE_SQUARED)
+
+
+@triton.jit
+def merge_squares(sums, unit_bits, LEVELS: tl.constexpr):
+    """The lanes' sums as one in the order of `tree_sum`, and the bits of its unit."""
+    largest = tl.max(unit_bits)
+    down = float_of(unit_bits) * inverse_unit(largest)
+    return tree_sum(sums * down * down, LEVELS), largest
 
 
 @triton.jit

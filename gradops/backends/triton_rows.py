@@ -13,6 +13,8 @@ TILE = tl.constexpr(1024)
 TILE_LEVELS = tl.constexpr(10)  # 2^10 elements
 # Where elements are updated one by one: fewer at once, since each takes the registers of four addresses.
 SMALL_TILE = tl.constexpr(256)
+SMALL_TILE_LEVELS = tl.constexpr(8)
+SMALL_TILES = tl.constexpr(4)  # in a tile
 
 # The words of a row; addresses are 0 where there is nothing.
 # PARAM is what is updated: with a master that, and then ROUNDED is the parameter.

@@ -49,6 +49,7 @@ class Workspace:
         self.chunk_counts = zeros(2, chunks, dtype=torch.int64)
         self.param_sums = zeros(2, chunks, dtype=torch.float64)
         self.param_counts = zeros(2, chunks, dtype=torch.int64)
+        self.moved_sums = zeros(2, chunks, dtype=torch.float64)
         self.row_sums = zeros(2, rows, dtype=torch.float64)
         self.row_counts = zeros(2, rows, dtype=torch.int64)
         self.row_rules = zeros(rows, words.RULE_WORDS.value, dtype=torch.float32)
@@ -162,7 +163,7 @@ class TritonStep:
         self, call: StepCall, work: Workspace, arguments: dict[str, Any], unmeasured: Tensor | None
     ) -> None:
         kinds, chunks = self._kinds(), arguments["chunk_count"]
-        scalars, counters, norms, abs_max, nonfinite, capped = call.buffers.all()
+        scalars, counters, norms, abs_max, nonfinite, capped, update_ratio, param_rms = call.buffers.all()
         first = {
             **arguments,
             **{name: getattr(work, name) for name in ("chunk_sums", "chunk_counts", "param_counts", "row_sums")},
@@ -185,7 +186,13 @@ class TritonStep:
         launch(grad_stats_kernel, chunks, first)
         taken = ("rows", "chunk_rows", "layouts", "settings", "row_rules", "decision", "param_sums", "chunk_count")
         second = {name: arguments[name] for name in (*taken, "CAPS", "MASTERS")}
-        launch(adam_step_kernel, chunks, {**second, "capped": capped, "KINDS_HERE": _bits(kinds)})
+        second |= {name: getattr(work, name) for name in ("param_counts", "moved_sums", "tickets")}
+        rows = {"capped": capped, "update_ratio": update_ratio, "param_rms": param_rms}
+        launch(
+            adam_step_kernel,
+            chunks,
+            {**second, **rows, "KINDS_HERE": _bits(kinds), "TRACKS": call.settings.track_updates},
+        )
 
     def _captured(self, held: list[Tensor], groups: list[dict[str, Any]]) -> None:
         """A graph reads these addresses whenever it is replayed: they stay as long as this does."""

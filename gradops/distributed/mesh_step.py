@@ -71,6 +71,8 @@ class MeshStep:
         divisor = scale.float() if call.loss_scale is not None and call.grads_scaled else None
         every = self._measure(call, divisor)
         verdict = judge(call, every.grad_norm, every.found_inf)
+        rows = [row for row in call.rows if row.grad is not None]
+        before = [row.updated.to(torch.float32, copy=True) for row in rows if call.settings.track_updates]
         capped = self._update(call, every, divisor, verdict)
         write_scalars(call, verdict, scale)
         buffers = call.buffers
@@ -78,6 +80,8 @@ class MeshStep:
         buffers.abs_max.copy_(every.abs_max)
         buffers.nonfinite.copy_(every.nonfinite)
         buffers.capped.copy_(capped & ~verdict.skip)
+        if call.settings.track_updates:
+            self._write_updates(call, rows, before, verdict.skip)
 
     def _measure(self, call: StepCall, divisor: Tensor | None) -> FullStats:
         assert self._gathering is not None
@@ -97,6 +101,22 @@ class MeshStep:
         if call.found_inf is not None:
             numbers[2, -1] = call.found_inf.reshape(()) != 0
         return self._merge(self._gathering.gather(numbers), settings.norm_type)
+
+    def _write_updates(self, call: StepCall, rows: list[Row], before: list[Tensor], skip: Tensor) -> None:
+        """How far the full parameters have moved, and their sizes; takes a second gathering."""
+        assert self._gathering is not None
+        buffers = call.buffers
+        part = self._index([index for index, row in enumerate(call.rows) if row.grad is not None], skip.device)
+        moved = [row.updated.float() - values for row, values in zip(rows, before, strict=True)]
+        numbers = torch.zeros(2, len(call.rows), dtype=torch_math.wide_dtype(skip.device), device=skip.device)
+        for line, tensors in zip(numbers, (moved, [row.updated for row in rows]), strict=True):
+            line[part] = self._ops.grad_stats(tensors)[1].to(numbers.dtype)
+        gathered = torch.where(self._gathering.counts(skip.device)[:, None], self._gathering.gather(numbers), 0.0)
+        moves, norms = (torch_math.merge_norms(gathered[:, line], 2.0) for line in range(2))
+        ratios = torch.zeros_like(norms)
+        ratios[part] = torch.where(skip, torch.nan, torch_math.update_ratio(moves, norms)[part])
+        buffers.update_ratio.copy_(ratios)
+        buffers.param_rms.copy_(torch.where(skip, buffers.param_rms, norms / self._root_sizes))
 
     def _index(self, part: list[int], device: torch.device) -> Tensor:
         """These rows as an index on the device, where they are copied to only once."""

@@ -75,6 +75,7 @@ _SUPPORTED = {
     "master_weights",
     "guard",
     "moments_dtype",
+    "track_updates",
 }
 _DEFAULTS = asdict(Settings())
 

@@ -21,12 +21,14 @@ SETTINGS = {
         "max_norm": 0.3, "norm_type": 3.0, "clip_value": 0.7, "amsgrad": True,
         "max_relative_step": gradops.RelativeStepCap(0.001, warmup_steps=2),
         "loss_scale": gradops.DynamicLossScale(init_scale=8.0, growth_interval=2, min_scale=1.0),
+        "track_updates": True,
     },
     "largest": {"max_norm": 0.5, "norm_type": math.inf},
     "guard": {"guard": gradops.SpikeGuard("skip", ratio=1.0, warmup_steps=1), "max_relative_step": 0.001},
 }  # fmt: skip
 CASES = [(world, layout) for world, layouts in LAYOUTS.items() for layout in layouts]
 STATS = ("grad_norm", "clip_coef", "found_inf", "loss_scale", "norms", "abs_max", "nonfinite", "capped", "guarded")
+TRACKED = ("update_ratio", "param_rms")
 
 
 def assert_ranks_agree(results):
@@ -38,7 +40,7 @@ def assert_ranks_agree(results):
             assert mine.keys() == theirs.keys()
             for key in mine:
                 assert_same_bits(mine[key], theirs[key], key)
-        for name in STATS:
+        for name in (*STATS, *TRACKED):
             assert_same_bits(getattr(results[0]["stats"], name), getattr(other["stats"], name), name)
         assert results[0]["scale"] == other["scale"]
 
@@ -53,6 +55,8 @@ def assert_equals_unsharded(result, expected, exact=False):
     for name in ("grad_norm", "norms", "clip_coef"):
         mine, theirs = getattr(result["stats"], name), getattr(expected["stats"], name)
         assert_close(mine, theirs, tol.POWER_NORM, what=name)
+    for name in TRACKED:
+        assert_close(getattr(result["stats"], name), getattr(expected["stats"], name), tol.TORCH_FLOAT32, what=name)
     told = ("found_inf", "loss_scale", "abs_max", "nonfinite", "capped", "guarded", "lr_factor")
     for name in (*told, "steps_taken", "steps_skipped"):
         assert_same_bits(getattr(result["stats"], name), getattr(expected["stats"], name), name)

@@ -41,14 +41,14 @@ Group = _struct(
 Step = _struct(
     "Step",
     **_same(Real, "max_norm norm_type clip_value cap floor"),
-    **_same(Int, "warmup_steps moves_loss_scale"),
+    **_same(Int, "warmup_steps moves_loss_scale track_updates"),
     **_same(Real, "growth_factor backoff_factor"),
     growth_interval=Int,
     **_same(Real, "min_scale max_scale ratio z_score lr_cut lr_growth min_lr_factor"),
     **_same(Int, "guards skips history guard_warmup_steps"),
     **_same(Address, "loss_scale found_inf"),
     **_same(Int, "grads_scaled inline_params"),
-    **_same(Address, "scalars counters norms abs_max nonfinite capped"),
+    **_same(Address, "scalars counters norms abs_max nonfinite capped update_ratio param_rms"),
 )
 
 
@@ -224,7 +224,7 @@ def spec_of(optimizer):
     spec.cap = math.inf
     if cap is not None:
         spec.cap, spec.floor, spec.warmup_steps = cap.cap, cap.floor, cap.warmup_steps
-    spec.moves_loss_scale = int(moves)
+    spec.moves_loss_scale, spec.track_updates = int(moves), int(optimizer.track_updates)
     for name in ("growth_factor", "backoff_factor", "growth_interval", "min_scale", "max_scale") if moves else ():
         setattr(spec, name, getattr(policy, name))
     guard = optimizer.guard
@@ -232,7 +232,7 @@ def spec_of(optimizer):
     for name in ("ratio", "z_score", "lr_cut", "lr_growth", "min_lr_factor", "skips", "history") if guard else ():
         setattr(spec, name, getattr(guard, name))
     spec.guard_warmup_steps = guard.warmup_steps if guard else 1
-    names = ("scalars", "counters", "norms", "abs_max", "nonfinite", "capped")
+    names = ("scalars", "counters", "norms", "abs_max", "nonfinite", "capped", "update_ratio", "param_rms")
     for name, buffer in zip(names, optimizer._buffers.all(), strict=True):
         setattr(spec, name, buffer.data_ptr())
     return spec

@@ -35,7 +35,7 @@ struct StepSpec {
   double max_norm, norm_type, clip_value;
   double cap, floor;
   int64_t warmup_steps;
-  int64_t moves_loss_scale;
+  int64_t moves_loss_scale, track_updates;
   double growth_factor, backoff_factor;
   int64_t growth_interval;
   double min_scale, max_scale;
@@ -110,8 +110,9 @@ struct Plan {
   DeviceArray<TensorRow> rows;
   DeviceArray<Piece> pieces;
   DeviceArray<int32_t> chunk_pieces, block_chunks;
-  DeviceArray<ChunkStats> piece_stats;
-  DeviceArray<GradStats> grad_sums, param_sums;
+  DeviceArray<ChunkStats> piece_stats, piece_moves;
+  DeviceArray<GradStats> grad_sums, param_sums, moved_sums;
+  DeviceArray<double> row_norms;
   DeviceArray<RowRule> row_rules;
   DeviceArray<StepInputs> inputs;
 
@@ -124,8 +125,11 @@ struct Plan {
         chunk_pieces(table_host.chunk_pieces),
         block_chunks(even_shares(table_host.chunk_pieces, form.blocks)),
         piece_stats(table_host.pieces.size()),
+        piece_moves(table_host.pieces.size()),
         grad_sums(table_host.chunk_count()),
         param_sums(table_host.chunk_count()),
+        moved_sums(table_host.chunk_count()),
+        row_norms(rows_host.size()),
         row_rules(rows_host.size()),
         inputs(1) {}
 
@@ -137,6 +141,9 @@ struct Plan {
     piece_stats.watch("piece_stats", true);
     grad_sums.watch("grad_sums", true);
     param_sums.watch("param_sums", true);
+    piece_moves.watch("piece_moves", true);
+    moved_sums.watch("moved_sums", true);
+    row_norms.watch("row_norms", true);
     row_rules.watch("row_rules", true);
     inputs.watch("inputs", true);
   }
@@ -149,7 +156,8 @@ struct Plan {
                   block_chunks.data(),
                   static_cast<int32_t>(rows_host.size()),
                   table_host.chunk_count()};
-    args.work = {piece_stats.data(), grad_sums.data(), param_sums.data(), row_rules.data(), inputs.data()};
+    args.work = {piece_stats.data(), grad_sums.data(), param_sums.data(), piece_moves.data(),
+                 moved_sums.data(),  row_norms.data(), row_rules.data(),  inputs.data()};
     return args;
   }
 };
@@ -171,6 +179,7 @@ StepRules rules_of(const StepSpec& spec) {
                  .min_lr_factor = spec.min_lr_factor,
                  .history = spec.history,
                  .warmup_steps = spec.guard_warmup_steps};
+  rules.track_updates = spec.track_updates != 0;
   return rules;
 }
 

@@ -100,7 +100,7 @@ FORMS = [
 
 @pytest.mark.parametrize("event", ["grad", float("nan")])
 def test_same_bits_for_every_grid_launch_form_and_schedule(lib, event):
-    settings = {"max_norm": 1.0, "max_relative_step": 0.05, "clip_value": 2.0}
+    settings = {"max_norm": 1.0, "max_relative_step": 0.05, "clip_value": 2.0, "track_updates": True}
     options = {"amsgrad": True, "weight_decay": 0.1}
     expected, expected_stats, _ = step_all(lib, HOSTILE, FORMS[0], settings, options, ("grad", event, "grad"))
     for form in FORMS[1:]:
@@ -184,15 +184,18 @@ def element_bytes(report):
 
 @pytest.mark.parametrize(("one_launch", "slots"), [(True, 0), (True, 2), (False, 0)])
 @pytest.mark.parametrize("tail", [0, 4, 5])
-def test_bytes_of_what_is_not_parked_grow_by_one_read(lib, one_launch, slots, tail):
+@pytest.mark.parametrize("tracks", [False, True])
+def test_bytes_of_what_is_not_parked_grow_by_one_read(lib, one_launch, slots, tail, tracks):
+    """Tracked updates park four slots less, and cost nothing else."""
     numel = PIECE * 100 + tail
     form = {"blocks": 1, "one_launch": one_launch, "shared_slots": slots, "seed": 4}
-    _, _, plan = step_all(lib, [ParamCase((numel,))], form, {"max_norm": 1.0}, {})
-    assert len(plan.reports) == (1 if one_launch else 2)
-    parked = WARPS * (REGISTER_SLOTS + slots) * PIECE if one_launch else 0
+    settings = {"max_norm": 1.0, "track_updates": tracks}
+    _, _, plan = step_all(lib, [ParamCase((numel,))], form, settings, {})
+    assert len(plan.reports) == (1 if one_launch else 2 + tracks)
+    parked = WARPS * (REGISTER_SLOTS - 4 * tracks + slots) * PIECE if one_launch else 0
     assert sum(element_bytes(report) for report in plan.reports) == 28 * numel + 4 * (numel - parked)
     for report in plan.reports:
-        assert report.traffic["grad"].store_bytes == 0
+        assert "grad" not in report.traffic or report.traffic["grad"].store_bytes == 0
 
 
 PLACES = {"first": 0, "parked in registers": 700, "parked in shared memory": PIECE * WARPS * REGISTER_SLOTS + 9}
