@@ -34,6 +34,7 @@ class Training:
 
     def record(self, recorded):
         self.optimizer._watchers = (self.recorder,) if recorded else ()
+        self.optimizer.track_updates = recorded
 
     def step(self):
         self.optimizer.step()

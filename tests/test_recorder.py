@@ -13,7 +13,7 @@ import gradops
 
 pytestmark = pytest.mark.usefixtures("backend")
 
-PER_PARAM = ("norms", "abs_max", "nonfinite", "capped")
+PER_PARAM = ("norms", "abs_max", "nonfinite", "capped", "update_ratio", "param_rms")
 
 
 def make(device, named=True, **settings):
@@ -203,6 +203,23 @@ def test_two_recorders_see_the_same(device):
     recorders[0].close()
     train(model, optimizer, 1)
     assert [len(recorder.run().steps) for recorder in recorders] == [5, 6]
+
+
+def test_updates_are_tracked_until_the_last_recorder_is_closed(device):
+    model, optimizer = make(device)
+    first, second = gradops.Recorder(optimizer), gradops.Recorder(optimizer)
+    train(model, optimizer, 2)
+    run = first.run()
+    assert (run.update_ratio > 0).all()
+    rms = [param.detach().square().mean().sqrt().item() for param in model.parameters()]
+    assert run.param_rms[1] == pytest.approx(rms)
+    first.close()
+    assert optimizer.track_updates
+    second.close()
+    assert not optimizer.track_updates
+    optimizer.track_updates = True
+    gradops.Recorder(optimizer).close()
+    assert optimizer.track_updates
 
 
 def test_copies_of_a_recorded_optimizer_and_model_are_not_recorded(device):

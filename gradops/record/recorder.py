@@ -28,8 +28,8 @@ class Recorder(Answers):
     """Keeps what each step of an optimizer measured, and statistics of what the model's layers put out.
 
     Per step and parameter: gradient norm, largest gradient, count of non-finite elements, ratio of update to weight and
-    RMS of the weights, whether `max_relative_step` bound. Per step: global norm, clip coefficient, loss, loss scale,
-    learning rates, whether it was skipped. `gradops.record.run.Run` defines them.
+    RMS of the weights (for which `optimizer.track_updates` is set until it is closed), whether `max_relative_step`
+    bound. Per step: global norm, clip coefficient, loss, loss scale, learning rates, whether it was skipped.
 
     Nothing waits for the device: the values are copied into a ring of `capacity` steps on the device, which is copied
     to the CPU, asynchronously, when it is full or when somebody asks.
@@ -93,6 +93,7 @@ class Recorder(Answers):
         self._shown = 0  # steps that TensorBoard has
         self._attempted = 0  # steps up to the last one in the history
         optimizer._watchers = (*optimizer._watchers, self)
+        self._tracked_before, optimizer.track_updates = optimizer.track_updates, True
         self._at_exit: Callable[[], None] | None = _closer(self)
         atexit.register(self._at_exit)
 
@@ -179,6 +180,7 @@ class Recorder(Answers):
         atexit.unregister(self._at_exit)
         self._at_exit = None
         self._optimizer._watchers = tuple(watcher for watcher in self._optimizer._watchers if watcher is not self)
+        self._leave_tracking()
         if self._watch is not None:
             self._watch.close()
         self._take()
@@ -192,6 +194,14 @@ class Recorder(Answers):
 
     def __exit__(self, *raised: object) -> None:
         self.close()
+
+    def _leave_tracking(self) -> None:
+        """Sets `track_updates` back, or lets the last recorder do so."""
+        others = [watcher for watcher in self._optimizer._watchers if isinstance(watcher, Recorder)]
+        for other in others:
+            other._tracked_before = other._tracked_before and self._tracked_before
+        if not others:
+            self._optimizer.track_updates = self._tracked_before
 
     def _so_far(self) -> "Run":
         """What has arrived."""
