@@ -64,6 +64,22 @@ def test_every_step_is_recorded_as_stats_told_it(device, capacity):
     assert run.nonfinite[3].any()
 
 
+@pytest.mark.parametrize("action", ["skip", "clip"])
+def test_what_a_guard_does_is_recorded(device, action):
+    model, optimizer = make(device, guard=gradops.SpikeGuard(action=action, warmup_steps=4, lr_cut=0.5))
+    with gradops.Recorder(optimizer) as recorder:
+        for step in range(8):
+            loss = model(torch.ones(5, 6, device=device)).square().mean() * (1e4 if step == 5 else 1.0)
+            optimizer.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+        run = recorder.run()
+    assert run.skipped.tolist() == [action == "skip" and step == 5 for step in range(8)]
+    assert int(optimizer.stats.steps_skipped) == run.skipped.sum()
+    assert run.lr[5, 0] == np.float32(1e-2)
+    assert run.lr[6, 0] == pytest.approx(0.5e-2, rel=0.05)
+
+
 def test_run_holds_names_sizes_groups_and_rates(device):
     model, _ = make(device)
     groups = [{"params": model[0].parameters(), "lr": 0.5}, {"params": model[2].parameters(), "lr": torch.tensor(0.25)}]

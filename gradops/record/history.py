@@ -83,10 +83,11 @@ class History:
             "steps": torch.cat([torch.empty(0, dtype=torch.int64), *(chunk.attempted for chunk in self.chunks)]) - 1,
             "grad_norm": scalars[:, 0],
             "clip_coef": scalars[:, 1],
-            "skipped": scalars[:, 2] != 0,
+            # A step that the guard has clipped has a coefficient below 1.
+            "skipped": (scalars[:, 2] != 0) | ((scalars[:, 5] != 0) & (scalars[:, 1] == 1)),
             "loss_scale": scalars[:, 3],
             "loss": self._joined("loss", (), torch.float32),
-            "lr": self._rates(1 + max(now.groups, default=0)),
+            "lr": self._rates(1 + max(now.groups, default=0)) * scalars[:, 6:7],
             **{name: self._per_param(name, params.names) for name in PER_PARAM},
             **self._activations(),
         }

@@ -25,7 +25,8 @@ class Run:
         steps: [S] int64, the attempted step, counted from 0, skipped ones included.
         grad_norm: [S] float32, the global norm before clipping; inf or NaN where the step found one.
         clip_coef: [S] float32, what the gradients were multiplied by.
-        loss: [S] float32. loss_scale: [S] float32. skipped: [S] bool. lr: [S, G] float32.
+        loss: [S] float32. loss_scale: [S] float32. skipped: [S] bool, for an inf or NaN or by a `SpikeGuard`.
+        lr: [S, G] float32, with the guard's cut.
         norms: [S, P] float32, gradient norms. abs_max: [S, P] float32. nonfinite: [S, P] int64, elements.
         update_ratio: [S, P] float32, the update's norm over the parameter's. param_rms: [S, P] float32.
         capped: [S, P] bool, whether `max_relative_step` bound.
