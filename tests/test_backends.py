@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradops
 from gradops import backends
-from gradops.backends import torch_math
+from gradops.backends import torch_guard, torch_math
 from gradops.backends.torch_step import TorchStep
 
 TESTS = Path(__file__).parent
@@ -146,6 +146,8 @@ EVERYTHING = {
     "clip_value": 2.0,
     "max_relative_step": gradops.RelativeStepCap(0.05, warmup_steps=3),
     "loss_scale": gradops.DynamicLossScale(init_scale=8.0, growth_interval=2),
+    "guard": gradops.SpikeGuard(warmup_steps=1),
+    "track_updates": True,
 }
 
 
@@ -166,7 +168,10 @@ def test_torch_step_never_waits_for_the_device(norm_type, monkeypatch):
 
 
 def test_guard_sees_a_step_that_waits(monkeypatch):
-    monkeypatch.setattr(torch_math, "clip_coef", lambda norm, max_norm: torch.tensor(min(1.0, max_norm / norm.item())))
+    def waiting(norm, max_norm):
+        return torch.tensor(min(1.0, max_norm / norm.item()))
+
+    monkeypatch.setattr(torch_guard, "clip_coef", waiting)
     guard(monkeypatch)
     with pytest.raises(AssertionError, match="_local_scalar_dense waits for the device"):
         run_beside(**EVERYTHING)

@@ -113,7 +113,7 @@ def test_own_model_comes_from_a_file(tmp_path):
 
 
 def test_model_that_needs_an_absent_library_names_the_extra(monkeypatch):
-    for name in ("torchvision", "timm"):
+    for name in ("torchvision", "torchvision.models", "timm"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(SystemExit, match=r"pip install 'gradops\[models\]'"):
         main(["bench", "--model", "swin_t"])
