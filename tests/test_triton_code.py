@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 from machine_code import planted_triton, triton_gates, triton_offline
 
 from gradops import SpikeGuard
-from gradops.backends import triton_step
+from gradops.backends import triton_activations, triton_step
 
 NEEDS = [name for name in ("nvdisasm", "cuobjdump") if toolchain.find_binary(name) is None]
 pytestmark = [
@@ -30,6 +30,7 @@ CASES = [
     for arch in ARCHS
     for dtype in DTYPES
 ]
+SLOW_BUT_90 = [arch if arch == "90" else pytest.param(arch, marks=pytest.mark.slow) for arch in ARCHS]
 PLANTED = {
     "good_kernel": set(),
     "scalar_kernel": {"wide_accesses", "no_scalar_main_loop"},
@@ -100,9 +101,24 @@ def test_gradients_are_measured_in_vectors_and_nothing_is_spilled(arch, dtype):
 @pytest.mark.parametrize("arch", ARCHS)
 def test_every_option_compiles_for_every_device(arch):
     guarded = {"guard": SpikeGuard(), "loss_scale": "dynamic"}
-    for options in ({"norm_type": 3.0, "clip_value": 1.0}, {"max_relative_step": 0.1}, guarded):
+    capped = {"max_relative_step": 0.1, "track_updates": True}
+    for options in ({"norm_type": 3.0, "clip_value": 1.0}, capped, guarded):
         for launch in triton_offline.launches_of(torch.float16, torch.float32, amsgrad=True, **options):
             assert not list(triton_gates.nothing_is_spilled(triton_gates.code_of(launch, arch), {}))
+
+
+def test_tracked_updates_are_gathered_in_the_same_accesses():
+    code = triton_gates.code_of(launches("float32", track_updates=True)["adam_step_kernel"], "90")
+    assert not triton_gates.complaints(code, {"load": wide("90", 4, 4, 4, 4), "store": wide("90", 4, 4, 4)})
+    assert code.registers <= 168, "fewer than three programs fit on a multiprocessor at once"
+
+
+@pytest.mark.parametrize("arch", SLOW_BUT_90)
+def test_activations_are_measured_without_a_spill(arch):
+    with triton_offline.recorded() as found:
+        triton_activations.activation_stats(torch.zeros(3, 4096), 1e-3)
+    (launch,) = found
+    assert not list(triton_gates.nothing_is_spilled(triton_gates.code_of(launch, arch), {}))
 
 
 def test_guarded_measuring_spills_nothing_and_is_as_wide_as_unguarded():
