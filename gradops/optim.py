@@ -74,8 +74,8 @@ def wrap(
 
     Args:
         optimizer: a torch.optim.Adam or AdamW, or an instance of a subclass that keeps torch's `step`.
-        max_norm, norm_type, clip_value, max_relative_step, loss_scale, guard, backend, master_weights,
-            moments_dtype, track_updates: as for `gradops.AdamW`.
+        max_norm, norm_type, clip_value, max_relative_step, loss_scale, guard: as for `gradops.AdamW`.
+        backend, master_weights, moments_dtype, track_updates: as for `gradops.AdamW`.
 
     Returns:
         The same object.
