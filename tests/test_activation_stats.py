@@ -91,6 +91,13 @@ def test_any_tensor_is_measured_as_numpy_does(how, x, near_zero):
 
 
 @pytest.mark.parametrize("how", IMPLEMENTATIONS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(33,), (5, 7), (2, 3, 4, 5)])
+def test_any_tensor_of_any_layout_is_read_where_its_values_are(shape, layout, how):
+    check(lay_out(torch.randn(shape), layout), how=how)
+
+
+@pytest.mark.parametrize("how", IMPLEMENTATIONS)
 @pytest.mark.parametrize("scale", [1e-44, 1e-38, 1e-20, 1e-13, 1e15, 1e20, 3e38])
 def test_huge_and_tiny_values_neither_overflow_nor_vanish(how, scale):
     check((torch.rand(3 * CHUNK) * 2 - 1) * scale, how=how)

@@ -126,4 +126,5 @@ def _in_memory_order(x: Tensor) -> Tensor:
     """The elements as one run: without a copy where memory has no gaps, whatever the order of the dimensions."""
     strides = x.stride()
     order = sorted(range(x.dim()), key=lambda dim: -strides[dim])
-    return x.permute(order).reshape(-1)
+    # Not reshape: of evenly spaced elements it makes a view that keeps the gaps.
+    return x.permute(order).contiguous()
