@@ -66,7 +66,7 @@ void adam_step_(at::TensorList params, at::TensorList grads, at::TensorList exp_
                 at::TensorList max_exp_avg_sqs, at::TensorList steps, const at::Tensor& lr,
                 const std::optional<at::Tensor>& grad_scale, const std::optional<at::Tensor>& clip_coef,
                 const std::optional<at::Tensor>& found_inf, std::optional<double> clip_value, double beta1,
-                double beta2, double eps, double weight_decay, bool decoupled, bool maximize) {
+                double beta2, double eps, double weight_decay, bool decoupled, bool maximize, double l1) {
   const AdamLists lists{params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps};
   const TensorLists rows = lists.rows();
   const GradRule rule = grad_rule(grad_scale, clip_value);
@@ -74,7 +74,8 @@ void adam_step_(at::TensorList params, at::TensorList grads, at::TensorList exp_
                         found_inf.has_value() && found_inf->item<double>() != 0.0};
   if (decision.skip) return;
   const WeightDecay decay = decoupled ? WeightDecay::kDecoupled : WeightDecay::kL2;
-  const AdamHyper hyper{lr.item<double>(), beta1, beta2, eps, weight_decay, decay, !max_exp_avg_sqs.empty(), maximize};
+  const AdamHyper hyper{lr.item<double>(),        beta1,   beta2, eps, weight_decay, l1, decay,
+                        !max_exp_avg_sqs.empty(), maximize};
   std::vector<cpu::RowUpdate> updates;
   for (const at::Tensor& step : steps) {
     *step.data_ptr<float>() += 1.0f;

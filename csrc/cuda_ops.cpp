@@ -134,14 +134,14 @@ void adam_step_(at::TensorList params, at::TensorList grads, at::TensorList exp_
                 at::TensorList max_exp_avg_sqs, at::TensorList steps, const at::Tensor& lr,
                 const std::optional<at::Tensor>& grad_scale, const std::optional<at::Tensor>& clip_coef,
                 const std::optional<at::Tensor>& found_inf, std::optional<double> clip_value, double beta1,
-                double beta2, double eps, double weight_decay, bool decoupled, bool maximize) {
+                double beta2, double eps, double weight_decay, bool decoupled, bool maximize, double l1) {
   if (params.empty()) return;
   const AdamLists tensors{params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps};
   const TensorLists lists = tensors.rows();
   const at::Device device = params[0].device();
   DeviceCall call(lists, steps, device);
   const WeightDecay decay = decoupled ? WeightDecay::kDecoupled : WeightDecay::kL2;
-  cuda::GroupRule rule{{0.0, beta1, beta2, eps, weight_decay, decay, !max_exp_avg_sqs.empty(), maximize}};
+  cuda::GroupRule rule{{0.0, beta1, beta2, eps, weight_decay, l1, decay, !max_exp_avg_sqs.empty(), maximize}};
   const at::Tensor rate = lr.to(device, at::kDouble, /*non_blocking=*/true);
   rule.lr = rate.const_data_ptr();
   rule.lr_is_double = true;

@@ -13,7 +13,7 @@ TORCH_LIBRARY(gradops, m) {
       "adam_step_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs,"
       " Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] steps, Tensor lr, *, Tensor? grad_scale=None,"
       " Tensor? clip_coef=None, Tensor? found_inf=None, float? clip_value=None, float beta1=0.9, float beta2=0.999,"
-      " float eps=1e-8, float weight_decay=0.0, bool decoupled=False, bool maximize=False) -> ()",
+      " float eps=1e-8, float weight_decay=0.0, bool decoupled=False, bool maximize=False, float l1=0.0) -> ()",
       tags);
   m.def("clip_grad_norm_(Tensor(a!)[] grads, float max_norm, float norm_type=2.0) -> Tensor", tags);
   m.def("unscale_(Tensor(a!)[] grads, Tensor grad_scale) -> Tensor", tags);

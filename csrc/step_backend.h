@@ -21,6 +21,7 @@ struct StepSettings {
   std::optional<LossScaleRule> loss_scale_rule;
   std::optional<SpikeGuardRule> guard;
   bool track_updates = false;
+  double l1 = 0.0;  // of groups that have none of their own
 
   bool caps() const { return !std::isinf(relative_step.cap); }
   bool gathers_squares() const { return caps() || track_updates; }

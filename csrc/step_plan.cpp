@@ -44,7 +44,8 @@ bool flag(PyObject* group, PyObject* key) { return PyObject_IsTrue(group_entry(g
 
 #define GRADOPS_INTERNED(NAME) static PyObject* const NAME = PyUnicode_InternFromString(#NAME)
 
-GroupHyper read_group(PyObject* group, at::Device device) {
+GroupHyper read_group(PyObject* group, at::Device device, double l1_of_settings) {
+  GRADOPS_INTERNED(l1);
   GRADOPS_INTERNED(lr);
   GRADOPS_INTERNED(betas);
   GRADOPS_INTERNED(eps);
@@ -65,6 +66,10 @@ GroupHyper read_group(PyObject* group, at::Device device) {
   hyper.beta2 = to_double(py::object(pair[1]).ptr());
   hyper.eps = entry(group, eps);
   hyper.weight_decay = entry(group, weight_decay);
+  hyper.l1 = PyDict_GetItemWithError(group, l1) == nullptr ? l1_of_settings : entry(group, l1);
+  if (!(hyper.l1 >= 0.0 && std::isfinite(hyper.l1))) {
+    throw py::value_error(c10::str("l1 must be finite and not negative, got ", hyper.l1));
+  }
   hyper.amsgrad = flag(group, amsgrad);
   hyper.maximize = flag(group, maximize);
   hyper.decay_kind = flag(group, decoupled_weight_decay) ? WeightDecay::kDecoupled : WeightDecay::kL2;
@@ -218,7 +223,7 @@ bool StepPlan::step(const py::list& param_groups, const py::dict& state, const S
   if (taking_part_.empty()) return true;
 
   std::vector<GroupHyper> groups;
-  for (const py::handle group : param_groups) groups.push_back(read_group(group.ptr(), device_));
+  for (const py::handle group : param_groups) groups.push_back(read_group(group.ptr(), device_, settings.l1));
   for (const int64_t i : taking_part_) {
     const bool amsgrad = groups[rows_[i].group()].hyper.amsgrad;
     TORCH_CHECK(!amsgrad || rows_[i].has_max_exp_avg_sq(), "gradops: amsgrad is on, but the state of '",

@@ -46,6 +46,7 @@ class StepSettings:
         loss_scale_rule: LossScaleRule | None,
         guard: SpikeGuardRule | None,
         track_updates: bool,
+        l1: float,
     ) -> None: ...
 
 class StepPlan:

@@ -7,6 +7,7 @@ Unscale, inf/NaN detection, global gradient norm, clipping, the Adam/AdamW updat
 from gradops import ops as ops
 from gradops._version import __version__
 from gradops.clip import clip_grad_norm_
+from gradops.decay_groups import no_decay_groups
 from gradops.distributed.saving import load_checkpoint, save_checkpoint
 from gradops.init import init_cnn_
 from gradops.loss_scale import DynamicLossScale, GradScaler
@@ -33,6 +34,7 @@ __all__ = [
     "init_cnn_",
     "load_checkpoint",
     "lr_find",
+    "no_decay_groups",
     "save_checkpoint",
     "unwrap",
     "wrap",

@@ -54,6 +54,7 @@ class OnePass(Checkpointed):
     master_weights: bool
     moments_dtype: torch.dtype
     track_updates: bool
+    l1: float
 
     def __init__(
         self,
@@ -69,6 +70,7 @@ class OnePass(Checkpointed):
         master_weights: bool = False,
         moments_dtype: torch.dtype = torch.float32,
         track_updates: bool = False,
+        l1: float = 0.0,
         **kwargs: Any,
     ) -> None:
         settings = Settings(
@@ -82,6 +84,7 @@ class OnePass(Checkpointed):
             master_weights,
             moments_dtype,
             track_updates,
+            l1,
         )
         settings.checked()
         check_builder()

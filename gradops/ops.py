@@ -5,7 +5,7 @@ native code was built for it, torch's own operations do the same.
 * `grad_stats(grads, grad_scale=None, clip_value=None, norm_type=2.0) -> (grad_norm, norms, abs_max, nonfinite)`:
   what `gradops.StepStats` has under these names. `grad_scale` is one float32 value, which the gradients are divided by.
 * `adam_step_(params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, lr, *, grad_scale, clip_coef, found_inf,
-  clip_value, beta1, beta2, eps, weight_decay, decoupled, maximize)`: one update of every parameter, nothing if
+  clip_value, beta1, beta2, eps, weight_decay, decoupled, maximize, l1)`: one update of every parameter, nothing if
   `found_inf` is not 0. `max_exp_avg_sqs` is empty without amsgrad; `steps` are single float32 values.
 * `clip_grad_norm_(grads, max_norm, norm_type=2.0) -> norm`
 * `unscale_(grads, grad_scale) -> found_inf`

@@ -31,6 +31,8 @@ _ARGUMENTS = """
         master_weights: whether bfloat16 and float16 parameters have a float32 master in their state, which the step
             updates and writes, rounded, to the parameter. float32 parameters are left as they are.
         moments_dtype: torch.bfloat16 stores the moments in half the memory, rounded to nearest.
+        l1: weight of an L1 penalty beside the weight decay: `l1 * sign(param)` is added to the clipped gradients.
+            A group's own "l1" wins over it; `gradops.no_decay_groups` makes groups that spare norms and biases.
         track_updates: whether each step also measures how far it moved every parameter: `stats.update_ratio` and
             `stats.param_rms`, gathered while the update writes. Like every setting it may be set at run time.
 
@@ -66,6 +68,7 @@ def wrap(
     master_weights: bool = False,
     moments_dtype: torch.dtype = torch.float32,
     track_updates: bool = False,
+    l1: float = 0.0,
 ) -> OptimizerT:
     """Upgrades a torch.optim.Adam or AdamW in place: its step becomes the one pass.
 
@@ -75,7 +78,7 @@ def wrap(
     Args:
         optimizer: a torch.optim.Adam or AdamW, or an instance of a subclass that keeps torch's `step`.
         max_norm, norm_type, clip_value, max_relative_step, loss_scale, guard: as for `gradops.AdamW`.
-        backend, master_weights, moments_dtype, track_updates: as for `gradops.AdamW`.
+        backend, master_weights, moments_dtype, track_updates, l1: as for `gradops.AdamW`.
 
     Returns:
         The same object.
@@ -97,6 +100,7 @@ def wrap(
         master_weights,
         moments_dtype,
         track_updates,
+        l1,
     )
     settings.checked()
     check_owner(optimizer)

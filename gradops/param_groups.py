@@ -11,7 +11,7 @@ from torch import Tensor
 from gradops import backends
 from gradops.distributed.shards import check_placements, is_sharded, local_tensor
 from gradops.param_state import wants_master
-from gradops.settings import Settings
+from gradops.settings import Settings, with_l1
 from gradops.stats import StepBuffers
 
 
@@ -20,9 +20,10 @@ def check_groups(param_groups: list[dict[str, Any]], settings: Settings) -> None
 
     Raises:
         RuntimeError: naming the first parameter that cannot be stepped, and why, or why the backend cannot run.
-        ValueError: a parameter stands twice in the groups, a group is differentiable, or masters are wanted of sharded
-            parameters.
+        ValueError: a parameter stands twice in the groups, a group is differentiable or has an "l1" out of range, or
+            masters are wanted of sharded parameters.
     """
+    with_l1(param_groups, settings.l1)
     seen = set()
     for group in param_groups:
         if group.get("differentiable"):

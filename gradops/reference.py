@@ -196,6 +196,7 @@ def adam_step(
         weight = weight * (1.0 - lr * group["weight_decay"])
     elif group["weight_decay"]:
         grad = grad + group["weight_decay"] * weight
+    grad = grad + group.get("l1", 0.0) * updated.double().sign()
     exp_avg = (beta1 * state.exp_avg.double() + (1.0 - beta1) * grad).to(dtype)
     second = exp_avg_sq = (beta2 * state.exp_avg_sq.double() + (1.0 - beta2) * grad.square()).to(dtype)
     if group["amsgrad"]:
@@ -214,8 +215,8 @@ class Reference:
 
     Args:
         param_groups: as in `torch.optim.Optimizer.param_groups`; hyper-parameters are read at each step.
-        max_norm, norm_type, clip_value, max_relative_step, loss_scale, guard, master_weights: as in `gradops.wrap`,
-            policies as objects.
+        max_norm, norm_type, clip_value, max_relative_step, loss_scale, guard, master_weights, l1: as in
+            `gradops.wrap`, policies as objects.
         moments_dtype: in which moments are stored; None for ``dtype``.
         dtype: in which gradients are unscaled, and to which the update's results are rounded.
     """
@@ -232,6 +233,7 @@ class Reference:
         guard: Any = None,
         master_weights: bool = False,
         moments_dtype: torch.dtype | None = None,
+        l1: float = 0.0,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.groups = [{**g, "params": [p.detach().clone() for p in g["params"]]} for g in param_groups]
@@ -239,7 +241,7 @@ class Reference:
         self.states: list[AdamState | None] = [None] * len(self.params)
         self.max_norm, self.norm_type, self.clip_value = max_norm, norm_type, clip_value
         self.max_relative_step, self.policy, self.dtype = max_relative_step, loss_scale, dtype
-        self.master_weights, self.moments_dtype = master_weights, moments_dtype or dtype
+        self.master_weights, self.moments_dtype, self.l1 = master_weights, moments_dtype or dtype, l1
         self.scale = 1.0 if loss_scale is None else float(getattr(loss_scale, "init_scale", loss_scale))
         self.growth_tracker = 0
         self.guard, self.guard_state = guard, GuardState()
@@ -313,5 +315,5 @@ class Reference:
             if grad is not None:
                 self.states[row] = state
                 element = clip(unscale(grad, decision.inv_scale, self.dtype), decision.clip_value, decision.clip_coef)
-                adam_step(param, element, state, group, lr, self.dtype)
+                adam_step(param, element, state, {"l1": self.l1, **group}, lr, self.dtype)
         return capped

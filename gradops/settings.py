@@ -30,6 +30,8 @@ class Settings:
         backend: "native", "triton" or "torch" forces what runs the step; None for the first of them that can.
         master_weights: whether parameters in half precision have a float32 master that is updated in their place.
         moments_dtype: in which moments are stored, torch.float32 or torch.bfloat16.
+        l1: weight of the L1 penalty, whose subgradient is added to the clipped gradients; not negative. A group's own
+            "l1" wins over it.
         track_updates: whether `stats.update_ratio` and `stats.param_rms` are gathered while the update writes.
     """
 
@@ -43,6 +45,7 @@ class Settings:
     master_weights: bool = False
     moments_dtype: torch.dtype = torch.float32
     track_updates: bool = False
+    l1: float = 0.0
 
     def checked(self) -> "Settings":
         """The same with every number a float and every policy an object.
@@ -64,6 +67,7 @@ class Settings:
             master_weights=_flag("master_weights", self.master_weights),
             moments_dtype=_moments_dtype(self.moments_dtype),
             track_updates=_flag("track_updates", self.track_updates),
+            l1=_penalty("l1", self.l1),
         )
 
     @property
@@ -92,6 +96,22 @@ def _moments_dtype(value: Any) -> torch.dtype:
     if value not in (torch.float32, torch.bfloat16):
         raise ValueError(f"moments_dtype must be torch.float32 or torch.bfloat16, got {value!r}")
     return value
+
+
+def _penalty(name: str, value: float) -> float:
+    number = _number(name, value)
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{name} must be finite and not negative, got {value}")
+    return number
+
+
+def with_l1(groups: list[dict[str, Any]], l1: float) -> list[dict[str, Any]]:
+    """The groups, each with an "l1": its own, or that of the settings.
+
+    Raises:
+        ValueError: a group's own is out of range.
+    """
+    return [{**group, "l1": _penalty("l1", group.get("l1", l1))} for group in groups]
 
 
 def _positive(name: str, value: float) -> float:

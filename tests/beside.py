@@ -140,7 +140,9 @@ class Beside:
             largest = min(stats.grads.abs_max[row], self.oracle.clip_value or math.inf) * stats.clip_coef
             l2 = bool(group["weight_decay"] and not group["decoupled_weight_decay"] and expected.numel())
             largest += group["weight_decay"] * expected.abs().max().item() if l2 else 0.0
-            squares = tol.L2_EXP_AVG_SQ if l2 else coef_sq
+            l1 = group.get("l1", self.oracle.l1)
+            largest += l1
+            squares = tol.L2_EXP_AVG_SQ if l2 or l1 else coef_sq
             for key, tolerance in zip(MOMENTS, (coef, squares, squares), strict=True):
                 if key not in mine:
                     continue

@@ -78,6 +78,7 @@ def group_options():
             "weight_decay": st.sampled_from([0.0, 0.3]),
             "amsgrad": st.booleans(),
             "maximize": st.booleans(),
+            "l1": st.sampled_from([0.0, 0.2]),
         },
     )
 
@@ -98,6 +99,7 @@ def settings_of_the_step():
             "master_weights": st.booleans(),
             "moments_dtype": st.sampled_from([torch.float32, torch.bfloat16]),
             "track_updates": st.booleans(),
+            "l1": st.sampled_from([0.0, 0.05]),
         },
     )
 

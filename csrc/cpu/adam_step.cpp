@@ -4,7 +4,7 @@
 namespace gradops::cpu {
 namespace {
 
-template <WeightDecay kDecay, bool kAmsgrad>
+template <WeightDecay kDecay, bool kAmsgrad, bool kL1>
 GRADOPS_HD void update_chunk(const AdamChunk& chunk, int64_t n, const StepDecision decision, const AdamRule rule) {
   float* __restrict param = chunk.param;
   float* __restrict exp_avg = chunk.exp_avg;
@@ -13,7 +13,7 @@ GRADOPS_HD void update_chunk(const AdamChunk& chunk, int64_t n, const StepDecisi
   const float* __restrict grad = chunk.grad;
   for (int64_t i = 0; i < n; ++i) {
     AdamElement element{param[i], exp_avg[i], exp_avg_sq[i], kAmsgrad ? max_exp_avg_sq[i] : 0.0f};
-    element = adam_update<kDecay, kAmsgrad>(element, grad[i], decision, rule);
+    element = adam_update<kDecay, kAmsgrad, kL1>(element, grad[i], decision, rule);
     param[i] = element.param;
     exp_avg[i] = element.exp_avg;
     exp_avg_sq[i] = element.exp_avg_sq;
@@ -21,8 +21,8 @@ GRADOPS_HD void update_chunk(const AdamChunk& chunk, int64_t n, const StepDecisi
   }
 }
 
-#define GRADOPS_ADAM_TEMPLATE WeightDecay kDecay, bool kAmsgrad
-#define GRADOPS_ADAM_BODY update_chunk<kDecay, kAmsgrad>
+#define GRADOPS_ADAM_TEMPLATE WeightDecay kDecay, bool kAmsgrad, bool kL1
+#define GRADOPS_ADAM_BODY update_chunk<kDecay, kAmsgrad, kL1>
 GRADOPS_ISA_CLONES(UpdateChunk, GRADOPS_ADAM_BODY, GRADOPS_ADAM_TEMPLATE, void,
                    (const AdamChunk& chunk, int64_t n, const StepDecision& decision, const AdamRule& rule),
                    (chunk, n, decision, rule));
@@ -35,21 +35,26 @@ GRADOPS_HD void subtract_values(const float* __restrict after, float* __restrict
   for (int64_t i = 0; i < n; ++i) before[i] = after[i] - before[i];
 }
 
+using UpdateFunction = void (*)(const AdamChunk&, int64_t, const StepDecision&, const AdamRule&);
+
+template <bool kL1>
+UpdateFunction update_function(WeightDecay decay, bool amsgrad) {
+  constexpr WeightDecay kL2 = WeightDecay::kL2, kDecoupled = WeightDecay::kDecoupled;
+  const int isa = static_cast<int>(current_isa());
+  if (decay == kDecoupled) {
+    return amsgrad ? UpdateChunk<kDecoupled, true, kL1>::table[isa] : UpdateChunk<kDecoupled, false, kL1>::table[isa];
+  }
+  return amsgrad ? UpdateChunk<kL2, true, kL1>::table[isa] : UpdateChunk<kL2, false, kL1>::table[isa];
+}
+
 }  // namespace
 
 void adam_step_chunk(const AdamChunk& chunk, int64_t n, const StepDecision& decision, const AdamRule& rule,
                      WeightDecay decay) {
-  const int isa = static_cast<int>(current_isa());
-  const bool decoupled = decay == WeightDecay::kDecoupled;
-  if (chunk.max_exp_avg_sq != nullptr) {
-    const auto* table =
-        decoupled ? UpdateChunk<WeightDecay::kDecoupled, true>::table : UpdateChunk<WeightDecay::kL2, true>::table;
-    table[isa](chunk, n, decision, rule);
-  } else {
-    const auto* table =
-        decoupled ? UpdateChunk<WeightDecay::kDecoupled, false>::table : UpdateChunk<WeightDecay::kL2, false>::table;
-    table[isa](chunk, n, decision, rule);
-  }
+  const bool amsgrad = chunk.max_exp_avg_sq != nullptr;
+  const UpdateFunction update =
+      rule.l1 != 0.0f ? update_function<true>(decay, amsgrad) : update_function<false>(decay, amsgrad);
+  update(chunk, n, decision, rule);
 }
 
 void subtract_chunk(const float* after, float* before, int64_t n) { subtract_values(after, before, n); }

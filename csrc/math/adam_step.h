@@ -15,6 +15,7 @@ struct AdamHyper {
   double beta2 = 0.999;
   double eps = 1e-8;
   double weight_decay = 0.0;
+  double l1 = 0.0;
   WeightDecay decay_kind = WeightDecay::kL2;
   bool amsgrad = false;
   bool maximize = false;
@@ -29,6 +30,7 @@ struct AdamRule {
   float beta2;
   float one_minus_beta2;
   float eps;
+  float l1;
   float l2;                         // weight_decay, or 0 where it is decoupled
   float decay;                      // lr * weight_decay, or 0 where it is L2
   float step_size;                  // lr / (1 - beta1^step)
@@ -44,6 +46,7 @@ GRADOPS_HD AdamRule adam_rule(const AdamHyper& hyper, double lr, double step) {
   rule.beta2 = static_cast<float>(hyper.beta2);
   rule.one_minus_beta2 = static_cast<float>(1.0 - hyper.beta2);
   rule.eps = static_cast<float>(hyper.eps);
+  rule.l1 = static_cast<float>(hyper.l1);
   rule.l2 = static_cast<float>(decoupled ? 0.0 : hyper.weight_decay);
   rule.decay = static_cast<float>(decoupled ? lr * hyper.weight_decay : 0.0);
   rule.step_size = static_cast<float>(lr / (1.0 - pow(hyper.beta1, step)));
@@ -58,10 +61,15 @@ struct AdamElement {
   float max_exp_avg_sq;  // unused without amsgrad
 };
 
-// One element of one step. `grad` is as stored; the decision unscales and clips it. All arithmetic is float32.
-template <WeightDecay kDecay, bool kAmsgrad>
+// The subgradient of l1 * |param|; 0 at 0, so that a weight that is there may stay.
+GRADOPS_HD float l1_grad(float param, float l1) { return param > 0.0f ? l1 : param < 0.0f ? -l1 : 0.0f; }
+
+// One element of one step. `grad` is as stored; the decision unscales and clips it. All arithmetic is float32. Without
+// kL1 `rule.l1` is 0.
+template <WeightDecay kDecay, bool kAmsgrad, bool kL1 = true>
 GRADOPS_HD AdamElement adam_update(AdamElement e, float grad, const StepDecision& decision, const AdamRule& rule) {
   grad = clamp_grad(grad * decision.inv_scale, decision.clip_value) * decision.clip_coef * rule.grad_sign;
+  if constexpr (kL1) grad += l1_grad(e.param, rule.l1);
   if constexpr (kDecay == WeightDecay::kL2) grad += rule.l2 * e.param;
   if constexpr (kDecay == WeightDecay::kDecoupled) e.param -= rule.decay * e.param;
   e.exp_avg += (grad - e.exp_avg) * rule.one_minus_beta1;

@@ -43,7 +43,7 @@ class StepCall:
 
     Attributes:
         rows: one for each parameter. A backend may keep memory of its own by index, until `forget_rows`.
-        groups: the optimizer's `param_groups`.
+        groups: the optimizer's `param_groups`, each with its "l1".
         settings: what the optimizer's attributes say.
         loss_scale: one float32 value, what the loss was multiplied by; None for 1.
         grads_scaled: whether the gradients still carry it.

@@ -31,6 +31,7 @@ class NativePlan(_C.StepPlan):
             loss_scale_rule=_loss_scale_rule(loss_scale_policy(settings.loss_scale)),
             guard=_guard_rule(settings.guard),
             track_updates=settings.track_updates,
+            l1=settings.l1,
         )
 
 

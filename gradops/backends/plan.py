@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradops.backends.call import Backend, Row, StepCall
 from gradops.backends.known_row import KnownRow
-from gradops.settings import Settings
+from gradops.settings import Settings, with_l1
 from gradops.stats import StepBuffers
 
 
@@ -87,8 +87,8 @@ class StepPlan:
             if self._follow() or not all(known.state_is(state.get(known.row.param)) for known in self._known):
                 return False
             if any(known.row.grad is not None for known in self._known):
-                rows = [known.row for known in self._known]
-                call = StepCall(rows, param_groups, settings, loss_scale, grads_scaled, found_inf, self._buffers)
+                rows, groups = [known.row for known in self._known], with_l1(param_groups, settings.l1)
+                call = StepCall(rows, groups, settings, loss_scale, grads_scaled, found_inf, self._buffers)
                 self._carry_out(call)
             return True
         finally:

@@ -180,6 +180,8 @@ def adam_update(
     beta1, beta2 = (float(beta) for beta in group["betas"])
     if group["maximize"]:
         grad = -grad
+    if group["l1"]:
+        grad = grad.add(weight.sign(), alpha=float(group["l1"]))
     if weight_decay and not group["decoupled_weight_decay"]:
         grad = grad.add(weight, alpha=weight_decay)
     exp_avg = grad.sub(state["exp_avg"]).mul_(1.0 - beta1).add_(state["exp_avg"])

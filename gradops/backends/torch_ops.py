@@ -79,6 +79,7 @@ def adam_step_(
     weight_decay: float = 0.0,
     decoupled: bool = False,
     maximize: bool = False,
+    l1: float = 0.0,
 ) -> None:
     _check(params, "params", writable=True)
     _check(grads, "grads", writable=False, leaders=params)
@@ -92,7 +93,7 @@ def adam_step_(
         return
     group = {
         "betas": (beta1, beta2), "eps": eps, "weight_decay": weight_decay, "decoupled_weight_decay": decoupled,
-        "amsgrad": bool(max_exp_avg_sqs), "maximize": maximize,
+        "amsgrad": bool(max_exp_avg_sqs), "maximize": maximize, "l1": l1,
     }  # fmt: skip
     device = params[0].device
     skip = torch.zeros((), dtype=torch.bool, device=device) if found_inf is None else found_inf.reshape(()) != 0

@@ -28,6 +28,8 @@ from gradops.backends.triton_rows import (
     GROWTH_INTERVAL,
     INV_BIAS_CORRECTION2_SQRT,
     INV_SCALE,
+    L1,
+    L1_OF,
     L2,
     LR,
     LR_IS_DOUBLE,
@@ -93,6 +95,7 @@ def plan_row(
     tl.store(rule + BETA2, beta2.to(tl.float32))
     tl.store(rule + ONE_MINUS_BETA2, (1.0 - beta2).to(tl.float32))
     tl.store(rule + EPS, tl.load(group + EPS_OF).to(tl.float32))
+    tl.store(rule + L1, tl.load(group + L1_OF).to(tl.float32))
     tl.store(rule + L2, tl.where(decoupled, 0.0, decay).to(tl.float32))
     tl.store(rule + DECAY, tl.where(decoupled, lr * decay, 0.0).to(tl.float32))
     tl.store(rule + STEP_SIZE, (lr / (1.0 - integer_power(beta1, step))).to(tl.float32))

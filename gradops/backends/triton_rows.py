@@ -42,12 +42,14 @@ KINDS = tl.constexpr(36)
 GRAD_SIGN, ONE_MINUS_BETA1, BETA2, ONE_MINUS_BETA2, EPS, L2, DECAY, STEP_SIZE = (tl.constexpr(i) for i in range(8))
 INV_BIAS_CORRECTION2_SQRT = tl.constexpr(8)
 CAPPED = tl.constexpr(9)
-RULE_WORDS = tl.constexpr(10)
+L1 = tl.constexpr(10)
+RULE_WORDS = tl.constexpr(11)
 
 # The words of a param group's hyper-parameters, in float64; a tensor lr stands in a table of its own.
 LR, BETA1_OF, BETA2_OF, EPS_OF, WEIGHT_DECAY, DECOUPLED, MAXIMIZE = (tl.constexpr(i) for i in range(7))
 LR_IS_DOUBLE = tl.constexpr(7)
-GROUP_WORDS = tl.constexpr(8)
+L1_OF = tl.constexpr(8)
+GROUP_WORDS = tl.constexpr(9)
 
 # The words of the step's settings, in float64.
 MAX_NORM, NORM_TYPE, CLIP_VALUE, CAP, FLOOR, WARMUP_STEPS = (tl.constexpr(i) for i in range(6))

@@ -147,6 +147,7 @@ def group_words(group: dict[str, Any], lr: float | Tensor) -> list[float]:
         float(group["decoupled_weight_decay"]),
         float(group["maximize"]),
         float(isinstance(lr, Tensor) and lr.dtype == torch.float64),
+        group["l1"],
     ]
 
 

@@ -188,4 +188,5 @@ def _hyper(group: dict[str, Any]) -> dict[str, Any]:
         "weight_decay": float(group["weight_decay"]),
         "decoupled": bool(group["decoupled_weight_decay"]),
         "maximize": bool(group["maximize"]),
+        "l1": group["l1"],
     }

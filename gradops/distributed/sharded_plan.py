@@ -76,6 +76,7 @@ _SUPPORTED = {
     "guard",
     "moments_dtype",
     "track_updates",
+    "l1",
 }
 _DEFAULTS = asdict(Settings())
 

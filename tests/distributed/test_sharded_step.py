@@ -21,7 +21,7 @@ SETTINGS = {
         "max_norm": 0.3, "norm_type": 3.0, "clip_value": 0.7, "amsgrad": True,
         "max_relative_step": gradops.RelativeStepCap(0.001, warmup_steps=2),
         "loss_scale": gradops.DynamicLossScale(init_scale=8.0, growth_interval=2, min_scale=1.0),
-        "track_updates": True,
+        "track_updates": True, "l1": 0.02,
     },
     "largest": {"max_norm": 0.5, "norm_type": math.inf},
     "guard": {"guard": gradops.SpikeGuard("skip", ratio=1.0, warmup_steps=1), "max_relative_step": 0.001},

@@ -8,7 +8,7 @@ import emulator
 import torch
 
 from gradops.loss_scale import DynamicLossScale
-from gradops.settings import relative_step_cap
+from gradops.settings import relative_step_cap, with_l1
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
@@ -33,7 +33,7 @@ TENSORS = "param grad exp_avg exp_avg_sq max_exp_avg_sq rounded"
 Row = _struct("Row", **_same(View, TENSORS), step=Address, numel=Int, group=Int)
 Group = _struct(
     "Group",
-    **_same(Real, "lr beta1 beta2 eps weight_decay"),
+    **_same(Real, "lr beta1 beta2 eps weight_decay l1"),
     **_same(Int, "decoupled amsgrad maximize"),
     lr_tensor=Address,
     lr_is_double=Int,
@@ -153,7 +153,8 @@ class EmulatedPlan:
 
     def _run(self, params, param_groups, state, loss_scale, grads_scaled, found_inf):
         grads = (Address * len(params))(*(address_of(param.grad) for param in params))
-        groups = (Group * len(param_groups))(*(group_of(group) for group in param_groups))
+        groups = with_l1(param_groups, self.optimizer.l1)
+        groups = (Group * len(groups))(*map(group_of, groups))
         spec = spec_of(self.optimizer)
         spec.loss_scale, spec.found_inf = address_of(loss_scale), address_of(found_inf)
         spec.grads_scaled, spec.inline_params = int(grads_scaled), int(self.inline_params)
@@ -205,7 +206,7 @@ def group_of(group):
     lr = group["lr"]
     on_device = isinstance(lr, torch.Tensor)
     flags = (int(group[name]) for name in ("decoupled_weight_decay", "amsgrad", "maximize"))
-    numbers = (float(value) for value in (*group["betas"], group["eps"], group["weight_decay"]))
+    numbers = (float(value) for value in (*group["betas"], group["eps"], group["weight_decay"], group["l1"]))
     is_double = int(on_device and lr.dtype == torch.float64)
     return Group(math.nan if on_device else lr, *numbers, *flags, lr.data_ptr() if on_device else None, is_double)
 

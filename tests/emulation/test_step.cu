@@ -25,7 +25,7 @@ struct RowSpec {
 };
 
 struct GroupSpec {
-  double lr, beta1, beta2, eps, weight_decay;
+  double lr, beta1, beta2, eps, weight_decay, l1;
   int64_t decoupled, amsgrad, maximize;
   const void* lr_tensor;
   int64_t lr_is_double;
@@ -98,7 +98,8 @@ std::vector<TensorRow> rows_of(const RowSpec* specs, int64_t count) {
 
 GroupRule group_of(const GroupSpec& spec) {
   const WeightDecay decay = spec.decoupled ? WeightDecay::kDecoupled : WeightDecay::kL2;
-  return {{spec.lr, spec.beta1, spec.beta2, spec.eps, spec.weight_decay, decay, spec.amsgrad != 0, spec.maximize != 0},
+  return {{spec.lr, spec.beta1, spec.beta2, spec.eps, spec.weight_decay, spec.l1, decay, spec.amsgrad != 0,
+           spec.maximize != 0},
           spec.lr_tensor,
           spec.lr_is_double != 0};
 }
