@@ -58,12 +58,15 @@ def assert_scalar(actual, expected, tolerance, what):
 
 
 def assert_param(actual, expected, lr, what):
-    """float32 within tolerance; half precision at most one ulp apart, and that only for near ties, which are few."""
+    """float32 within tolerance; half precision at most one ulp apart, and that only for near ties, which are few.
+
+    Near 0, where weight and update cancel, float32's error is more than an ulp of what is left.
+    """
     if actual.dtype == torch.float32:
         assert_close(actual, expected, tol.PARAM, lr, what)
         return
     ulp, smallest = HALF_ULP[actual.dtype]
-    assert_close(actual, expected, tol.Tolerance(ulp * 1.001, smallest, ""), 1.0, what)
+    assert_close(actual, expected, tol.Tolerance(ulp * 1.001, smallest + tol.PARAM.atol * lr, ""), 1.0, what)
     differing = (actual.detach() != expected).sum().item()
     assert differing <= 2 + 0.02 * actual.numel(), f"{what}: {differing} of {actual.numel()} rounded differently"
 
