@@ -31,8 +31,7 @@ struct AdamRule {
   float one_minus_beta2;
   float eps;
   float l1;
-  float l2;                         // weight_decay, or 0 where it is decoupled
-  float decay;                      // lr * weight_decay, or 0 where it is L2
+  float decay;                      // weight_decay, times lr where it is decoupled
   float step_size;                  // lr / (1 - beta1^step)
   float inv_bias_correction2_sqrt;  // 1 / sqrt(1 - beta2^step)
 };
@@ -47,8 +46,7 @@ GRADOPS_HD AdamRule adam_rule(const AdamHyper& hyper, double lr, double step) {
   rule.one_minus_beta2 = static_cast<float>(1.0 - hyper.beta2);
   rule.eps = static_cast<float>(hyper.eps);
   rule.l1 = static_cast<float>(hyper.l1);
-  rule.l2 = static_cast<float>(decoupled ? 0.0 : hyper.weight_decay);
-  rule.decay = static_cast<float>(decoupled ? lr * hyper.weight_decay : 0.0);
+  rule.decay = static_cast<float>(decoupled ? lr * hyper.weight_decay : hyper.weight_decay);
   rule.step_size = static_cast<float>(lr / (1.0 - pow(hyper.beta1, step)));
   rule.inv_bias_correction2_sqrt = static_cast<float>(1.0 / sqrt(1.0 - pow(hyper.beta2, step)));
   return rule;
@@ -70,7 +68,7 @@ template <WeightDecay kDecay, bool kAmsgrad, bool kL1 = true>
 GRADOPS_HD AdamElement adam_update(AdamElement e, float grad, const StepDecision& decision, const AdamRule& rule) {
   grad = clamp_grad(grad * decision.inv_scale, decision.clip_value) * decision.clip_coef * rule.grad_sign;
   if constexpr (kL1) grad += l1_grad(e.param, rule.l1);
-  if constexpr (kDecay == WeightDecay::kL2) grad += rule.l2 * e.param;
+  if constexpr (kDecay == WeightDecay::kL2) grad += rule.decay * e.param;
   if constexpr (kDecay == WeightDecay::kDecoupled) e.param -= rule.decay * e.param;
   e.exp_avg += (grad - e.exp_avg) * rule.one_minus_beta1;
   e.exp_avg_sq = e.exp_avg_sq * rule.beta2 + rule.one_minus_beta2 * grad * grad;
