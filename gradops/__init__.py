@@ -11,9 +11,9 @@ from gradops.decay_groups import no_decay_groups
 from gradops.distributed.saving import load_checkpoint, save_checkpoint
 from gradops.init import init_cnn_
 from gradops.loss_scale import DynamicLossScale, GradScaler
-from gradops.lr_curve import LRCurve
-from gradops.lr_finder import lr_find
 from gradops.optim import Adam, AdamW, unwrap, wrap
+from gradops.range_test.curve import LRCurve
+from gradops.range_test.finder import lr_find
 from gradops.record.recorder import Recorder
 from gradops.relative_step import RelativeStepCap
 from gradops.spike_guard import SpikeGuard

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
-    from gradops.lr_curve import LRCurve, LRStep
+    from gradops.range_test.curve import LRCurve, LRStep
 
 # Okabe and Ito's colours; shapes tell the marks apart without them.
 BLUE, ORANGE, VERMILION, INK, PALE = "#0072B2", "#E69F00", "#D55E00", "#333333", "#999999"

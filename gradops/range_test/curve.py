@@ -124,12 +124,12 @@ class LRCurve:
             ModuleNotFoundError: matplotlib is not installed; the message says how to install it.
         """
         try:
-            from gradops import lr_picture
+            from gradops.range_test import picture
         except ModuleNotFoundError as missing:
             raise ModuleNotFoundError(
                 f"plotting needs {missing.name}: run pip install 'gradops[report]'", name=missing.name
             ) from missing
-        return lr_picture.draw(self, path)
+        return picture.draw(self, path)
 
     def __str__(self) -> str:
         return "\n".join(self.notes())

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradops.lr_curve import LRCurve, LRStep
 from gradops.one_pass import OnePass
-from gradops.training_snapshot import restored
+from gradops.range_test.curve import LRCurve, LRStep
+from gradops.range_test.snapshot import restored
 
 
 def lr_find(
