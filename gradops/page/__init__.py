@@ -1,6 +1,8 @@
-"""HTML pages that need nothing else: no network, nothing installed; style and zooming are the same on all of them."""
+"""HTML pages that need nothing else: no network, nothing installed; frame, style and zooming are the same on all."""
 
 import json
+import re
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -8,25 +10,31 @@ from typing import Any
 HERE = Path(__file__).parent
 
 
-def write(path: Path, template: Path, title: str, facts: list[str], body: str, data: dict[str, Any]) -> None:
-    """Fills a template and writes the page.
+def write(
+    path: Path, title: str, facts: list[str], body: str, data: dict[str, Any], *, style: Path, scripts: Sequence[Path]
+) -> None:
+    """Fills the frame and writes the page.
 
     Args:
         path: where to.
-        template: the page's own part: its style, its markup and its script, which reads `data` and extends `Zoomed`.
         title: of the page.
         facts: lines below the title.
         body: HTML.
-        data: for the script, as JSON.
+        data: for the scripts, as JSON in the element `data`.
+        style: the page's own.
+        scripts: the page's own, in their order; they extend `Zoomed`.
     """
-    text = template.read_text()
-    for mark, value in (
-        ("{{style}}", (HERE / "style.css").read_text()),
-        ("{{zoomed}}", (HERE / "zoomed.js").read_text()),
-        ("{{title}}", escape(title)),
-        ("{{facts}}", "<br>".join(map(escape, facts))),
-        ("{{body}}", body),
-        ("{{data}}", json.dumps(data).replace("</", "<\\/")),
-    ):
-        text = text.replace(mark, value)
-    path.write_text(text)
+    parts = {
+        "style": _joined(HERE / "style.css", style),
+        "title": escape(title),
+        "facts": "<br>".join(map(escape, facts)),
+        "body": body,
+        "data": json.dumps(data).replace("</", "<\\/"),
+        "script": _joined(HERE / "zoomed.js", *scripts),
+    }
+    # At once, so that a mark in what is filled in is none.
+    path.write_text(re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], (HERE / "frame.html").read_text()))
+
+
+def _joined(*files: Path) -> str:
+    return "\n".join(file.read_text().rstrip("\n") for file in files)

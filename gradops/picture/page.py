@@ -19,7 +19,8 @@ from gradops.picture import histograms, look
 from gradops.picture.names import columns
 from gradops.record.run import Run
 
-TEMPLATE = Path(__file__).with_name("page.html")
+HERE = Path(__file__).parent
+SCRIPTS = [HERE / name for name in ("steps.js", "layer_map.js", "histogram.js", "page.js")]
 # Beyond these, neighbouring steps share a column: a page of some megabytes still opens at once.
 MOST_CELLS, MOST_HISTOGRAM_CELLS = 300_000, 3_000_000
 FADED = -4.0
@@ -38,7 +39,8 @@ def write(run: Run, path: str | os.PathLike[str]) -> None:
     """
     found, view = report(run), View(run)
     facts = [found.summary, _settings(run), f"gradops {__version__}"]
-    page.write(Path(path), TEMPLATE, found.verdict.replace("`", ""), facts, _body(found), _data(view))
+    title, body = found.verdict.replace("`", ""), _body(found) + (HERE / "page.html").read_text()
+    page.write(Path(path), title, facts, body, _data(view), style=HERE / "page.css", scripts=SCRIPTS)
 
 
 def _body(found: Report) -> str:

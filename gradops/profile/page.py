@@ -13,7 +13,7 @@ from gradops.profile.tables import Table
 from gradops.profile.timeline import COLOURS, after_backward
 from gradops.profile.trace import Event, typical
 
-TEMPLATE = Path(__file__).with_name("page.html")
+HERE = Path(__file__).parent
 # The longest ones; a page with all of a large model's would not scroll smoothly.
 SHOWN_OPERATORS = 3000
 
@@ -39,7 +39,9 @@ def write(
         if picture is not None:
             encoded = base64.b64encode(picture.read_bytes()).decode()
             body.append(f'<img alt="timelines and memory" src="data:image/png;base64,{encoded}">')
-    page.write(path, TEMPLATE, title, facts, "\n".join(body), {"timelines": timelines, "colours": COLOURS})
+    data = {"timelines": timelines, "colours": COLOURS}
+    style, scripts = HERE / "page.css", [HERE / "page.js"]
+    page.write(path, title, facts, "\n".join(body), data, style=style, scripts=scripts)
 
 
 def _table(table: Table) -> str:

@@ -1,27 +1,3 @@
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<title>{{title}}</title>
-<style>
-{{style}}
-table { border-collapse: collapse; }
-th, td { padding: .25em .9em; text-align: right; font-variant-numeric: tabular-nums; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
-th { border-bottom: 1px solid #999; font-weight: 600; }
-tr.strong td { font-weight: 600; border-top: 1px solid #ddd; }
-img { width: 100%; margin-top: 1.5em; }
-</style>
-</head>
-<body>
-<h1>{{title}}</h1>
-<div class="facts">{{facts}}</div>
-{{body}}
-<div id="hint"></div>
-<script id="data" type="application/json">{{data}}</script>
-<script>
-"use strict";
-{{zoomed}}
 const {timelines, colours} = JSON.parse(document.getElementById("data").textContent);
 const LEFT = 90, LANE = 26, HEAD = 22, MEMORY = 60, AXIS = 24;
 
@@ -158,7 +134,3 @@ class Timeline extends Zoomed {
 }
 
 for (const box of document.querySelectorAll(".timeline")) new Timeline(box, timelines[box.dataset.index]);
-document.body.dataset.ready = "yes";
-</script>
-</body>
-</html>
