@@ -280,7 +280,7 @@ def test_torch_step_writes_no_gradient_and_leaves_strides(layout):
 
 def test_everything_around_the_step_works_without_native_code():
     """The same bodies once more with `gradops._C` hidden, as an install without it has them."""
-    files = ["test_clip.py", "test_ops.py", "test_grad_scaler.py", "test_native_faults.py"]
+    files = ["test_clip.py", "test_ops.py", "test_grad_scaler.py", "test_own_grad_scaler.py", "test_native_faults.py"]
     code = "import sys, pytest; sys.modules['gradops._C'] = None; sys.exit(pytest.main(sys.argv[1:]))"
     arguments = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", *[str(TESTS / name) for name in files]]
     done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=TESTS.parent, capture_output=True, text=True)

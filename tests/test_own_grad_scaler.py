@@ -1,0 +1,128 @@
+"""gradops.GradScaler: one pass, and a skip that is known."""
+
+import math
+
+import pytest
+import torch
+from scaler_loops import OPTIONS, loop
+
+import gradops
+
+
+def test_our_scaler_makes_no_extra_pass(device):
+    """Neither a kernel of torch's amp nor a write to any gradient."""
+    param = torch.ones(4, device=device).requires_grad_()
+    optimizer, scaler = gradops.AdamW([param]), gradops.GradScaler(device.type, **OPTIONS)
+    for value in (1.0, math.inf, 1.0):
+        optimizer.zero_grad()
+        scaler.scale((param * value).sum()).backward()
+        version = param.grad._version
+        with torch.profiler.profile() as profile:
+            scaler.step(optimizer)
+        assert not [event.key for event in profile.key_averages() if "_amp_foreach" in event.key]
+        assert param.grad._version == version
+        scaler.update()
+
+
+def sweeps(step, shape):
+    """How many operators read or wrote a tensor of this shape, or a list, whose shapes the profiler does not tell."""
+    with torch.profiler.profile(record_shapes=True) as profile:
+        step()
+    return sum(list(shape) in event.input_shapes or "_foreach_" in event.name for event in profile.events())
+
+
+def test_a_step_by_our_scaler_touches_the_gradients_as_often_as_one_without(device):
+    """By the profiler: no operator looks at a tensor of the gradient's shape besides those of the step itself."""
+    param = torch.ones(123, 7, device=device).requires_grad_()
+    optimizer = gradops.AdamW([param])
+    found = {}
+    for scaler_cls in (gradops.GradScaler, torch.amp.GradScaler):
+        scaler = scaler_cls(device.type, **OPTIONS)
+        for _ in range(2):  # the first of them binds the optimizer
+            param.grad = None
+            scaler.scale(param.sum()).backward()
+            found[scaler_cls] = sweeps(lambda scaler=scaler: scaler.step(optimizer), param.shape)
+            scaler.update()
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(2.0, device=device), torch.tensor(0.0, device=device)
+    plain = sweeps(optimizer.step, param.shape)
+    assert found[gradops.GradScaler] == plain
+    assert found[torch.amp.GradScaler] > plain
+
+
+@pytest.mark.parametrize("optimizer_cls", [torch.optim.SGD, torch.optim.AdamW])
+def test_our_scaler_is_torchs_for_other_optimizers(optimizer_cls, device):
+    values = [1.0, math.inf, 0.5, math.nan, 2.0, 2.0]
+    expected = loop(torch.amp.GradScaler, optimizer_cls, values, device)
+    ours = loop(gradops.GradScaler, optimizer_cls, values, device)
+    assert torch.equal(ours[0], expected[0])
+    assert ours[1] == expected[1]
+
+
+def test_state_of_the_scaler_is_exchangeable_with_torchs(device):
+    ours, torchs = gradops.GradScaler(device.type, **OPTIONS), torch.amp.GradScaler(device.type)
+    torchs.load_state_dict(ours.state_dict())
+    assert torchs.get_scale() == 1024.0
+    torchs.update(64.0) if torchs._scale is not None else torchs.scale(torch.ones((), device=device))
+    ours.load_state_dict(torchs.state_dict())
+    assert ours.get_scale() == torchs.get_scale()
+    assert isinstance(ours, torch.amp.GradScaler)
+
+
+@pytest.mark.parametrize("bad", [0.0, 1.0])
+def test_scaler_without_an_own_scale_may_follow_a_direct_step(bad, device):
+    """Stepping without the scaler in between leaves nothing sticky."""
+    param = torch.ones(3, device=device).requires_grad_()
+    optimizer, scaler = gradops.AdamW([param], lr=0.1), gradops.GradScaler(device.type, **OPTIONS)
+    scaler.scale((param * (math.inf if bad else 1.0)).sum()).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    param.grad = torch.ones_like(param)
+    optimizer.step()
+    assert int(optimizer.stats.steps_taken) == (1 if bad else 2)
+
+
+@pytest.mark.parametrize("unscale", [False, True])
+@pytest.mark.parametrize("optimizer_cls", [gradops.AdamW, torch.optim.AdamW, torch.optim.SGD])
+def test_scaler_knows_whether_the_last_step_was_skipped(optimizer_cls, unscale, device):
+    param = torch.ones(4, device=device).requires_grad_()
+    optimizer = optimizer_cls([param], lr=0.1)
+    # At the floor, where the scale does not fall and a comparison of scales would see nothing.
+    scaler = gradops.GradScaler(device.type, init_scale=4.0, min_scale=4.0)
+    assert not scaler.last_step_skipped
+    for value in (1.0, math.inf, 1.0, math.nan):
+        optimizer.zero_grad()
+        scaler.scale((param * value).sum()).backward()
+        scaler.unscale_(optimizer) if unscale else None
+        scaler.step(optimizer)
+        for moment in ("before update", "after update"):
+            skipped = scaler.last_step_skipped
+            assert (skipped.dtype, skipped.shape, skipped.device.type) == (torch.bool, (), device.type)
+            assert bool(skipped) == (not math.isfinite(value))
+            scaler.update() if moment == "before update" else None
+        assert scaler.get_scale() >= 4.0
+
+
+def test_each_optimizers_skip_is_known_after_its_step(device):
+    params = [torch.ones(3, device=device).requires_grad_() for _ in range(2)]
+    optimizers = [gradops.AdamW([params[0]], lr=0.1), gradops.AdamW([params[1]], lr=0.1)]
+    scaler = gradops.GradScaler(device.type, **OPTIONS)
+    scaler.scale(params[0].sum()).backward()
+    scaler.scale((params[1] * math.inf).sum()).backward()
+    skipped = []
+    for optimizer in optimizers:
+        scaler.step(optimizer)
+        skipped.append(bool(scaler.last_step_skipped))
+    scaler.update()
+    assert skipped == [False, True]
+    assert scaler.get_scale() == 512.0
+
+
+def test_an_inf_written_after_unscale_is_known_too(device):
+    param = torch.ones(3, device=device).requires_grad_()
+    optimizer, scaler = gradops.AdamW([param]), gradops.GradScaler(device.type, **OPTIONS)
+    scaler.scale(param.sum()).backward()
+    scaler.unscale_(optimizer)
+    param.grad[0] = math.inf
+    scaler.step(optimizer)
+    assert bool(scaler.last_step_skipped)
+    assert param.tolist() == [1.0] * 3
