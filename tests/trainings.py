@@ -1,15 +1,12 @@
 """Small real trainings on handwritten digits, each with one known fault or with none, for the diagnosis to look at."""
 
-import dataclasses
 import functools
-import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -118,7 +115,6 @@ def record(training: Training) -> Run:
     optimizer = gradops.AdamW(network.named_parameters(), lr=training.lr, **training.options)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, training.lr, total_steps=training.steps)
     images, classes = digits()
-    weighed = Weighed(network)
     with gradops.Recorder(optimizer, network) as recorder:
         for step in range(training.steps):
             index = torch.randint(len(images), (training.batch_size,))
@@ -129,35 +125,11 @@ def record(training: Training) -> Run:
             optimizer.zero_grad()
             optimizer.backward(loss)
             optimizer.step()
-            weighed.step(bool(optimizer.stats.found_inf))
             if not training.constant_lr:
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", message=r".*lr_scheduler.step\(\)")
                     schedule.step()
-    return weighed.into(recorder.run())
-
-
-class Weighed:
-    """Each step's move of the parameters and their size after it, for recorders that do not measure them."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self.params = list(network.parameters())
-        self.rows: list[tuple[list[float], list[float]]] = []
-        self.before = [param.detach().clone() for param in self.params]
-
-    @torch.no_grad()
-    def step(self, skipped: bool) -> None:
-        size = [float(param.norm()) / param.numel() ** 0.5 for param in self.params]
-        pairs = zip(self.params, self.before, strict=True)
-        moved = [float((param - before).norm() / param.norm().clamp_min(1e-30)) for param, before in pairs]
-        self.rows.append(([math.nan] * len(moved) if skipped else moved, size))
-        self.before = [param.clone() for param in self.params]
-
-    def into(self, run: Run) -> Run:
-        if not np.isnan(run.update_ratio).all():
-            return run
-        ratio, rms = (np.array(column, dtype=np.float32) for column in zip(*self.rows, strict=True))
-        return dataclasses.replace(run, update_ratio=ratio, param_rms=rms)
+    return recorder.run()
 
 
 def scaled_inputs(factor: float, at: int | None = None) -> Callable[[int, nn.Module, Batch], Batch]:
