@@ -17,9 +17,7 @@ SpikeGuardState guard_state(const StepCall& call) {
   if (!call.settings.guard.has_value()) return {};
   const float* scalars = call.buffers.scalars.const_data_ptr<float>();
   const int64_t* counters = call.buffers.counters.const_data_ptr<int64_t>();
-  using Buffers = StepBuffers;
-  return {scalars[Buffers::kLrFactor], scalars[Buffers::kUsualNorm], scalars[Buffers::kDeviation],
-          counters[Buffers::kNormsSeen]};
+  return {scalars[kLrFactor], scalars[kUsualNorm], scalars[kDeviation], counters[kNormsSeen]};
 }
 
 PowerSum sum_of(std::span<const ChunkStats> chunks) {
@@ -142,31 +140,30 @@ void CpuStep::write_updates(const StepCall& call, bool skip) {
 
 void CpuStep::write_scalars(const StepCall& call, const Outcome& outcome, const SpikeGuardState& history,
                             float loss_scale) {
-  using Buffers = StepBuffers;
   const StepSettings& settings = call.settings;
   float* scalars = call.buffers.scalars.data_ptr<float>();
   int64_t* counters = call.buffers.counters.data_ptr<int64_t>();
-  scalars[Buffers::kGradNorm] = static_cast<float>(outcome.grad_norm);
-  scalars[Buffers::kClipCoef] = outcome.decision.clip_coef;
-  scalars[Buffers::kFoundInf] = outcome.found_inf ? 1.0f : 0.0f;
-  scalars[Buffers::kLossScaleUsed] = loss_scale;
-  counters[outcome.decision.skip ? Buffers::kStepsSkipped : Buffers::kStepsTaken] += 1;
+  scalars[kGradNorm] = static_cast<float>(outcome.grad_norm);
+  scalars[kClipCoef] = outcome.decision.clip_coef;
+  scalars[kFoundInf] = outcome.found_inf ? 1.0f : 0.0f;
+  scalars[kLossScaleUsed] = loss_scale;
+  counters[outcome.decision.skip ? kStepsSkipped : kStepsTaken] += 1;
   if (settings.loss_scale_rule.has_value()) {
-    const LossScaleState next = next_loss_scale({scalars[Buffers::kLossScale], counters[Buffers::kGrowthTracker]},
-                                                *settings.loss_scale_rule, outcome.found_inf);
-    scalars[Buffers::kLossScale] = next.scale;
-    counters[Buffers::kGrowthTracker] = next.growth_tracker;
+    const LossScaleState next =
+        next_loss_scale({scalars[kLossScale], counters[kGrowthTracker]}, *settings.loss_scale_rule, outcome.found_inf);
+    scalars[kLossScale] = next.scale;
+    counters[kGrowthTracker] = next.growth_tracker;
   }
   SpikeGuardState next = history;
   if (settings.guard && !outcome.found_inf) {
     next = next_guard_state(history, outcome.grad_norm, outcome.guarded, *settings.guard);
   }
-  scalars[Buffers::kGuarded] = outcome.guarded ? 1.0f : 0.0f;
-  scalars[Buffers::kLrFactorUsed] = history.lr_factor;
-  scalars[Buffers::kLrFactor] = next.lr_factor;
-  scalars[Buffers::kUsualNorm] = next.usual_norm;
-  scalars[Buffers::kDeviation] = next.deviation;
-  counters[Buffers::kNormsSeen] = next.norms_seen;
+  scalars[kGuarded] = outcome.guarded ? 1.0f : 0.0f;
+  scalars[kLrFactorUsed] = history.lr_factor;
+  scalars[kLrFactor] = next.lr_factor;
+  scalars[kUsualNorm] = next.usual_norm;
+  scalars[kDeviation] = next.deviation;
+  counters[kNormsSeen] = next.norms_seen;
 }
 
 void CpuStep::write_rows(const StepCall& call, const StepDecision& decision) {

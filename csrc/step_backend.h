@@ -9,6 +9,7 @@
 #include "math/relative_step.h"
 #include "math/spike_guard.h"
 #include "param_row.h"
+#include "step_scalars.h"
 
 namespace gradops {
 
@@ -29,23 +30,8 @@ struct StepSettings {
 
 // The live buffers behind `optimizer.stats`.
 struct StepBuffers {
-  enum Scalar {
-    kGradNorm,
-    kClipCoef,
-    kFoundInf,
-    kLossScaleUsed,
-    kLossScale,
-    kGuarded,
-    kLrFactorUsed,
-    kLrFactor,
-    kUsualNorm,
-    kDeviation,
-    kScalarCount
-  };
-  enum Counter { kStepsTaken, kStepsSkipped, kGrowthTracker, kNormsSeen, kCounterCount };
-
-  at::Tensor scalars;   // float32: see Scalar
-  at::Tensor counters;  // int64: see Counter
+  at::Tensor scalars;   // float32: see StepScalar
+  at::Tensor counters;  // int64: see StepCounter
   at::Tensor norms;     // float32, like abs_max; one row a parameter, as in those that follow
   at::Tensor abs_max;
   at::Tensor nonfinite;     // int64

@@ -12,6 +12,7 @@
 #include "math/loss_scale.h"
 #include "math/relative_step.h"
 #include "math/spike_guard.h"
+#include "step_scalars.h"
 
 namespace gradops::cuda {
 
@@ -106,11 +107,11 @@ struct Workspace {
   StepInputs* inputs;
 };
 
-// The live buffers behind `optimizer.stats`, in the order of StepPlan::Scalar and StepPlan::Counter. Where gradients
-// are measured and nothing is updated, `counters` and those from `capped` on are null.
+// The live buffers behind `optimizer.stats`. Where gradients are measured and nothing is updated, `counters` and those
+// from `capped` on are null.
 struct StatsBuffers {
-  float* scalars;
-  int64_t* counters;
+  float* scalars;     // see StepScalar
+  int64_t* counters;  // see StepCounter
   float* norms;
   float* abs_max;
   int64_t* nonfinite;
@@ -118,19 +119,6 @@ struct StatsBuffers {
   float* update_ratio;
   float* param_rms;
 };
-enum Scalar {
-  kGradNorm,
-  kClipCoef,
-  kFoundInf,
-  kLossScaleUsed,
-  kLossScale,
-  kGuarded,
-  kLrFactorUsed,
-  kLrFactor,
-  kUsualNorm,
-  kDeviation
-};
-enum Counter { kStepsTaken, kStepsSkipped, kGrowthTracker, kNormsSeen };
 
 struct StepRules {
   double max_norm = INFINITY;
