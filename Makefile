@@ -9,7 +9,7 @@ STEP_TESTS := adam_step clip decide grad_stats l1 loss_scale master_weights mome
 	spike_guard step_plan
 SANITIZED_TESTS ?= $(STEP_TESTS:%=tests/test_%.py)
 EMULATED_TESTS ?= $(patsubst %,tests/test_%.py,$(STEP_TESTS) activation_stats checkpoint grad_scaler native_faults \
-	recorder stats)
+	own_grad_scaler recorder stats update_stats)
 # More of the scaling run's options: make bench SCALING="--most-params 1e7"
 SCALING ?=
 # The training whose profile is in the README.

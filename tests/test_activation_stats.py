@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tolerances import ACTIVATION_MEAN, ACTIVATION_STD
 from torch.library import opcheck
 
-from gradops.backends import activations
+from gradops.backends import activations, torch_math
 from gradops.record.activations import histogram_edges
 
 EDGES = np.array(histogram_edges())
@@ -105,6 +105,13 @@ def test_huge_and_tiny_values_neither_overflow_nor_vanish(how, scale):
     mixed[:CHUNK] *= scale
     mixed[-1] = torch.finfo(torch.float32).max
     check(mixed, how=how)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="Triton's kernel has float64")
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_squares_stay_in_range_on_devices_without_float64(scale, monkeypatch):
+    monkeypatch.setattr(torch_math, "_WITHOUT_FLOAT64", {"cpu"})
+    check((torch.rand(3 * CHUNK) * 2 - 1) * scale, how="python")
 
 
 @pytest.mark.parametrize("how", IMPLEMENTATIONS)

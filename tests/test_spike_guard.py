@@ -204,6 +204,26 @@ def test_gradscaler_is_not_told_of_a_spike(device):
     assert scaler.get_scale() == 8.0
 
 
+def test_norm_that_never_changes_is_its_own_usual_one_and_no_spike_at_any_ratio(device):
+    optimizer, _ = make(device, SpikeGuard(**{**QUICK, "ratio": 1.0}), norm_type=math.inf)
+    said = [step(optimizer, STEADY) for _ in range(8)]
+    assert not any(stats.guarded for stats in said)
+    assert optimizer.state_dict()["param_groups"][0]["gradops_usual_norm"] == said[0].grad_norm.item()
+
+
+def test_norm_beyond_float32_is_a_spike_that_does_not_enter_the_history(device):
+    optimizer, param = make(device, SpikeGuard(**QUICK))
+    warm(optimizer)
+    before = optimizer.state_dict()["param_groups"][0]
+    param.grad = torch.full_like(param, 3e38)
+    optimizer.step()
+    after = optimizer.state_dict()["param_groups"][0]
+    assert (optimizer.stats.guarded, optimizer.stats.found_inf) == (1.0, 0.0)
+    assert optimizer.stats.grad_norm == math.inf
+    for key in ("gradops_usual_norm", "gradops_norm_deviation", "gradops_norms_seen"):
+        assert after[key] == before[key]
+
+
 @pytest.mark.parametrize("norm", [0.0, 1e-40])
 def test_norms_that_vanish_do_not_enter_the_history(norm, device):
     optimizer, _ = make(device, SpikeGuard(**QUICK), norm_type=math.inf)

@@ -207,7 +207,9 @@ QUICK = {
     "test_master_weights.py": "any_sequence or wherever_it_lies and bfloat16 or edited",
     "test_moments_dtype.py": "any_sequence or wherever_the",
     "test_relative_step.py": "any_sequence or floor or gathered_while or read_anew",
+    "test_spike_guard.py": "guard2 or recovers or never_changes or beyond_float32 or inf_or_nan or loss_scale",
     "test_stats.py": "promised or one_step or left_as_backward",
+    "test_update_stats.py": "contiguous or half_precision or magnitudes or one_step or zero or skipped or lets_it_move",
 }
 
 
@@ -236,8 +238,10 @@ def test_shared_bodies_pass_in_the_interpreter(name):
         "test_moments_dtype.py",
         "test_relative_step.py",
         "test_same_bits.py",
+        "test_spike_guard.py",
         "test_stats.py",
         "test_step_plan.py",
+        "test_update_stats.py",
     ],
 )
 def test_all_shared_bodies_pass_in_the_interpreter(name):

@@ -102,6 +102,16 @@ def test_skipped_step_has_no_ratio_and_leaves_the_rms(device):
     assert stats.update_ratio[2].item() == 0.0
 
 
+@pytest.mark.parametrize("action", ["skip", "clip"])
+def test_spike_has_a_ratio_only_where_the_guard_lets_it_move_something(action, device):
+    guard = gradops.SpikeGuard(action, ratio=2.0, warmup_steps=1)
+    param = torch.ones(40, device=device).requires_grad_()
+    both = Beside(gradops.AdamW([param], guard=guard, track_updates=True), guard=guard)
+    for size in (1.0, 1.0, 50.0, 1.0):
+        stats = both.step([torch.full((40,), size, device=device)])
+        assert math.isnan(stats.update_ratio[0]) == (action == "skip" and size == 50.0)
+
+
 def test_rows_are_untouched_until_somebody_asks(device):
     optimizer = gradops.AdamW([torch.ones(4, device=device).requires_grad_()])
     grad = torch.ones(4, device=device)
