@@ -4,8 +4,9 @@ import copy
 
 import pytest
 import torch
-from beside import Beside, assert_bitwise, assert_same_bits, params_of, snapshot
-from cases import CHUNK, LAYOUTS, ParamCase, draw_grad, group_options, param_cases, sequences, settings_of_the_step
+from against_oracle import any_sequence, steps_of
+from beside import assert_bitwise, assert_same_bits, params_of, snapshot
+from cases import CHUNK, LAYOUTS, ParamCase, param_cases, settings_of_the_step
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,12 +36,7 @@ def test_any_sequence_of_steps_equals_the_oracle(cls, device, data, seed):
     torch.manual_seed(seed)
     cases = data.draw(st.lists(param_cases((torch.float32, *HALF, *HALF)), min_size=1, max_size=4))
     settings = {**data.draw(settings_of_the_step()), "master_weights": True}
-    params = [case.param(device) for case in cases]
-    both = Beside(cls([{"params": params, **data.draw(group_options())}], **settings), **settings)
-    for events in data.draw(sequences(len(cases))):
-        both.step(
-            [draw_grad(case, event, both.oracle.scale, device) for case, event in zip(cases, events, strict=True)]
-        )
+    any_sequence(cls, device, data, cases, settings)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -48,10 +44,7 @@ def test_any_sequence_of_steps_equals_the_oracle(cls, device, data, seed):
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (2, 3, 4, 5), (CHUNK + 1,), (3 * CHUNK,)])
 def test_parameter_is_the_master_rounded_wherever_it_lies(shape, dtype, layout, device):
     case = ParamCase(shape, dtype, layout, grad_dtype=dtype)
-    settings = {"master_weights": True, "max_relative_step": 0.05}
-    both = Beside(gradops.AdamW([case.param(device)], lr=10.0, **settings), **settings)
-    for _ in range(3):
-        both.step([case.grad(device=device)])
+    steps_of(case, device, 3, lr=10.0, master_weights=True, max_relative_step=0.05)
 
 
 def test_updates_too_small_for_the_parameters_dtype_add_up(device):

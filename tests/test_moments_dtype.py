@@ -4,8 +4,9 @@ import io
 
 import pytest
 import torch
+from against_oracle import any_sequence
 from beside import Beside, assert_bitwise, assert_same_bits, params_of, snapshot
-from cases import CHUNK, LAYOUTS, ParamCase, draw_grad, group_options, param_cases, sequences, settings_of_the_step
+from cases import CHUNK, LAYOUTS, ParamCase, param_cases, settings_of_the_step
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,12 +36,7 @@ def test_any_sequence_of_steps_equals_the_oracle(cls, device, data, seed):
     torch.manual_seed(seed)
     cases = data.draw(st.lists(param_cases(), min_size=1, max_size=4))
     settings = {**data.draw(settings_of_the_step()), "moments_dtype": torch.bfloat16}
-    params = [case.param(device) for case in cases]
-    both = Beside(cls([{"params": params, **data.draw(group_options())}], **settings), **settings)
-    for events in data.draw(sequences(len(cases))):
-        both.step(
-            [draw_grad(case, event, both.oracle.scale, device) for case, event in zip(cases, events, strict=True)]
-        )
+    any_sequence(cls, device, data, cases, settings)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

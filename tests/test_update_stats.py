@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
+from against_oracle import any_sequence, steps_of
 from beside import Beside, assert_bitwise, snapshot
-from cases import CHUNK, DTYPES, LAYOUTS, ParamCase, draw_grad, group_options, param_cases, sequences
+from cases import CHUNK, DTYPES, LAYOUTS, ParamCase, param_cases
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,28 +27,19 @@ def test_any_sequence_of_tracked_steps_equals_the_oracle(cls, device, data, seed
     torch.manual_seed(seed)
     cases = data.draw(st.lists(param_cases(), min_size=1, max_size=4))
     settings = {"track_updates": True, "max_relative_step": data.draw(st.sampled_from([None, 0.05]))}
-    params = [case.param(device) for case in cases]
-    both = Beside(cls([{"params": params, **data.draw(group_options())}], **settings), **settings)
-    for events in data.draw(sequences(len(cases))):
-        both.step([draw_grad(case, event, 1.0, device) for case, event in zip(cases, events, strict=True)])
+    any_sequence(cls, device, data, cases, settings)
 
 
 @pytest.mark.parametrize("size", [1, 7, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 5])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_rows_are_of_the_whole_tensor(layout, size, device):
-    case = ParamCase((size,), layout=layout)
-    both = Beside(gradops.AdamW([case.param(device)], lr=0.1, track_updates=True))
-    for _ in range(2):
-        stats = both.step([case.grad(device=device)])
-        assert stats.update_ratio[0] > 0.0
+    said = steps_of(ParamCase((size,), layout=layout), device, 2, lr=0.1, track_updates=True)
+    assert all(stats.update_ratio[0] > 0.0 for stats in said)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_are_of_the_stored_half_precision_values(dtype, device):
-    case = ParamCase((CHUNK + 3,), dtype, grad_dtype=dtype)
-    both = Beside(gradops.AdamW([case.param(device)], lr=0.1, track_updates=True))
-    for _ in range(3):
-        both.step([case.grad(device=device)])
+    steps_of(ParamCase((CHUNK + 3,), dtype, grad_dtype=dtype), device, 3, lr=0.1, track_updates=True)
 
 
 @pytest.mark.parametrize("size", [1e-25, 1e25])
