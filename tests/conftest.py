@@ -1,6 +1,7 @@
 """Fixtures and hypothesis profiles: "default" for every run, "long" for nightly ones (--hypothesis-profile=long)."""
 
 import os
+import random
 
 import pytest
 import torch
@@ -53,4 +54,5 @@ def device(backend, request):
 
 @pytest.fixture(autouse=True)
 def fixed_seed():
+    random.seed(0)
     torch.manual_seed(0)
