@@ -68,7 +68,7 @@ class Meter:
 
 
 def install():
-    """Repairs the cast, and makes calls cheap, for the rest of the process."""
+    """Repairs the cast and what is loaded nowhere, and makes calls cheap, for the rest of the process."""
     np.seterr(all="ignore")  # a GPU has no warnings
     interpreter.InterpreterBuilder.cast_impl = _cast
     plain = interpreter.InterpreterBuilder.create_fp_to_fp
@@ -80,6 +80,18 @@ def install():
         return plain(self, src, dst_type, rounding_mode)
 
     interpreter.InterpreterBuilder.create_fp_to_fp = create_fp_to_fp
+    load = interpreter.InterpreterBuilder.create_masked_load
+
+    def create_masked_load(self, ptrs, mask, other, *hints):
+        """A GPU leaves anything in lanes that load nothing and have no `other`: here NaN, or all ones."""
+        if other is None and not mask.data.all():
+            kind = ptrs.get_element_ty()
+            dtype = np.dtype(interpreter._get_np_dtype(kind))
+            anything = np.frombuffer(b"\xff" * dtype.itemsize, dtype)[0]
+            other = interpreter.TensorHandle(np.full(ptrs.data.shape, anything), kind)
+        return load(self, ptrs, mask, other, *hints)
+
+    interpreter.InterpreterBuilder.create_masked_load = create_masked_load
     patch = interpreter._patch_lang
 
     def patch_once(fn):

@@ -19,6 +19,7 @@ EDGES = np.array(histogram_edges())
 CHUNK = 4096
 COUNTED = 4 + len(EDGES) + 1
 SMALLEST = 2.0**-149  # of float32
+BETWEEN_FLOATS = torch.tensor([2.0**17, 2.0**17 + 2.0**-6]).repeat(2 * CHUNK)  # their mean is no float32
 # Started once more in Triton's interpreter by test_triton_step.py.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 IMPLEMENTATIONS = ["triton"] if INTERPRETED else [pytest.param("operator", marks=needs_native), "python"]
@@ -97,6 +98,15 @@ def test_any_tensor_of_any_layout_is_read_where_its_values_are(shape, layout, ho
     check(lay_out(torch.randn(shape), layout), how=how)
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "channels_last", "misaligned"])
+def test_triton_copies_nothing_whose_memory_has_no_gaps(layout):
+    pytest.importorskip("triton")
+    from gradops.backends import triton_activations
+
+    x = lay_out(torch.randn(2, 3, 4, 5), layout)
+    assert triton_activations._in_memory_order(x).data_ptr() == x.data_ptr()
+
+
 @pytest.mark.parametrize("how", IMPLEMENTATIONS)
 @pytest.mark.parametrize("scale", [1e-44, 1e-38, 1e-20, 1e-13, 1e15, 1e20, 3e38])
 def test_huge_and_tiny_values_neither_overflow_nor_vanish(how, scale):
@@ -117,6 +127,7 @@ def test_squares_stay_in_range_on_devices_without_float64(scale, monkeypatch):
 @pytest.mark.parametrize("how", IMPLEMENTATIONS)
 def test_a_mean_far_from_zero_costs_no_precision(how):
     check(torch.randn(5 * CHUNK + 3) * 0.01 + 1000.0, how=how)
+    check(BETWEEN_FLOATS, how=how)
 
 
 @pytest.mark.parametrize("how", IMPLEMENTATIONS)

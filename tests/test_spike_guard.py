@@ -273,7 +273,8 @@ def test_guard_set_later_begins_a_history_of_its_own(device):
     optimizer.guard = None
     assert step(optimizer, SPIKE).lr_factor == 1.0
     optimizer.guard = SpikeGuard(**QUICK)
-    assert not any(step(optimizer, norm).guarded for norm in (STEADY, SPIKE, STEADY))
+    said = [step(optimizer, norm) for norm in (STEADY, SPIKE, STEADY)]
+    assert [(float(stats.guarded), float(stats.lr_factor)) for stats in said] == [(0.0, 1.0)] * 3
     assert step(optimizer, SPIKE).guarded
 
 

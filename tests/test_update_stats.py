@@ -94,6 +94,13 @@ def test_skipped_step_has_no_ratio_and_leaves_the_rms(device):
     assert stats.update_ratio[2].item() == 0.0
 
 
+def test_rows_of_a_parameter_that_takes_no_part_are_zero(device):
+    both = Beside(gradops.AdamW([torch.ones(4, device=device).requires_grad_() for _ in range(2)], track_updates=True))
+    grad = torch.ones(4, device=device)
+    both.step([grad, grad.clone()])
+    assert both.step([grad, None]).update_ratio[1] == 0.0
+
+
 @pytest.mark.parametrize("action", ["skip", "clip"])
 def test_spike_has_a_ratio_only_where_the_guard_lets_it_move_something(action, device):
     guard = gradops.SpikeGuard(action, ratio=2.0, warmup_steps=1)

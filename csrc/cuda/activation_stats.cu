@@ -96,12 +96,7 @@ GRADOPS_DEVICE Moments shuffle_xor(const Moments& moments, int bit) {
           __shfl_xor_sync(kFullWarp, moments.m2, bit)};
 }
 
-// Number by number: a choice between two places would need memory.
-GRADOPS_DEVICE Moments choose(bool first, const Moments& a, const Moments& b) {
-  return {first ? a.n : b.n, first ? a.mean : b.mean, first ? a.m2 : b.m2};
-}
-
-// The moments of all strips, in an order that hangs on nothing but their number; in every thread of the first warp.
+// The moments of all strips, in an order that hangs on nothing but their number; in every thread.
 GRADOPS_DEVICE Moments merge_strips(const ActivationArgs& args, Moments (&scratch)[kWarps]) {
   const int64_t strips = strip_count(args.numel);
   Moments total;
@@ -110,14 +105,7 @@ GRADOPS_DEVICE Moments merge_strips(const ActivationArgs& args, Moments (&scratc
     total.merge(Moments::in_unit(strip.finite, strip.mean, strip.deviations, strip.squares, strip.inv_unit));
   }
 #pragma unroll 1
-  for (int bit = 1; bit < 32; bit *= 2) {
-    // Of two lanes both merge the upper one's into the lower one's, so that both have the same bits.
-    const Moments other = shuffle_xor(total, bit);
-    const bool upper = (threadIdx.x & bit) != 0;
-    const Moments added = choose(upper, total, other);
-    total = choose(upper, other, total);
-    total.merge(added);
-  }
+  for (int bit = 1; bit < 32; bit *= 2) total.merge(shuffle_xor(total, bit));  // the first lane's are taken
   if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = total;
   __syncthreads();
   total = scratch[0];

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from cases import DTYPES, lay_out
-from one_pass import CSRC, HERE
-from test_activation_stats import COUNTED, agrees
+from one_pass import CSRC, HERE, PIECE
+from test_activation_stats import BETWEEN_FLOATS, COUNTED, agrees
 
 STRIP = 4096
 
@@ -82,6 +82,26 @@ def test_any_layout(lib, dtype, layout):
 def test_huge_and_tiny_values_are_looked_at_again(lib, scale):
     x = (torch.rand(3 * STRIP) * 2 - 1) * scale
     agrees(*measured(lib, x, looks=2), x)
+
+
+@pytest.mark.parametrize("size", [STRIP, 36 * STRIP + 5])  # of one lane; of more than one warp merges
+@pytest.mark.parametrize("first", [None, math.nan])
+def test_a_mean_far_from_zero_costs_no_precision(lib, first, size):
+    x = torch.randn(size) * 0.01 + 1000.0
+    if first is not None:
+        x[:PIECE] = first
+    agrees(*measured(lib, x), x)
+
+
+def test_a_mean_between_two_floats_costs_no_precision(lib):
+    agrees(*measured(lib, BETWEEN_FLOATS), BETWEEN_FLOATS)
+
+
+@pytest.mark.parametrize("near_zero", [0.0, 1e-3])
+def test_what_is_as_far_from_zero_as_the_bound_is_near_zero(lib, near_zero):
+    bound = torch.tensor(near_zero)
+    x = torch.stack([bound, -bound, bound.nextafter(torch.tensor(1.0)), torch.tensor(1.0)]).repeat(70)
+    agrees(*measured(lib, x, near_zero=near_zero), x, near_zero)
 
 
 def test_pieces_whose_means_lie_far_apart(lib):
