@@ -4,25 +4,28 @@
 namespace gradops::cpu {
 namespace {
 
-template <WeightDecay kDecay, bool kAmsgrad, bool kL1>
+template <WeightDecay kDecay, bool kAmsgrad, bool kL1, bool kMoved>
 GRADOPS_HD void update_chunk(const AdamChunk& chunk, int64_t n, const StepDecision decision, const AdamRule rule) {
   float* __restrict param = chunk.param;
   float* __restrict exp_avg = chunk.exp_avg;
   float* __restrict exp_avg_sq = chunk.exp_avg_sq;
   float* __restrict max_exp_avg_sq = chunk.max_exp_avg_sq;
+  float* __restrict moved = chunk.moved;
   const float* __restrict grad = chunk.grad;
   for (int64_t i = 0; i < n; ++i) {
-    AdamElement element{param[i], exp_avg[i], exp_avg_sq[i], kAmsgrad ? max_exp_avg_sq[i] : 0.0f};
+    const float before = param[i];
+    AdamElement element{before, exp_avg[i], exp_avg_sq[i], kAmsgrad ? max_exp_avg_sq[i] : 0.0f};
     element = adam_update<kDecay, kAmsgrad, kL1>(element, grad[i], decision, rule);
     param[i] = element.param;
     exp_avg[i] = element.exp_avg;
     exp_avg_sq[i] = element.exp_avg_sq;
     if constexpr (kAmsgrad) max_exp_avg_sq[i] = element.max_exp_avg_sq;
+    if constexpr (kMoved) moved[i] = element.param - before;
   }
 }
 
-#define GRADOPS_ADAM_TEMPLATE WeightDecay kDecay, bool kAmsgrad, bool kL1
-#define GRADOPS_ADAM_BODY update_chunk<kDecay, kAmsgrad, kL1>
+#define GRADOPS_ADAM_TEMPLATE WeightDecay kDecay, bool kAmsgrad, bool kL1, bool kMoved
+#define GRADOPS_ADAM_BODY update_chunk<kDecay, kAmsgrad, kL1, kMoved>
 GRADOPS_ISA_CLONES(UpdateChunk, GRADOPS_ADAM_BODY, GRADOPS_ADAM_TEMPLATE, void,
                    (const AdamChunk& chunk, int64_t n, const StepDecision& decision, const AdamRule& rule),
                    (chunk, n, decision, rule));
@@ -37,23 +40,24 @@ GRADOPS_HD void subtract_values(const float* __restrict after, float* __restrict
 
 using UpdateFunction = void (*)(const AdamChunk&, int64_t, const StepDecision&, const AdamRule&);
 
-template <bool kL1>
-UpdateFunction update_function(WeightDecay decay, bool amsgrad) {
-  constexpr WeightDecay kL2 = WeightDecay::kL2, kDecoupled = WeightDecay::kDecoupled;
-  const int isa = static_cast<int>(current_isa());
-  if (decay == kDecoupled) {
-    return amsgrad ? UpdateChunk<kDecoupled, true, kL1>::table[isa] : UpdateChunk<kDecoupled, false, kL1>::table[isa];
-  }
-  return amsgrad ? UpdateChunk<kL2, true, kL1>::table[isa] : UpdateChunk<kL2, false, kL1>::table[isa];
+template <bool kDecoupled, bool kAmsgrad, bool kL1, bool kMoved>
+UpdateFunction compiled_for() {
+  constexpr WeightDecay kDecay = kDecoupled ? WeightDecay::kDecoupled : WeightDecay::kL2;
+  return UpdateChunk<kDecay, kAmsgrad, kL1, kMoved>::table[static_cast<int>(current_isa())];
+}
+
+// Turns one property after the other into a template argument.
+template <bool... kKnown, class... Properties>
+UpdateFunction compiled_for(bool next, Properties... others) {
+  return next ? compiled_for<kKnown..., true>(others...) : compiled_for<kKnown..., false>(others...);
 }
 
 }  // namespace
 
 void adam_step_chunk(const AdamChunk& chunk, int64_t n, const StepDecision& decision, const AdamRule& rule,
                      WeightDecay decay) {
-  const bool amsgrad = chunk.max_exp_avg_sq != nullptr;
-  const UpdateFunction update =
-      rule.l1 != 0.0f ? update_function<true>(decay, amsgrad) : update_function<false>(decay, amsgrad);
+  const UpdateFunction update = compiled_for(decay == WeightDecay::kDecoupled, chunk.max_exp_avg_sq != nullptr,
+                                             rule.l1 != 0.0f, chunk.moved != nullptr);
   update(chunk, n, decision, rule);
 }
 

@@ -4,9 +4,10 @@
 namespace gradops::cpu {
 namespace {
 
-// Element i belongs to lane i % kLanes, in a full row of lanes as in the tail.
-template <NormType kNorm>
-GRADOPS_HD ChunkStats first_look(const float* __restrict grad, int64_t n, const GradRule rule) {
+// Element i belongs to lane i % kLanes, in a full row of lanes as in the tail. kPlain is a rule that changes nothing.
+template <NormType kNorm, bool kPlain>
+GRADOPS_HD ChunkStats first_look(const float* __restrict grad, int64_t n, const GradRule given) {
+  const GradRule rule = kPlain ? GradRule{} : given;
   alignas(64) float power_sum[kLanes];
   alignas(64) int32_t abs_max_bits[kLanes];
   for (int lane = 0; lane < kLanes; ++lane) {
@@ -36,7 +37,9 @@ GRADOPS_HD ChunkStats first_look(const float* __restrict grad, int64_t n, const 
   return stats;
 }
 
-GRADOPS_ISA_CLONES(FirstLook, first_look<kNorm>, NormType kNorm, ChunkStats,
+#define GRADOPS_LOOK_TEMPLATE NormType kNorm, bool kPlain
+#define GRADOPS_LOOK_BODY first_look<kNorm, kPlain>
+GRADOPS_ISA_CLONES(FirstLook, GRADOPS_LOOK_BODY, GRADOPS_LOOK_TEMPLATE, ChunkStats,
                    (const float* grad, int64_t n, const GradRule& rule), (grad, n, rule));
 
 // Rare, so compiled once: the values in a unit of their own, in the lanes of the first look.
@@ -57,7 +60,9 @@ int32_t count_nonfinite(const float* grad, int64_t n, const GradRule& rule) {
 
 template <NormType kNorm>
 ChunkStats stats_of(const float* grad, int64_t n, const GradRule& rule, float p) {
-  ChunkStats stats = FirstLook<kNorm>::table[static_cast<int>(current_isa())](grad, n, rule);
+  const bool plain = rule.inv_scale == 1.0f && rule.clip_value == INFINITY;
+  const auto& look = plain ? FirstLook<kNorm, true>::table : FirstLook<kNorm, false>::table;
+  ChunkStats stats = look[static_cast<int>(current_isa())](grad, n, rule);
   if (stats.abs_max_bits >= kInfBits) stats.nonfinite = count_nonfinite(grad, n, rule);
   if (needs_unit<kNorm>(stats.power_sum, stats.abs_max_bits)) {
     stats.unit = unit_for<kNorm>(largest_clamped(stats.abs_max_bits, rule.clip_value));

@@ -16,13 +16,15 @@ constexpr int kLanes = 32;
 // Statistics of one chunk; `n` at most kChunk.
 ChunkStats grad_stats_chunk(const float* grad, int64_t n, const GradRule& rule, NormType norm_type, float p);
 
-// The values of one chunk of one parameter. `max_exp_avg_sq` is null without amsgrad.
+// The values of one chunk of one parameter. `max_exp_avg_sq` is null without amsgrad, `moved`, which takes what the
+// update adds to `param`, where nobody asks for it.
 struct AdamChunk {
   float* param;
   const float* grad;
   float* exp_avg;
   float* exp_avg_sq;
   float* max_exp_avg_sq;
+  float* moved = nullptr;
 };
 
 void adam_step_chunk(const AdamChunk& chunk, int64_t n, const StepDecision& decision, const AdamRule& rule,

@@ -59,9 +59,10 @@ ChunkStats stats_of(const TensorView& view, const Chunk& chunk, const GradRule& 
 }
 
 void update_chunk(const TensorRow& row, const Chunk& chunk, const StepDecision& decision, const RowUpdate& update,
-                  Scratch& copies) {
+                  Scratch& copies, float* moved = nullptr) {
   const auto [row_index, n, begin] = chunk;
   AdamChunk values;
+  values.moved = moved;
   values.param = load(row.param, begin, n, copies.param);
   values.grad = load(row.grad, begin, n, copies.grad);
   values.exp_avg = load(row.exp_avg, begin, n, copies.exp_avg);
@@ -78,12 +79,16 @@ void update_chunk(const TensorRow& row, const Chunk& chunk, const StepDecision& 
   if (amsgrad) store(row.max_exp_avg_sq, begin, n, values.max_exp_avg_sq);
 }
 
-// The same, and the statistics of what the parameter was moved by. Its chunk is copied in the cache.
+// The same, and the statistics of what the stored parameter was moved by.
 ChunkStats update_and_track(const TensorRow& row, const Chunk& chunk, const StepDecision& decision,
                             const RowUpdate& update, Scratch& copies) {
-  std::copy_n(load(row.param, chunk.begin, chunk.n, copies.param), chunk.n, copies.moved);
-  update_chunk(row, chunk, decision, update, copies);
-  subtract_chunk(load(row.param, chunk.begin, chunk.n, copies.param), copies.moved, chunk.n);
+  if (row.param.dtype == Dtype::kFloat32) {
+    update_chunk(row, chunk, decision, update, copies, copies.moved);
+  } else {
+    std::copy_n(load(row.param, chunk.begin, chunk.n, copies.param), chunk.n, copies.moved);
+    update_chunk(row, chunk, decision, update, copies);
+    subtract_chunk(load(row.param, chunk.begin, chunk.n, copies.param), copies.moved, chunk.n);
+  }
   return grad_stats_chunk(copies.moved, chunk.n, GradRule{}, NormType::kL2, 2.0f);
 }
 
