@@ -1,4 +1,4 @@
-"""Faults planted in the Triton step; each must be caught by a test of test_triton_step.py in the interpreter."""
+"""Faults planted in the Triton step; each must be caught by a test that the interpreter runs."""
 
 import os
 import shutil
@@ -16,13 +16,14 @@ pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reaso
 
 
 class Fault(NamedTuple):
-    """A replacement in a file of gradops/backends, the test that must fail, and what it must say."""
+    """A replacement in a file of gradops/backends, the test that must fail, what it must say, and where it stands."""
 
     file: str
     right: str
     wrong: str
     test: str
     complaint: str
+    where: str = "test_triton_step.py"
 
 
 UPDATE, MEASURE, STEP = "triton_update.py", "triton_grad_stats.py", "triton_step.py"
@@ -73,6 +74,22 @@ FAULTS = {
         "test_a_step_is_two_launches_whatever_the_number_of_tensors",
         "AssertionError",
     ),
+    "moves of lanes behind the end": Fault(
+        UPDATE,
+        "        moved = tl.where(inside, moved, 0.0)\n",
+        "        pass\n",
+        "test_rows_are_of_the_whole_tensor and contiguous",
+        "update_ratio: 1 of 1 differ",
+        "test_update_stats.py",
+    ),
+    "a learning rate that never recovers": Fault(
+        "triton_guard.py",
+        "tl.load(settings + LR_GROWTH))",
+        "1.0)",
+        "test_learning_rate_is_cut_after_a_spike_and_recovers",
+        "AssertionError",
+        "test_spike_guard.py",
+    ),
 }
 QUICK = ("an update without its tail mask",)
 
@@ -88,7 +105,7 @@ def test_a_planted_fault_is_caught(name, tmp_path):
     text = source.read_text()
     assert text.count(fault.right) == 1
     source.write_text(text.replace(fault.right, fault.wrong))
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(HERE / "test_triton_step.py")]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(HERE / fault.where)]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     # In the copy's folder, which Python searches before any installed gradops.
     done = subprocess.run(

@@ -11,17 +11,21 @@ from cases import DTYPES, lay_out
 from one_pass import CSRC, HERE, PIECE
 from test_activation_stats import BETWEEN_FLOATS, COUNTED, agrees
 
+KERNEL = CSRC / "cuda" / "activation_stats.cu"
 STRIP = 4096
 
 
-@pytest.fixture(scope="module")
-def lib():
-    sources = [HERE / "activation_stats.cu", CSRC / "cuda" / "activation_stats.cu"]
-    lib = emulator.load(sources, flags=[f"-I{CSRC}"])
+def library(kernel):
+    lib = emulator.load([HERE / "activation_stats.cu", kernel], flags=[f"-I{CSRC}"])
     address, whole = ctypes.c_void_p, ctypes.c_int64
     lib.run.argtypes = [address, address, whole, whole, ctypes.c_double, *[address] * 4, whole]
     assert lib.strip_elements() == STRIP
     return lib
+
+
+@pytest.fixture(scope="module")
+def lib():
+    return library(KERNEL)
 
 
 def layout_of(tensor):
