@@ -124,13 +124,13 @@ void ParamRow::bind_state(py::handle state) {
   const auto dict = py::reinterpret_borrow<py::dict>(state);
   for (const auto item : dict) state_values_.push_back(py::reinterpret_borrow<py::object>(item.second));
 
-  constexpr const char* kKeys[kStateEntries] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "master"};
+  constexpr const char* kKeys[kStateEntries] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "master", "compensation"};
   for (int i = 0; i < kStateEntries; ++i) {
     const at::Tensor tensor = state_entry(dict, kKeys[i], name_, i >= kMaxExpAvgSq);
     state_[i] = LinkedTensor();
     if (tensor.defined()) state_[i].link(tensor, param_, order_, kKeys[i], name_);
   }
-  link_master();
+  link_unrounded();
   step_tensor_ = state_entry(dict, "step", name_);
   TORCH_CHECK(step_tensor_.device() == device_ && step_tensor_.scalar_type() == at::kFloat && step_tensor_.numel() == 1,
               "gradops: step of '", name_, "' must be one Float on ", device_, ", got ", step_tensor_.toString(),
@@ -138,11 +138,16 @@ void ParamRow::bind_state(py::handle state) {
   step_ = step_tensor_.data_ptr<float>();
 }
 
-void ParamRow::link_master() {
-  if (!has_master()) return;
-  TORCH_CHECK(state_[kMaster].tensor().scalar_type() == at::kFloat, "gradops: master of '", name_, "' is ",
-              state_[kMaster].tensor().scalar_type(), "; expected Float");
-  master_version_ = param_._version();
+void ParamRow::link_unrounded() {
+  if (!state_hangs_on_values()) return;
+  const auto check = [&](StateEntry entry, const char* key, at::ScalarType expected) {
+    if (!state_[entry].defined()) return;
+    const at::ScalarType type = state_[entry].tensor().scalar_type();
+    TORCH_CHECK(type == expected, "gradops: ", key, " of '", name_, "' is ", type, "; expected ", expected);
+  };
+  check(kMaster, "master", at::kFloat);
+  check(kCompensation, "compensation", dtype_);
+  values_version_ = param_._version();
   forget_squares();
 }
 
@@ -159,7 +164,7 @@ bool ParamRow::state_is(PyObject* state) const {
 
 bool ParamRow::state_moved() const {
   if (!has_state()) return false;
-  if (state_stale_ || (has_master() && master_version_ != param_._version())) return true;
+  if (state_stale_ || (state_hangs_on_values() && values_version_ != param_._version())) return true;
   for (const LinkedTensor& tensor : state_) {
     if (tensor.defined() && tensor.moved()) return true;
   }
@@ -171,6 +176,7 @@ void ParamRow::set_state_views(cpu::TensorRow& views, bool amsgrad) const {
   views.exp_avg_sq = state_[kExpAvgSq].view();
   views.max_exp_avg_sq = amsgrad ? state_[kMaxExpAvgSq].view() : cpu::TensorView();
   views.rounded = has_master() ? views.param : cpu::TensorView();
+  views.compensation = state_[kCompensation].view();
   if (has_master()) views.param = state_[kMaster].view();
 }
 

@@ -77,10 +77,10 @@ class ParamRow {
   float* step() const { return step_; }
   void set_state_views(cpu::TensorRow& views, bool amsgrad) const;
 
-  // Tells autograd, and whoever watches the parameter, that it was written; its master still stands for it.
+  // Tells autograd, and whoever watches the parameter, that it was written; its state still goes with its values.
   void bump_version() {
     param_.unsafeGetTensorImpl()->bump_version();
-    if (has_master()) master_version_ = param_._version();
+    if (state_hangs_on_values()) values_version_ = param_._version();
   }
 
   // Keeps the gradient alive while other threads may run Python.
@@ -95,18 +95,20 @@ class ParamRow {
   // Somebody may have edited the parameter where no counter shows it.
   void forget_values() {
     forget_squares();
-    state_stale_ |= has_master();
+    state_stale_ |= state_hangs_on_values();
   }
 
  private:
-  enum StateEntry { kExpAvg, kExpAvgSq, kMaxExpAvgSq, kMaster, kStateEntries };
+  enum StateEntry { kExpAvg, kExpAvgSq, kMaxExpAvgSq, kMaster, kCompensation, kStateEntries };
 
   bool has_master() const { return state_[kMaster].defined(); }
+  // Whether the state says what the parameter was before it was rounded.
+  bool state_hangs_on_values() const { return has_master() || state_[kCompensation].defined(); }
   const at::Tensor& grad() const { return param_.unsafeGetTensorImpl()->grad(); }
   bool param_moved() const;
   void link_param();
   void link_grad(const at::Tensor& grad);
-  void link_master();
+  void link_unrounded();
 
   py::object object_;
   at::Tensor param_;
@@ -130,11 +132,11 @@ class ParamRow {
 
   py::object state_object_;
   c10::SmallVector<py::object, kStateEntries + 1> state_values_;
-  bool state_stale_ = false;  // the state was bound to another shape, order or dtype, or to a master's old rounding
+  bool state_stale_ = false;  // the state was bound to another shape, order or dtype, or to other values
   LinkedTensor state_[kStateEntries];
   at::Tensor step_tensor_;
   float* step_ = nullptr;
-  uint32_t master_version_ = 0;  // of the parameter that is the rounded master
+  uint32_t values_version_ = 0;  // of the parameter that the state's unrounded values go with
 
   bool squares_known_ = false;
   uint32_t squares_version_ = 0;

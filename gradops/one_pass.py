@@ -53,6 +53,7 @@ class OnePass(Checkpointed):
     backend: str | None
     master_weights: bool
     moments_dtype: torch.dtype
+    rounding: str
     track_updates: bool
     l1: float
 
@@ -69,6 +70,7 @@ class OnePass(Checkpointed):
         backend: str | None = None,
         master_weights: bool = False,
         moments_dtype: torch.dtype = torch.float32,
+        rounding: str = "nearest",
         track_updates: bool = False,
         l1: float = 0.0,
         **kwargs: Any,
@@ -83,6 +85,7 @@ class OnePass(Checkpointed):
             backend,
             master_weights,
             moments_dtype,
+            rounding,
             track_updates,
             l1,
         )
@@ -155,7 +158,7 @@ class OnePass(Checkpointed):
         return loss
 
     def refresh_(self) -> None:
-        """Reads the parameters anew for `max_relative_step` and `master_weights`, after edits through `.data`.
+        """Reads the parameters anew for `max_relative_step`, `master_weights` and `rounding`, after edits through `.data`.
 
         Edits that autograd counts (`with torch.no_grad(): param.mul_(2)`, `load_state_dict`) are noticed without it.
         """

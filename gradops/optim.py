@@ -31,6 +31,8 @@ _ARGUMENTS = """
         master_weights: whether bfloat16 and float16 parameters have a float32 master in their state, which the step
             updates and writes, rounded, to the parameter. float32 parameters are left as they are.
         moments_dtype: torch.bfloat16 stores the moments in half the memory, rounded to nearest.
+        rounding: "kahan" keeps what rounding takes off each bfloat16 and float16 parameter, in its own dtype in the state,
+            and adds it to the next update: an alternative to `master_weights`. "nearest" loses it.
         l1: weight of an L1 penalty beside the weight decay: `l1 * sign(param)` is added to the clipped gradients.
             A group's own "l1" wins over it; `gradops.no_decay_groups` makes groups that spare norms and biases.
         track_updates: whether each step also measures how far it moved every parameter: `stats.update_ratio` and
@@ -67,6 +69,7 @@ def wrap(
     backend: str | None = None,
     master_weights: bool = False,
     moments_dtype: torch.dtype = torch.float32,
+    rounding: str = "nearest",
     track_updates: bool = False,
     l1: float = 0.0,
 ) -> OptimizerT:
@@ -78,7 +81,7 @@ def wrap(
     Args:
         optimizer: a torch.optim.Adam or AdamW, or an instance of a subclass that keeps torch's `step`.
         max_norm, norm_type, clip_value, max_relative_step, loss_scale, guard: as for `gradops.AdamW`.
-        backend, master_weights, moments_dtype, track_updates, l1: as for `gradops.AdamW`.
+        backend, master_weights, moments_dtype, rounding, track_updates, l1: as for `gradops.AdamW`.
 
     Returns:
         The same object.
@@ -99,6 +102,7 @@ def wrap(
         backend,
         master_weights,
         moments_dtype,
+        rounding,
         track_updates,
         l1,
     )
@@ -119,7 +123,7 @@ def wrap(
 def unwrap(optimizer: OptimizerT) -> OptimizerT:
     """Undoes `wrap`: the object becomes plain torch's again, with its state; also for `gradops.Adam` and `AdamW`.
 
-    Loss scale, counters, masters and what a guard knows are dropped, and recorders closed. Moments of half-precision
+    Loss scale, counters, masters, compensations and what a guard knows are dropped, and recorders closed. Moments of half-precision
     parameters become half precision, as torch needs them.
 
     Returns:
@@ -134,6 +138,7 @@ def unwrap(optimizer: OptimizerT) -> OptimizerT:
         for param in group["params"]:
             state = optimizer.state.get(param, {})
             state.pop("master", None)
+            state.pop("compensation", None)
             for name, value in state.items():
                 state[name] = torchs_step(value, group) if name == "step" else value.to(param.dtype)
     for key in CHECKPOINT_KEYS:

@@ -38,15 +38,22 @@ def fit_state(state: dict[str, Any], param: Tensor, settings: Settings) -> None:
     """Gives a parameter's state the entries that the settings want, and takes those that they do not.
 
     Moments are cast where they are of another dtype than the settings'.
-
-    A master that is there stays where it still stands for the parameter. An element that is not the rounded master was
-    written by somebody else since (a loaded model, an edit), and the master takes its value.
     """
     for name in MOMENTS:
         moment = state.get(name)
         if isinstance(moment, Tensor) and moment.dtype != settings.moments_dtype:
             state[name] = moment.to(settings.moments_dtype)
-    if not wants_master(param, settings):
+    _fit_master(state, param, wants_master(param, settings))
+    _fit_compensation(state, param, settings.rounding == "kahan" and param.dtype in HALF_PRECISION)
+
+
+def _fit_master(state: dict[str, Any], param: Tensor, wanted: bool) -> None:
+    """A master that is there stays where it still stands for the parameter.
+
+    An element that is not the rounded master was written by somebody else since (a loaded model, an edit), and the
+    master takes its value.
+    """
+    if not wanted:
         state.pop("master", None)
         return
     master = state.get("master")
@@ -54,3 +61,22 @@ def fit_state(state: dict[str, Any], param: Tensor, settings: Settings) -> None:
         state["master"] = param.detach().float()
     elif (master.shape, master.device) == (param.shape, param.device):  # else the plan refuses it, and says why
         torch.where(master.to(param.dtype) == param, master, param.float(), out=master)
+
+
+def _fit_compensation(state: dict[str, Any], param: Tensor, wanted: bool) -> None:
+    """A compensation that is there stays where rounding can have left it beside the parameter.
+
+    That is half a unit in the parameter's last place at most, which rounding it may make a tie: half of it is looked
+    at. An element with more was written by somebody else since.
+    """
+    if not wanted:
+        state.pop("compensation", None)
+        return
+    kept = state.get("compensation")
+    if not isinstance(kept, Tensor):
+        state["compensation"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+    elif (kept.shape, kept.device) == (param.shape, param.device):  # else the plan refuses it, and says why
+        if kept.dtype != param.dtype:
+            state["compensation"] = kept = kept.to(param.dtype)  # torch's loader made it float32
+        moved = (param.float() + 0.5 * kept.float()).to(param.dtype) != param
+        kept.masked_fill_(moved, 0.0)

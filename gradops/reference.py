@@ -49,13 +49,17 @@ class StepDecision:
 
 @dataclass
 class AdamState:
-    """The state of one parameter; ``step`` counts applied updates. With a ``master`` the parameter is it rounded."""
+    """The state of one parameter; ``step`` counts applied updates.
+
+    With a ``master`` the parameter is it rounded; ``compensation`` is what rounding to nearest took off the parameter.
+    """
 
     exp_avg: Tensor
     exp_avg_sq: Tensor
     max_exp_avg_sq: Tensor
     step: int = 0
     master: Tensor | None = None
+    compensation: Tensor | None = None
 
 
 @dataclass
@@ -185,11 +189,15 @@ def adam_step(
     """Adam or AdamW as torch.optim defines them, in place. ``grad`` is unscaled and clipped, ``lr`` capped.
 
     Every result is rounded to ``dtype``, a kernel's; the update takes it so, and then it is rounded to what stores it.
+    A ``compensation`` is added before the update and taken anew after it, 0 where the parameter is not finite: the
+    compensated summation of Kahan (1965), with the sum of parameter and compensation in the place of the parameter.
     """
     beta1, beta2 = (float(beta) for beta in group["betas"])
     state.step += 1
     updated = param if state.master is None else state.master
     weight, grad = updated.double(), grad.double()
+    if state.compensation is not None:
+        weight = (weight + state.compensation.double()).to(dtype).double()
     if group["maximize"]:
         grad = -grad
     if group["weight_decay"] and group["decoupled_weight_decay"]:
@@ -206,8 +214,12 @@ def adam_step(
     state.exp_avg_sq.copy_(exp_avg_sq)
     step_size = lr / (1.0 - beta1**state.step)
     denom = (second.double() / (1.0 - beta2**state.step)).sqrt() + group["eps"]
-    updated.copy_((weight - step_size * exp_avg.double() / denom).to(dtype))
+    weight = (weight - step_size * exp_avg.double() / denom).to(dtype)
+    updated.copy_(weight)
     param.copy_(updated)
+    if state.compensation is not None:
+        left = weight - param.to(dtype)
+        state.compensation.copy_(torch.where(left.isfinite(), left, 0.0))
 
 
 class Reference:
@@ -215,7 +227,7 @@ class Reference:
 
     Args:
         param_groups: as in `torch.optim.Optimizer.param_groups`; hyper-parameters are read at each step.
-        max_norm, norm_type, clip_value, max_relative_step, loss_scale, guard, master_weights, l1: as in
+        max_norm, norm_type, clip_value, max_relative_step, loss_scale, guard, master_weights, rounding, l1: as in
             `gradops.wrap`, policies as objects.
         moments_dtype: in which moments are stored; None for ``dtype``.
         dtype: in which gradients are unscaled, and to which the update's results are rounded.
@@ -233,6 +245,7 @@ class Reference:
         guard: Any = None,
         master_weights: bool = False,
         moments_dtype: torch.dtype | None = None,
+        rounding: str = "nearest",
         l1: float = 0.0,
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -242,6 +255,7 @@ class Reference:
         self.max_norm, self.norm_type, self.clip_value = max_norm, norm_type, clip_value
         self.max_relative_step, self.policy, self.dtype = max_relative_step, loss_scale, dtype
         self.master_weights, self.moments_dtype, self.l1 = master_weights, moments_dtype or dtype, l1
+        self.rounding = rounding
         self.scale = 1.0 if loss_scale is None else float(getattr(loss_scale, "init_scale", loss_scale))
         self.growth_tracker = 0
         self.guard, self.guard_state = guard, GuardState()
@@ -301,8 +315,11 @@ class Reference:
 
     def _new_state(self, param: Tensor) -> AdamState:
         exp_avg, exp_avg_sq, max_exp_avg_sq = (torch.zeros_like(param, dtype=self.moments_dtype) for _ in range(3))
-        has_master = self.master_weights and param.dtype in (torch.bfloat16, torch.float16)
-        return AdamState(exp_avg, exp_avg_sq, max_exp_avg_sq, master=param.to(self.dtype) if has_master else None)
+        state = AdamState(exp_avg, exp_avg_sq, max_exp_avg_sq)
+        if param.dtype in (torch.bfloat16, torch.float16):
+            state.master = param.to(self.dtype) if self.master_weights else None
+            state.compensation = torch.zeros_like(param) if self.rounding == "kahan" else None
+        return state
 
     def _update(self, grads: Sequence[Tensor | None], decision: StepDecision, lr_factor: float) -> list[bool]:
         capped, groups = [], [group for group in self.groups for _ in group["params"]]

@@ -13,6 +13,8 @@ from gradops.spike_guard import SpikeGuard
 # In the order in which they are tried.
 BACKENDS = ("native", "triton", "torch")
 
+ROUNDINGS = ("nearest", "kahan")
+
 LossScale = None | float | str | DynamicLossScale
 
 
@@ -30,6 +32,8 @@ class Settings:
         backend: "native", "triton" or "torch" forces what runs the step; None for the first of them that can.
         master_weights: whether parameters in half precision have a float32 master that is updated in their place.
         moments_dtype: in which moments are stored, torch.float32 or torch.bfloat16.
+        rounding: how parameters in half precision are rounded that have no master: "nearest", or "kahan", which keeps
+            what rounding took off each and adds it to the next update.
         l1: weight of the L1 penalty, whose subgradient is added to the clipped gradients; not negative. A group's own
             "l1" wins over it.
         track_updates: whether `stats.update_ratio` and `stats.param_rms` are gathered while the update writes.
@@ -44,6 +48,7 @@ class Settings:
     backend: str | None = None
     master_weights: bool = False
     moments_dtype: torch.dtype = torch.float32
+    rounding: str = "nearest"
     track_updates: bool = False
     l1: float = 0.0
 
@@ -66,6 +71,7 @@ class Settings:
             backend=self.backend,
             master_weights=_flag("master_weights", self.master_weights),
             moments_dtype=_moments_dtype(self.moments_dtype),
+            rounding=_rounding(self.rounding, self.master_weights),
             track_updates=_flag("track_updates", self.track_updates),
             l1=_penalty("l1", self.l1),
         )
@@ -73,7 +79,7 @@ class Settings:
     @property
     def of_state(self) -> tuple[Any, ...]:
         """What an optimizer's state hangs on."""
-        return self.master_weights, self.moments_dtype
+        return self.master_weights, self.moments_dtype, self.rounding
 
 
 SETTINGS = tuple(Settings.__dataclass_fields__)
@@ -95,6 +101,14 @@ def _flag(name: str, value: Any) -> bool:
 def _moments_dtype(value: Any) -> torch.dtype:
     if value not in (torch.float32, torch.bfloat16):
         raise ValueError(f"moments_dtype must be torch.float32 or torch.bfloat16, got {value!r}")
+    return value
+
+
+def _rounding(value: Any, master_weights: bool) -> str:
+    if value not in ROUNDINGS:
+        raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, got {value!r}")
+    if master_weights and value != "nearest":
+        raise ValueError(f"rounding={value!r} takes the place of master_weights; set one of them")
     return value
 
 

@@ -160,6 +160,13 @@ class Beside:
         actual, expected = param.detach(), self.oracle.params[row]
         if mine:
             assert ("master" in mine) == (state.master is not None)
+        if mine:
+            assert ("compensation" in mine) == (state.compensation is not None)
+        if "compensation" in mine and not skipped:
+            self.compare_compensated(actual, mine["compensation"], expected, state.compensation, lr, f"param {row}")
+            return
+        if "compensation" in mine:
+            assert_same_bits(mine["compensation"], state.compensation, f"compensation of param {row}")
         if "master" in mine:
             assert_same_bits(actual, mine["master"].to(param.dtype), f"param {row} is not its master, rounded")
             actual, expected = mine["master"], state.master
@@ -167,6 +174,17 @@ class Beside:
             assert_same_bits(actual, expected, f"param {row}")
         else:
             assert_param(actual, expected, lr, f"param {row}")
+
+    def compare_compensated(self, actual, compensation, expected, expected_compensation, lr, what):
+        """Their sum has twice the parameter's digits. Where it lies between two values either may be the parameter."""
+        ulp, smallest = HALF_ULP[actual.dtype]
+        assert_param(actual, expected, lr, what)
+        kept = actual.float() + 0.5 * compensation.float()
+        assert_same_bits(kept.to(actual.dtype), actual, f"{what} keeps more than rounding took off it")
+        sums = (actual.double() + compensation.double(), expected.double() + expected_compensation.double())
+        finite = sums[1].isfinite()
+        tolerance = tol.Tolerance(ulp**2 + tol.PARAM.rtol, tol.PARAM.atol, "")
+        assert_close(sums[0][finite], sums[1][finite], tolerance, max(lr, smallest / tol.PARAM.atol), f"sum of {what}")
 
     def compare_stats(self, expected):
         stats, oracle = self.optimizer.stats, self.oracle
@@ -201,6 +219,6 @@ class Beside:
         for row, param in enumerate(params_of(self.optimizer)):
             self.oracle.params[row].copy_(param.detach())
             state = self.oracle.states[row]
-            for key in (*MOMENTS, "master") if state else ():
+            for key in (*MOMENTS, "master", "compensation") if state else ():
                 if key in self.optimizer.state[param]:
                     getattr(state, key).copy_(self.optimizer.state[param][key])

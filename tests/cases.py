@@ -86,7 +86,7 @@ def group_options():
 def settings_of_the_step():
     """Keywords of `gradops.wrap`."""
     dynamic = gradops.DynamicLossScale(init_scale=1024.0, growth_interval=2, min_scale=256.0, max_scale=2048.0)
-    return st.fixed_dictionaries(
+    settings = st.fixed_dictionaries(
         {},
         optional={
             "max_norm": st.sampled_from([None, 0.1, 1e4]),
@@ -98,10 +98,12 @@ def settings_of_the_step():
             "loss_scale": st.sampled_from([None, 96.0, dynamic]),
             "master_weights": st.booleans(),
             "moments_dtype": st.sampled_from([torch.float32, torch.bfloat16]),
+            "rounding": st.sampled_from(["nearest", "kahan"]),
             "track_updates": st.booleans(),
             "l1": st.sampled_from([0.0, 0.05]),
         },
     )
+    return settings.filter(lambda drawn: not drawn.get("master_weights") or drawn.get("rounding", "nearest") == "nearest")
 
 
 # What happens to a parameter's gradient in one step; mostly an ordinary one.

@@ -33,6 +33,12 @@ void adam_step_chunk(const AdamChunk& chunk, int64_t n, const StepDecision& deci
 // after - before into `before`: what an update has moved.
 void subtract_chunk(const float* after, float* before, int64_t n);
 
+// A parameter and what rounding took off it, as one number.
+void add_chunk(const float* kept, float* values, int64_t n);
+
+// What rounding takes off `values`, which are stored as `rounded`, into `rounded`.
+void left_by_rounding_chunk(const float* values, float* rounded, int64_t n);
+
 // x * coef for every element, rounded to float32.
 void scale_chunk(float* values, int64_t n, float coef);
 

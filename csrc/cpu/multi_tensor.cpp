@@ -25,6 +25,7 @@ struct Scratch {
   alignas(64) float exp_avg_sq[kChunk];
   alignas(64) float max_exp_avg_sq[kChunk];
   alignas(64) float moved[kChunk];
+  alignas(64) float compensation[kChunk];
 };
 
 // Behind a call, so that the thread's own address is looked up once and not at every use.
@@ -58,12 +59,22 @@ ChunkStats stats_of(const TensorView& view, const Chunk& chunk, const GradRule& 
   return grad_stats_chunk(values, chunk.n, rule, norm.type, static_cast<float>(norm.p));
 }
 
+// What rounding took off `values`, which are those of the parameter before it was stored, in the parameter's place.
+void store_compensation(const TensorRow& row, const Chunk& chunk, const float* values, Scratch& copies) {
+  const auto [row_index, n, begin] = chunk;
+  copy_in(row.param, begin, n, copies.compensation);
+  left_by_rounding_chunk(values, copies.compensation, n);
+  copy_out(row.compensation, begin, n, copies.compensation);
+}
+
 void update_chunk(const TensorRow& row, const Chunk& chunk, const StepDecision& decision, const RowUpdate& update,
                   Scratch& copies, float* moved = nullptr) {
   const auto [row_index, n, begin] = chunk;
   AdamChunk values;
   values.moved = moved;
   values.param = load(row.param, begin, n, copies.param);
+  const bool compensated = row.compensation.data != nullptr;
+  if (compensated) add_chunk(load(row.compensation, begin, n, copies.compensation), values.param, n);
   values.grad = load(row.grad, begin, n, copies.grad);
   values.exp_avg = load(row.exp_avg, begin, n, copies.exp_avg);
   values.exp_avg_sq = load(row.exp_avg_sq, begin, n, copies.exp_avg_sq);
@@ -74,6 +85,7 @@ void update_chunk(const TensorRow& row, const Chunk& chunk, const StepDecision& 
 
   store(row.param, begin, n, values.param);
   if (row.rounded.data != nullptr) copy_out(row.rounded, begin, n, values.param);
+  if (compensated) store_compensation(row, chunk, values.param, copies);
   store(row.exp_avg, begin, n, values.exp_avg);
   store(row.exp_avg_sq, begin, n, values.exp_avg_sq);
   if (amsgrad) store(row.max_exp_avg_sq, begin, n, values.max_exp_avg_sq);

@@ -13,8 +13,9 @@ namespace gradops::cpu {
 // The tensors of one parameter. Which of them are set depends on the phase that is run over them.
 struct TensorRow {
   int64_t numel = 0;
-  TensorView param;    // what is updated: the parameter, or its float32 master where it has one
-  TensorView rounded;  // then the parameter, which takes the master's values rounded; else data is null
+  TensorView param;         // what is updated: the parameter, or its float32 master where it has one
+  TensorView rounded;       // then the parameter, which takes the master's values rounded; else data is null
+  TensorView compensation;  // what rounding took off the parameter; data is null where that is not kept
   TensorView grad;
   TensorView exp_avg;
   TensorView exp_avg_sq;

@@ -82,4 +82,11 @@ GRADOPS_HD AdamElement adam_update(AdamElement e, float grad, const StepDecision
   return e;
 }
 
+// What storing `x` as `rounded` takes off it, which is exact; 0 where `rounded` is inf or NaN. Added to the parameter
+// before the next update, it makes of both a sum compensated as by Kahan (1965).
+GRADOPS_HD float left_by_rounding(float x, float rounded) {
+  const float left = x - rounded;
+  return left - left == 0.0f ? left : 0.0f;
+}
+
 }  // namespace gradops

@@ -9,8 +9,8 @@ from torch import Tensor
 from gradops.backends.call import Row
 from gradops.backends.checks import check_like, check_tensor, check_writable
 
-_ENTRIES = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "master")
-_OPTIONAL = ("max_exp_avg_sq", "master")
+_ENTRIES = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "master", "compensation")
+_OPTIONAL = ("max_exp_avg_sq", "master", "compensation")
 
 # Address, dtype, shape and strides.
 Form = tuple[int, torch.dtype, torch.Size, tuple[int, ...]]
@@ -31,7 +31,7 @@ class KnownRow:
     grad: tuple[Any, ...] | None = None
     # Every tensor with its address and shape; None where there is none, or where it must be bound again.
     state: tuple[tuple[Tensor, int, torch.Size], ...] | None = None
-    version: int = -1  # of the parameter, after the update that gathered its sum of squares and rounded its master
+    version: int = -1  # of the parameter, after the update that gathered its sum of squares and rounded it
 
     def follow(self) -> None:
         """Takes the parameter and its gradient as they are now.
@@ -61,14 +61,15 @@ class KnownRow:
         if before is not None and before[1:] != self.param[1:]:
             self.grad = self.state = None
 
-    def has_master(self) -> bool:
-        """Whether the parameter is the rounded one of its state's master."""
-        return self.row.state is not None and "master" in self.row.state
+    def state_hangs_on_values(self) -> bool:
+        """Whether the state says what the parameter was before it was rounded."""
+        state = self.row.state
+        return state is not None and ("master" in state or "compensation" in state)
 
     def forget_values(self) -> None:
         """Somebody may have edited the parameter."""
         self.row.squares_known = False
-        if self.has_master():
+        if self.state_hangs_on_values():
             self.state = None
 
     def bind_state(self, state: dict[str, Any] | None) -> None:
@@ -92,14 +93,15 @@ class KnownRow:
             got = f"{step.dtype} on {step.device} of shape {list(step.shape)}"
             raise RuntimeError(f"gradops: step of '{row.name}' must be one float32 on {self.device}, got {got}")
         row.state = state
-        if self.has_master():
-            self._link_master(state["master"])
+        if self.state_hangs_on_values():
+            self._link_unrounded(state)
         tensors = [value for value in state.values() if isinstance(value, Tensor)]
         self.state = tuple((value, value.data_ptr(), value.shape) for value in tensors)
 
-    def _link_master(self, master: Tensor) -> None:
-        if master.dtype != torch.float32:
-            raise RuntimeError(f"gradops: master of '{self.row.name}' is {master.dtype}; expected float32")
+    def _link_unrounded(self, state: dict[str, Any]) -> None:
+        for key, expected in (("master", torch.float32), ("compensation", self.row.param.dtype)):
+            if key in state and state[key].dtype != expected:
+                raise RuntimeError(f"gradops: {key} of '{self.row.name}' is {state[key].dtype}; expected {expected}")
         self.version, self.row.squares_known = self.row.param._version, False
 
     def _entry(self, state: dict[str, Any], key: str) -> Tensor:
@@ -115,7 +117,7 @@ class KnownRow:
         """Whether this is the state that was bound, with the same tensors at the same addresses."""
         if not state or self.row.state is not state or self.state is None:
             return not state and self.row.state is None
-        if self.has_master() and self.version != self.row.param._version:
+        if self.state_hangs_on_values() and self.version != self.row.param._version:
             return False
         now = [value for value in state.values() if isinstance(value, Tensor)]
         return len(now) == len(self.state) and all(

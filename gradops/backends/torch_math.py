@@ -177,6 +177,9 @@ def adam_update(
     """One parameter's update in place, or none; `grad` is float32, unscaled and clipped."""
     updated = state.get("master", param)
     weight, weight_decay = updated.float(), float(group["weight_decay"])
+    compensation = state.get("compensation")
+    if compensation is not None:
+        weight = weight + compensation
     beta1, beta2 = (float(beta) for beta in group["betas"])
     if group["maximize"]:
         grad = -grad
@@ -199,4 +202,8 @@ def adam_update(
         torch.where(skip, state[key], value.to(state[key].dtype), out=state[key])
     if updated is not param:
         torch.where(skip, updated, weight, out=updated)
+    if compensation is not None:
+        left = weight - weight.to(param.dtype)
+        left = torch.where(left.isfinite(), left, 0.0).to(param.dtype)
+        torch.where(skip, compensation, left, out=compensation)
     torch.where(skip, param, weight.to(param.dtype), out=param)
