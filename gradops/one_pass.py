@@ -158,9 +158,10 @@ class OnePass(Checkpointed):
         return loss
 
     def refresh_(self) -> None:
-        """Reads the parameters anew for `max_relative_step`, `master_weights` and `rounding`, after edits through `.data`.
+        """Reads the parameters anew, after edits through `.data`.
 
-        Edits that autograd counts (`with torch.no_grad(): param.mul_(2)`, `load_state_dict`) are noticed without it.
+        It is for `max_relative_step`, `master_weights` and `rounding`. Edits that autograd counts
+        (`with torch.no_grad(): param.mul_(2)`, `load_state_dict`) are noticed without it.
         """
         self._plan.refresh()
 

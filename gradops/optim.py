@@ -31,8 +31,8 @@ _ARGUMENTS = """
         master_weights: whether bfloat16 and float16 parameters have a float32 master in their state, which the step
             updates and writes, rounded, to the parameter. float32 parameters are left as they are.
         moments_dtype: torch.bfloat16 stores the moments in half the memory, rounded to nearest.
-        rounding: "kahan" keeps what rounding takes off each bfloat16 and float16 parameter, in its own dtype in the state,
-            and adds it to the next update: an alternative to `master_weights`. "nearest" loses it.
+        rounding: "kahan" keeps what rounding takes off each bfloat16 and float16 parameter, in its own dtype in the
+            state, and adds it to the next update: an alternative to `master_weights`. "nearest" loses it.
         l1: weight of an L1 penalty beside the weight decay: `l1 * sign(param)` is added to the clipped gradients.
             A group's own "l1" wins over it; `gradops.no_decay_groups` makes groups that spare norms and biases.
         track_updates: whether each step also measures how far it moved every parameter: `stats.update_ratio` and
@@ -123,8 +123,8 @@ def wrap(
 def unwrap(optimizer: OptimizerT) -> OptimizerT:
     """Undoes `wrap`: the object becomes plain torch's again, with its state; also for `gradops.Adam` and `AdamW`.
 
-    Loss scale, counters, masters, compensations and what a guard knows are dropped, and recorders closed. Moments of half-precision
-    parameters become half precision, as torch needs them.
+    Loss scale, counters, masters, compensations and what a guard knows are dropped, and recorders closed. Moments of
+    half-precision parameters become half precision, as torch needs them.
 
     Returns:
         The same object; one that is not wrapped is left alone.

@@ -103,7 +103,9 @@ def settings_of_the_step():
             "l1": st.sampled_from([0.0, 0.05]),
         },
     )
-    return settings.filter(lambda drawn: not drawn.get("master_weights") or drawn.get("rounding", "nearest") == "nearest")
+    return settings.filter(
+        lambda drawn: not drawn.get("master_weights") or drawn.get("rounding", "nearest") == "nearest"
+    )
 
 
 # What happens to a parameter's gradient in one step; mostly an ordinary one.

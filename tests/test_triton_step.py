@@ -99,6 +99,7 @@ def bytes_of_a_step(monkeypatch, cases, **settings):
         (torch.float32, {"track_updates": True}, 32),
         (torch.bfloat16, {}, 24),
         (torch.bfloat16, {"master_weights": True}, 30),
+        (torch.bfloat16, {"rounding": "kahan"}, 28),
         (torch.float32, {"moments_dtype": torch.bfloat16}, 24),
     ],
 )
@@ -207,6 +208,7 @@ QUICK = {
     "test_master_weights.py": "any_sequence or wherever_it_lies and bfloat16 or edited",
     "test_moments_dtype.py": "any_sequence or wherever_the",
     "test_relative_step.py": "any_sequence or floor or gathered_while or read_anew",
+    "test_rounding.py": "any_sequence or wherever_it_lies and bfloat16 or edited or overflowing",
     "test_spike_guard.py": "guard2 or guard3 or recovers or never or beyond_float32 or inf_or or edited or set_later",
     "test_stats.py": "promised or one_step or left_as_backward",
     "test_update_stats.py": "contiguous or half_precision or magnitudes or one_step or zero or skipped or lets_it",
@@ -237,6 +239,7 @@ def test_shared_bodies_pass_in_the_interpreter(name):
         "test_master_weights.py",
         "test_moments_dtype.py",
         "test_relative_step.py",
+        "test_rounding.py",
         "test_same_bits.py",
         "test_spike_guard.py",
         "test_stats.py",

@@ -41,10 +41,12 @@ def adam_step_kernel(
     CAPS: tl.constexpr,
     TRACKS: tl.constexpr,
     MASTERS: tl.constexpr,
+    COMPENSATES: tl.constexpr,
 ):
     """Updates one chunk; with TRACKS the last program of a row tells how far.
 
-    `KINDS_HERE` has a bit for each kind that rows have; `MASTERS`: half precision has masters.
+    `KINDS_HERE` has a bit for each kind that rows have; `MASTERS`: half precision has masters;
+    `COMPENSATES`: it has compensations.
     """
     # Backwards: gradients that were read last are the likeliest to be in the cache still.
     chunk = chunk_count - 1 - tl.program_id(0)
@@ -66,7 +68,7 @@ def adam_step_kernel(
                 begin = (chunk - first) * CHUNK
                 update_chunk(
                     row, layouts, begin, rule, decision, clip_value, param_sums + chunk, moved_sums + chunk,
-                    chunk_count, each, CAPS, TRACKS, MASTERS,
+                    chunk_count, each, CAPS, TRACKS, MASTERS, COMPENSATES,
                 )  # fmt: skip
     if TRACKS:
         if tl.atomic_add(tickets + index, 1, sem="acq_rel") == tl.load(row + CHUNKS) - 1:

@@ -185,6 +185,13 @@ def integer_power(base, exponent):
 
 
 @triton.jit
+def left_by_rounding(x, rounded):
+    """What storing x takes off it; 0 where what is stored is inf or NaN."""
+    left = x - rounded
+    return tl.where(left - left == 0.0, left, 0.0)
+
+
+@triton.jit
 def adam_update(param, exp_avg, exp_avg_sq, max_exp_avg_sq, grad, rule, AMSGRAD: tl.constexpr):
     """One step of Adam or AdamW, element by element in float32; `grad` is unscaled and clipped."""
     grad_sign, one_minus_beta1, beta2, one_minus_beta2, eps, l1, l2, decay, step_size, inv_bias_correction2_sqrt = rule

@@ -17,21 +17,22 @@ SMALL_TILE_LEVELS = tl.constexpr(8)
 SMALL_TILES = tl.constexpr(4)  # in a tile
 
 # The words of a row; addresses are 0 where there is nothing.
-# PARAM is what is updated: with a master that, and then ROUNDED is the parameter.
-PARAM, GRAD, EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, ROUNDED = (tl.constexpr(i) for i in range(6))
-STEP = tl.constexpr(6)
-NUMEL = tl.constexpr(7)
-FIRST_CHUNK = tl.constexpr(8)
-CHUNKS = tl.constexpr(9)
-GROUP = tl.constexpr(10)
-TAKES_PART = tl.constexpr(11)
-KIND = tl.constexpr(12)
-IN_VECTORS = tl.constexpr(13)  # whether every tensor lies in one order without gaps and begins at 16 bytes
-LAYOUT = tl.constexpr(14)  # place of its layout
-ROW_WORDS = tl.constexpr(15)
+# PARAM is what is updated: with a master that, and then ROUNDED is the parameter. COMPENSATION is what rounding took
+# off the parameter.
+PARAM, GRAD, EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, ROUNDED, COMPENSATION = (tl.constexpr(i) for i in range(7))
+STEP = tl.constexpr(7)
+NUMEL = tl.constexpr(8)
+FIRST_CHUNK = tl.constexpr(9)
+CHUNKS = tl.constexpr(10)
+GROUP = tl.constexpr(11)
+TAKES_PART = tl.constexpr(12)
+KIND = tl.constexpr(13)
+IN_VECTORS = tl.constexpr(14)  # whether every tensor lies in one order without gaps and begins at 16 bytes
+LAYOUT = tl.constexpr(15)  # place of its layout
+ROW_WORDS = tl.constexpr(16)
 
 # A layout is the number of dimensions, then for each, innermost first, its size and the stride in each tensor.
-TENSORS = tl.constexpr(6)
+TENSORS = tl.constexpr(7)
 
 # A kind says which code a row takes: dtype of the parameter + 3 * dtype of the gradient + 9 * amsgrad + 18 * dtype of
 # the moments, which is not float16.
@@ -93,6 +94,12 @@ def is_rounded(kind, masters):
     return masters and kind % 3 != 0
 
 
+@triton.constexpr_function
+def is_compensated(kind, compensates):
+    """Whether a row of this kind keeps what rounding takes off its parameter."""
+    return compensates and kind % 3 != 0
+
+
 @triton.jit
 def addresses_of(row):
     """Every tensor's, loaded before a loop: a compiler must not do so, for all it knows of what the loop stores."""
@@ -103,6 +110,7 @@ def addresses_of(row):
         tl.load(row + EXP_AVG_SQ),
         tl.load(row + MAX_EXP_AVG_SQ),
         tl.load(row + ROUNDED),
+        tl.load(row + COMPENSATION),
     )
 
 

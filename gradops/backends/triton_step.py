@@ -187,11 +187,18 @@ class TritonStep:
         taken = ("rows", "chunk_rows", "layouts", "settings", "row_rules", "decision", "param_sums", "chunk_count")
         second = {name: arguments[name] for name in (*taken, "CAPS", "MASTERS")}
         second |= {name: getattr(work, name) for name in ("param_counts", "moved_sums", "tickets")}
+        compensates = call.settings.rounding == "kahan"
         rows = {"capped": capped, "update_ratio": update_ratio, "param_rms": param_rms}
         launch(
             adam_step_kernel,
             chunks,
-            {**second, **rows, "KINDS_HERE": _bits(kinds), "TRACKS": call.settings.track_updates},
+            {
+                **second,
+                **rows,
+                "KINDS_HERE": _bits(kinds),
+                "TRACKS": call.settings.track_updates,
+                "COMPENSATES": compensates,
+            },
         )
 
     def _captured(self, held: list[Tensor], groups: list[dict[str, Any]]) -> None:

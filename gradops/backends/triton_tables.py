@@ -125,7 +125,8 @@ def tensors_of(row: Row, amsgrad: bool) -> list[Tensor | None]:
     """The tensors of a row that takes part, in the order of its words; None where there is none."""
     assert row.state is not None
     moments = [row.state[key] for key in MOMENTS[: 2 + amsgrad]] + [None] * (not amsgrad)
-    return [row.updated, row.grad, *moments, None if row.updated is row.param else row.param]
+    rounded = None if row.updated is row.param else row.param
+    return [row.updated, row.grad, *moments, rounded, row.state.get("compensation")]
 
 
 def form_of(row: Row, amsgrad: bool) -> tuple[Any, ...] | None:

@@ -10,12 +10,14 @@ from gradops.backends.triton_math import (
     add_squares,
     clamp_grad,
     float_of,
+    left_by_rounding,
     merge_squares,
 )
 from gradops.backends.triton_rows import (
     BETA2,
     CHUNK,
     CLIP_COEF,
+    COMPENSATION,
     DECAY,
     EPS,
     EXP_AVG,
@@ -42,6 +44,7 @@ from gradops.backends.triton_rows import (
     addresses_of,
     element_of,
     has_amsgrad,
+    is_compensated,
     is_rounded,
     moments_dtype,
     pointers_of,
@@ -77,6 +80,7 @@ def update_tile(
     clip_value,
     KIND_: tl.constexpr,
     MASTERS: tl.constexpr,
+    COMPENSATES: tl.constexpr,
     VECTORS: tl.constexpr,
     SIZE: tl.constexpr,
 ):
@@ -100,8 +104,12 @@ def update_tile(
     if has_amsgrad(KIND_):
         max_exp_avg_sq = tl.load(max_exp_avg_sq_at, mask=inside, eviction_policy=HINT).to(tl.float32)
     grad = clamp_grad(grad * inv_scale, clip_value) * clip_coef
+    weight = param.to(tl.float32)
+    if is_compensated(KIND_, COMPENSATES):
+        compensation_at = pointers_of(addresses, row, layouts, at, COMPENSATION, KIND_ % 3, VECTORS, SIZE)
+        weight += tl.load(compensation_at, mask=inside, eviction_policy=HINT).to(tl.float32)
     updated, exp_avg, exp_avg_sq, max_exp_avg_sq = adam_update(
-        param.to(tl.float32),
+        weight,
         exp_avg,
         exp_avg_sq,
         max_exp_avg_sq,
@@ -111,6 +119,9 @@ def update_tile(
     )
     stored = updated.to(param.dtype)
     tl.store(param_at, stored, mask=inside, eviction_policy=HINT)
+    if is_compensated(KIND_, COMPENSATES):
+        left = left_by_rounding(updated, stored.to(tl.float32)).to(param.dtype)
+        tl.store(compensation_at, left, mask=inside, eviction_policy=HINT)
     if is_rounded(KIND_, MASTERS):
         rounded_at = pointers_of(addresses, row, layouts, at, ROUNDED, KIND_ % 3, VECTORS, SIZE)
         tl.store(rounded_at, updated.to(element_of(KIND_ % 3)), mask=inside, eviction_policy=HINT)
@@ -137,6 +148,7 @@ def update_in_vectors(
     CAPS: tl.constexpr,
     TRACKS: tl.constexpr,
     MASTERS: tl.constexpr,
+    COMPENSATES: tl.constexpr,
 ):
     """Updates a full chunk; with CAPS or TRACKS returns the sum of the stored parameters' squares, and its unit; with
     TRACKS that of what they were moved by, and the bits of its unit.
@@ -149,7 +161,7 @@ def update_in_vectors(
     unit_bits = tl.zeros([TILE], tl.int32) + SMALLEST_UNIT
     for at in range(begin, end, TILE):
         stored, moved = update_tile(
-            addresses, row, layouts, at, decided, values, clip_value, KIND_, MASTERS, True, TILE
+            addresses, row, layouts, at, decided, values, clip_value, KIND_, MASTERS, COMPENSATES, True, TILE
         )
         if CAPS or TRACKS:
             sums, abs_max_bits = add_tile(sums, abs_max_bits, stored, float("inf"), 2)
@@ -192,6 +204,7 @@ def update_elements(
     CAPS: tl.constexpr,
     TRACKS: tl.constexpr,
     MASTERS: tl.constexpr,
+    COMPENSATES: tl.constexpr,
 ):
     """As `update_in_vectors`, for what is strided, off 16 bytes or a tail; it is read back to be measured.
 
@@ -210,7 +223,18 @@ def update_elements(
             unit_bits = tl.zeros([SMALL_TILE], tl.int32) + SMALLEST_UNIT
             for at in range(begin + index * SMALL_TILE, end, TILE):
                 _, moved = update_tile(
-                    addresses, row, layouts, at, decided, values, clip_value, KIND_, MASTERS, False, SMALL_TILE
+                    addresses,
+                    row,
+                    layouts,
+                    at,
+                    decided,
+                    values,
+                    clip_value,
+                    KIND_,
+                    MASTERS,
+                    COMPENSATES,
+                    False,
+                    SMALL_TILE,
                 )
                 sums, unit_bits = add_squares(sums, unit_bits, moved)
             part_total, part_unit_bits = merge_squares(sums, unit_bits, SMALL_TILE_LEVELS)
@@ -219,7 +243,9 @@ def update_elements(
         moved_total, moved_unit_bits = merge_squares(totals, units, TILE_LEVELS - SMALL_TILE_LEVELS)
     else:
         for at in range(begin, end, SMALL_TILE):
-            update_tile(addresses, row, layouts, at, decided, values, clip_value, KIND_, MASTERS, False, SMALL_TILE)
+            update_tile(
+                addresses, row, layouts, at, decided, values, clip_value, KIND_, MASTERS, COMPENSATES, False, SMALL_TILE
+            )
     total, unit = 0.0, 1.0
     if CAPS or TRACKS:
         tl.debug_barrier()
@@ -244,6 +270,7 @@ def update_chunk(
     CAPS: tl.constexpr,
     TRACKS: tl.constexpr,
     MASTERS: tl.constexpr,
+    COMPENSATES: tl.constexpr,
 ):
     """Updates a chunk and keeps the sum of its parameters' squares, for the relative step cap of the next step, and
     that of its moves.
@@ -251,11 +278,11 @@ def update_chunk(
     end = tl.minimum(begin + CHUNK, tl.load(row + NUMEL))
     if (tl.load(row + IN_VECTORS) != 0) & (end == begin + CHUNK):
         total, unit, moved_total, moved_unit_bits = update_in_vectors(
-            row, layouts, begin, end, rule, decision, clip_value, KIND_, CAPS, TRACKS, MASTERS
+            row, layouts, begin, end, rule, decision, clip_value, KIND_, CAPS, TRACKS, MASTERS, COMPENSATES
         )
     else:
         total, unit, moved_total, moved_unit_bits = update_elements(
-            row, layouts, begin, end, rule, decision, clip_value, KIND_, CAPS, TRACKS, MASTERS
+            row, layouts, begin, end, rule, decision, clip_value, KIND_, CAPS, TRACKS, MASTERS, COMPENSATES
         )
     if CAPS or TRACKS:
         tl.store(param_sum, total)
