@@ -16,6 +16,7 @@ const char kNoElements = 0;
 constexpr std::pair<cpu::TensorView cpu::TensorRow::*, cuda::View cuda::TensorRow::*> kTensors[] = {
     {&cpu::TensorRow::param, &cuda::TensorRow::param},
     {&cpu::TensorRow::rounded, &cuda::TensorRow::rounded},
+    {&cpu::TensorRow::compensation, &cuda::TensorRow::compensation},
     {&cpu::TensorRow::grad, &cuda::TensorRow::grad},
     {&cpu::TensorRow::exp_avg, &cuda::TensorRow::exp_avg},
     {&cpu::TensorRow::exp_avg_sq, &cuda::TensorRow::exp_avg_sq},
@@ -103,6 +104,8 @@ bool DeviceRows::link(std::vector<cuda::TensorRow> rows, std::span<const cpu::Te
   }
   rows_ = std::move(rows);
   if (recut) cut();
+  table_.compensated =
+      std::any_of(rows_.begin(), rows_.end(), [](const auto& row) { return row.compensation.data != nullptr; });
   table_.rows = row_table_.update(rows_, device_);
   return recut;
 }

@@ -126,7 +126,11 @@ def test_resumed_run_is_bitwise_the_uninterrupted_one(route, settings, at):
     assert carried(resumed) == carried(whole)
 
 
-HALF_SETTINGS = {"cap": SETTINGS["cap"], "master": {**SETTINGS["cap"], "master_weights": True}}
+HALF_SETTINGS = {
+    "cap": SETTINGS["cap"],
+    "master": {**SETTINGS["cap"], "master_weights": True},
+    "kahan": {**SETTINGS["cap"], "rounding": "kahan"},
+}
 
 # Plain torch, on the way through the fourth, rounds the moments to the parameters' dtype.
 KEEPING = [route for route in ROUTES if route is not through_load_before_wrap]

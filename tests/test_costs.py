@@ -64,6 +64,7 @@ def test_half_precision_parameters_move_less():
     assert round(counted(fused, torch.bfloat16).bytes / sum(map(math.prod, CASE))) == 20
     assert one_pass_bytes(2) == 24
     assert one_pass_bytes(2, master=True) == 30
+    assert one_pass_bytes(2, compensation=True) == 28
     assert one_pass_bytes(4, moment=2) == 24
 
 

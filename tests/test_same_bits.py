@@ -72,6 +72,7 @@ SETTINGS = {
     "clipped": {"max_norm": 1.0, "clip_value": 1e19},
     "capped": {"max_norm": 1.0, "max_relative_step": 0.05, "weight_decay": 0.1, "amsgrad": True},
     "master": {"master_weights": True, "max_relative_step": 0.05},
+    "kahan": {"rounding": "kahan", "max_relative_step": 0.05},
     "adam": {"cls": gradops.Adam, "weight_decay": 0.1, "maximize": True},
 }
 

@@ -75,6 +75,7 @@ def test_update_takes_full_chunks_in_vectors_and_spills_nothing(arch, dtype):
 # Bytes of the elements that are loaded and stored.
 LOW_PRECISION = {
     "master": ("bfloat16", {"master_weights": True}, (2, 4, 4, 4), (4, 2, 4, 4)),
+    "kahan": ("bfloat16", {"rounding": "kahan"}, (2, 2, 2, 4, 4), (2, 2, 4, 4)),
     "moments": ("float32", {"moments_dtype": torch.bfloat16}, (4, 4, 2, 2), (4, 2, 2)),
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/grad_stats.cuh"
+#include "cuda/updated_tensors.cuh"
 
 namespace gradops::cuda {
 
@@ -93,31 +94,10 @@ GRADOPS_DEVICE void write_rows(const Call& call, SharedState& shared) {
   });
 }
 
-// A thread's values of half a piece: what was stored, and what was added to it. Where updates are not tracked nothing
-// reads `moved`, and no code is made for it.
-struct Updated {
-  float param[8], moved[8];
-};
-
-// The tensors of a piece that an update reads and writes.
-struct UpdatedTensors {
-  Stretch param, exp_avg, exp_avg_sq, max_exp_avg_sq;
-
-  GRADOPS_DEVICE explicit UpdatedTensors(const PieceAt& piece)
-      : param(piece.of(&TensorRow::param)),
-        exp_avg(piece.of(&TensorRow::exp_avg)),
-        exp_avg_sq(piece.of(&TensorRow::exp_avg_sq)),
-        max_exp_avg_sq(piece.of(&TensorRow::max_exp_avg_sq)) {}
-
-  // A missing max_exp_avg_sq has address 0, which is aligned.
-  GRADOPS_DEVICE bool in_vectors() const {
-    return param.in_vectors() && exp_avg.in_vectors() && exp_avg_sq.in_vectors() && max_exp_avg_sq.in_vectors();
-  }
-};
-
-template <WeightDecay kDecay, bool kAmsgrad>
-GRADOPS_DEVICE void update_vectors(const UpdatedTensors& of, int half, const Lanes& lanes, const float (&grad)[8],
-                                   const StepDecision& decision, const AdamRule& rule, Updated& updated) {
+template <WeightDecay kDecay, bool kAmsgrad, bool kExtras>
+GRADOPS_DEVICE void update_vectors(const UpdatedTensors<kExtras>& of, int half, const Lanes& lanes,
+                                   const float (&grad)[8], const StepDecision& decision, const AdamRule& rule,
+                                   Updated& updated) {
   float (&param)[8] = updated.param;
   float exp_avg[8], exp_avg_sq[8], max_exp_avg_sq[8] = {};
   load_half(of.param, half, lanes, param);
@@ -125,16 +105,22 @@ GRADOPS_DEVICE void update_vectors(const UpdatedTensors& of, int half, const Lan
   load_half(of.exp_avg_sq, half, lanes, exp_avg_sq);
   if constexpr (kAmsgrad) load_half(of.max_exp_avg_sq, half, lanes, max_exp_avg_sq);
 #pragma unroll
+  for (int i = 0; i < 8; ++i) updated.moved[i] = param[i];
+  if (of.compensated) add_compensation(of.compensation(), half, lanes, param);
+  float left[8];
+#pragma unroll
   for (int i = 0; i < 8; ++i) {
     const AdamElement before{param[i], exp_avg[i], exp_avg_sq[i], max_exp_avg_sq[i]};
     const AdamElement after = adam_update<kDecay, kAmsgrad>(before, grad[i], decision, rule);
     param[i] = as_stored(after.param, of.param.view.dtype);
-    updated.moved[i] = param[i] - before.param;
+    left[i] = left_by_rounding(after.param, param[i]);
+    updated.moved[i] = param[i] - updated.moved[i];
     exp_avg[i] = after.exp_avg;
     exp_avg_sq[i] = after.exp_avg_sq;
     max_exp_avg_sq[i] = after.max_exp_avg_sq;
   }
   store_half(of.param, half, lanes, param);
+  if (of.compensated) store_compensation(of.compensation(), half, lanes, left);
   store_half(of.exp_avg, half, lanes, exp_avg);
   store_half(of.exp_avg_sq, half, lanes, exp_avg_sq);
   if constexpr (kAmsgrad) store_half(of.max_exp_avg_sq, half, lanes, max_exp_avg_sq);
@@ -152,8 +138,10 @@ GRADOPS_DEVICE AdamElement update_element(const AdamElement& e, float grad, cons
 }
 
 // One element after the other, for what is strided, misaligned or an odd tail.
-GRADOPS_DEVICE void update_elements(const UpdatedTensors& of, int half, const Lanes& lanes, const float (&grad)[8],
-                                    const StepDecision& decision, const RowRule& rule, Updated& updated) {
+template <bool kExtras>
+GRADOPS_DEVICE void update_elements(const UpdatedTensors<kExtras>& of, int half, const Lanes& lanes,
+                                    const float (&grad)[8], const StepDecision& decision, const RowRule& rule,
+                                    Updated& updated) {
 #pragma unroll 1
   for (int i = 0; i < 8; ++i) {
     const int32_t element = lanes.element(2 * half + i / 4) + i % 4;
@@ -164,15 +152,19 @@ GRADOPS_DEVICE void update_elements(const UpdatedTensors& of, int half, const La
     AdamElement e{of.param.load_at(param_at), of.exp_avg.load_at(exp_avg_at), of.exp_avg_sq.load_at(exp_avg_sq_at),
                   rule.amsgrad ? of.max_exp_avg_sq.load_at(max_exp_avg_sq_at) : 0.0f};
     const float before = e.param;
+    if (of.compensated) e.param += of.compensation().load_at(of.compensation().place(element));
     float value = 0.0f;
 #pragma unroll
     for (int j = 0; j < 8; ++j) value = i == j ? grad[j] : value;
     e = update_element(e, value, decision, rule);
+    const float stored = as_stored(e.param, of.param.view.dtype);
     of.param.store_at(param_at, e.param);
+    if (of.compensated) {
+      of.compensation().store_at(of.compensation().place(element), left_by_rounding(e.param, stored));
+    }
     of.exp_avg.store_at(exp_avg_at, e.exp_avg);
     of.exp_avg_sq.store_at(exp_avg_sq_at, e.exp_avg_sq);
     if (rule.amsgrad) of.max_exp_avg_sq.store_at(max_exp_avg_sq_at, e.max_exp_avg_sq);
-    const float stored = as_stored(e.param, of.param.view.dtype);
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
       updated.param[j] = i == j ? stored : updated.param[j];
@@ -182,9 +174,10 @@ GRADOPS_DEVICE void update_elements(const UpdatedTensors& of, int half, const La
 }
 
 // One half of a piece.
+template <bool kExtras>
 GRADOPS_DEVICE void update_half(const PieceAt& piece, int half, const Lanes& lanes, const float (&grad)[8],
                                 const StepDecision& decision, const RowRule& rule, Updated& updated) {
-  const UpdatedTensors of(piece);
+  const UpdatedTensors<kExtras> of(piece);
   constexpr WeightDecay kL2 = WeightDecay::kL2, kDecoupled = WeightDecay::kDecoupled;
   if (!of.in_vectors()) return update_elements(of, half, lanes, grad, decision, rule, updated);
   if (rule.decay == kDecoupled) {
@@ -205,9 +198,10 @@ GRADOPS_DEVICE ChunkStats param_piece_stats(const PieceAt& piece, const Lanes& l
 }
 
 // The block's pieces, backwards: gradients that were read last are the likeliest to be in the L2 cache still, and
-// parked ones can wait. With kTracks what a piece's parameters are moved by is kept whole, so that it can be looked at
-// twice: tiny moves have no square in float32.
-template <bool kTracks, class Parked>
+// parked ones can wait. kExtras is for what few ask for and what takes registers: compensated parameters and tracked
+// updates. What a piece's parameters are moved by is then kept whole, so that it can be looked at twice: tiny moves
+// have no square in float32.
+template <bool kExtras, class Parked>
 GRADOPS_DEVICE void adam_step(const Call& call, const BlockShare& share, const SharedState& shared,
                               const Parked& parking) {
 #pragma unroll 1
@@ -228,10 +222,10 @@ GRADOPS_DEVICE void adam_step(const Call& call, const BlockShare& share, const S
       } else {
         load_piece<1>(piece.grad(data), half, lanes, UsedOnce(), grad);
       }
-      update_half(piece, half, lanes, grad, shared.decision, rule, updated);
+      update_half<kExtras>(piece, half, lanes, grad, shared.decision, rule, updated);
       if (piece.has(&TensorRow::rounded)) store_piece(piece.of(&TensorRow::rounded), half, lanes, updated.param);
       if (shared.gather_squares) sums.add<NormType::kL2>(updated.param, 2 * half, piece.n, lanes, GradRule{});
-      if constexpr (kTracks) {
+      if constexpr (kExtras) {
 #pragma unroll
         for (int i = 0; i < 16; ++i) moved[i] = i / 8 == half ? updated.moved[i % 8] : moved[i];
       }
@@ -239,7 +233,7 @@ GRADOPS_DEVICE void adam_step(const Call& call, const BlockShare& share, const S
     if (!shared.gather_squares) continue;
     const ChunkStats stats = param_piece_stats(piece, lanes, sums);
     if (threadIdx.x % 32 == 0) store_struct(call.step.work.piece_stats + share.piece(slot), stats);
-    if constexpr (kTracks) {
+    if (kExtras && call.step.rules.track_updates) {
       const ChunkStats moves = piece_stats(moved, piece.n, lanes, GradRule{}, Norm{NormType::kL2, 2.0f});
       if (threadIdx.x % 32 == 0) store_struct(call.step.work.piece_moves + share.piece(slot), moves);
     }
@@ -247,17 +241,17 @@ GRADOPS_DEVICE void adam_step(const Call& call, const BlockShare& share, const S
 }
 
 // All that follows the grid barrier, but for write_updates.
-template <bool kTracks, class Parked>
+template <bool kExtras, class Parked>
 GRADOPS_DEVICE void settle(const Call& call, const BlockShare& share, SharedState& shared, const Parked& parking) {
   const StepArgs& step = call.step;
   decide_by_block(call, shared);
   write_rows(call, shared);
   if (shared.decision.skip) return;
-  adam_step<kTracks>(call, share, shared, parking);
+  adam_step<kExtras>(call, share, shared, parking);
   if (!shared.gather_squares) return;
   const auto takes_no_part = [&](int32_t row) { return call.grad(row) == nullptr; };
   merge_pieces(step.table, share, step.work.piece_stats, step.work.param_sums, 2.0, takes_no_part);
-  if constexpr (kTracks) {
+  if (kExtras && step.rules.track_updates) {
     merge_pieces(step.table, share, step.work.piece_moves, step.work.moved_sums, 2.0, takes_no_part);
   }
 }

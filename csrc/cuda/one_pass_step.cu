@@ -5,9 +5,9 @@
 //     2 P + G + 16        parked: 28 for float32, 22 for 16-bit parameters and gradients
 //     2 P + 2 G + 16      read twice: 32 and 24; what is still in the L2 cache costs nothing the second time
 // and 8 more with amsgrad; 8 less with bfloat16 moments; with a float32 master P is 4, and 2 more for the rounded
-// parameter. Nothing more where updates are tracked, for which a second grid barrier is crossed. Beside that, for a
-// piece of 512 elements, its place (8) is read in both phases and its sums (16) are written and read; a chunk's sums
-// (32) are written and then read by every block, from the L2 cache.
+// parameter; with a compensation twice its bytes, 4, more. Nothing more where updates are tracked, for which a second
+// grid barrier is crossed. Beside that, for a piece of 512 elements, its place (8) is read in both phases and its sums
+// (16) are written and read; a chunk's sums (32) are written and then read by every block, from the L2 cache.
 #include "cuda/adam_step.cuh"
 #include "cuda/launch.cuh"
 
@@ -19,23 +19,23 @@ GRADOPS_DEVICE float4* parking_place(SharedState& shared) {
   return reinterpret_cast<float4*>(&shared) + kSharedStateBytes / sizeof(float4);
 }
 
-// A tracked update keeps what it moves a piece by in 16 registers and looks at it with more: four slots, so that none
-// spill.
-template <bool kTracks>
-constexpr int kSlotsInRegisters = kTracks ? kRegisterSlots - 4 : kRegisterSlots;
+// A tracked update keeps what it moves a piece by in 16 registers and looks at it with more, and a compensated one
+// keeps what rounding takes off: four slots, so that none spill.
+template <bool kExtras>
+constexpr int kSlotsInRegisters = kExtras ? kRegisterSlots - 4 : kRegisterSlots;
 
-template <class Args, bool kTracks>
+template <class Args, bool kExtras>
 __global__ void __launch_bounds__(kThreads, 1) one_pass_step_kernel(const Args __grid_constant__ args) {
   GRADOPS_DYNAMIC_SHARED(float4, memory);
   SharedState& shared = *reinterpret_cast<SharedState*>(memory);
   const Call call(args);
   const BlockShare share(args.step.table);
-  Parking<kSlotsInRegisters<kTracks>> parking{.shared = parking_place(shared), .shared_slots = args.step.shared_slots};
+  Parking<kSlotsInRegisters<kExtras>> parking{.shared = parking_place(shared), .shared_slots = args.step.shared_slots};
   plan_rows(call, shared.scratch);
   measure(call, share, parking);
   cooperative_groups::this_grid().sync();
-  settle<kTracks>(call, share, shared, parking);
-  if constexpr (kTracks) {
+  settle<kExtras>(call, share, shared, parking);
+  if (kExtras && args.step.rules.track_updates) {
     cooperative_groups::this_grid().sync();
     write_updates(call, shared.decision.skip, shared.scratch);
   }
@@ -50,8 +50,7 @@ bool fits(size_t rows, size_t groups) {
 
 template <class Args>
 void launch_one(const LaunchForm& form, const StepCall& call, Stream stream) {
-  const auto kernel =
-      call.args.rules.track_updates ? one_pass_step_kernel<Args, true> : one_pass_step_kernel<Args, false>;
+  const auto kernel = call.args.has_extras() ? one_pass_step_kernel<Args, true> : one_pass_step_kernel<Args, false>;
   launch("one_pass_step", kernel, form.blocks, form.shared_bytes, true, stream, call.packed<Args>(form.shared_slots));
 }
 

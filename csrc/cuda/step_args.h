@@ -37,9 +37,10 @@ struct View {
 };
 
 struct TensorRow {
-  View param;    // what is updated: the parameter, or its float32 master where it has one
-  View rounded;  // then the parameter, which takes the master's values rounded; else data is null
-  View grad;     // its data comes with each step
+  View param;         // what is updated: the parameter, or its float32 master where it has one
+  View rounded;       // then the parameter, which takes the master's values rounded; else data is null
+  View compensation;  // what rounding took off the parameter; data is null where that is not kept
+  View grad;          // its data comes with each step
   View exp_avg;
   View exp_avg_sq;
   View max_exp_avg_sq;  // data is null where there is none
@@ -68,6 +69,7 @@ struct WorkTable {
   const int32_t* block_chunks;  // first chunk of each block; one entry more than blocks
   int32_t row_count;
   int32_t chunk_count;
+  bool compensated;  // whether any row has a compensation
 };
 
 struct GroupRule {
@@ -144,6 +146,9 @@ struct StepArgs {
   const void* const* grads = nullptr;  // one a row, null where there is none; null: they come as kernel parameters
   const GroupRule* groups = nullptr;   // likewise, one a param group
   int32_t shared_slots = 0;            // how many pieces a warp parks in shared memory
+
+  // What few steps ask for and what takes registers has kernels of its own.
+  bool has_extras() const { return rules.track_updates || table.compensated; }
 };
 
 // What travels as kernel parameters, so that a steady step copies nothing. An empty gradient needs an address, too: any

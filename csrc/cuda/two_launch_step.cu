@@ -13,13 +13,13 @@ __global__ void __launch_bounds__(kThreads, 2) measure_kernel(const SmallArgs __
   measure(Call(args), BlockShare(args.step.table), nothing);
 }
 
-// A tracked update keeps more registers than two blocks leave it.
-template <bool kTracks>
-__global__ void __launch_bounds__(kThreads, kTracks ? 1 : 2) settle_kernel(const SmallArgs __grid_constant__ args) {
+// A tracked or a compensated update keeps more registers than two blocks leave it.
+template <bool kExtras>
+__global__ void __launch_bounds__(kThreads, kExtras ? 1 : 2) settle_kernel(const SmallArgs __grid_constant__ args) {
   GRADOPS_DYNAMIC_SHARED(float4, memory);
   SharedState& shared = *reinterpret_cast<SharedState*>(memory);
   const Parking<0> nothing{.shared = nullptr, .shared_slots = 0};
-  settle<kTracks>(Call(args), BlockShare(args.step.table), shared, nothing);
+  settle<kExtras>(Call(args), BlockShare(args.step.table), shared, nothing);
 }
 
 __global__ void __launch_bounds__(kThreads, 2) write_updates_kernel(const SmallArgs __grid_constant__ args) {
@@ -33,10 +33,10 @@ __global__ void __launch_bounds__(kThreads, 2) write_updates_kernel(const SmallA
 void two_launch_step(const LaunchForm& form, const StepCall& call, Stream stream) {
   const SmallArgs args = call.packed<SmallArgs>(0);
   launch("measure", measure_kernel, form.blocks, kSharedStateBytes, false, stream, args);
-  const bool tracks = args.step.rules.track_updates;
-  const auto settle = tracks ? settle_kernel<true> : settle_kernel<false>;
+  const auto settle = args.step.has_extras() ? settle_kernel<true> : settle_kernel<false>;
   launch("settle", settle, form.blocks, kSharedStateBytes, false, stream, args);
-  if (tracks) launch("write_updates", write_updates_kernel, form.blocks, kSharedStateBytes, false, stream, args);
+  if (args.step.rules.track_updates)
+    launch("write_updates", write_updates_kernel, form.blocks, kSharedStateBytes, false, stream, args);
 }
 
 }  // namespace gradops::cuda

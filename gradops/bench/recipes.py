@@ -70,12 +70,13 @@ def nothing_hidden(_: int) -> int:
     return 0
 
 
-def one_pass_bytes(element: int, master: bool = False, moment: int = 4) -> int:
+def one_pass_bytes(element: int, master: bool = False, moment: int = 4, compensation: bool = False) -> int:
     """The gradient is read twice, parameter and moments once; the last three are written.
 
-    With a float32 master that is read and written, and the parameter only written.
+    With a float32 master that is read and written, and the parameter only written. A compensation is as large as the
+    parameter, read and written.
     """
-    updated = 4 if master else element
+    updated = 4 if master else element * (1 + compensation)
     return 2 * element + 2 * (updated + 2 * moment) + (element if master else 0)
 
 

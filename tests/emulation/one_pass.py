@@ -15,6 +15,7 @@ CSRC = HERE.parents[1] / "csrc"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 REGISTER_SLOTS = 8
 WARPS = 8
+OF_STATE = ("master", "compensation", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 PIECE = 512
 
 Int, Real, Address = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
@@ -29,7 +30,7 @@ def _same(kind, names):
 
 
 View = _struct("View", data=Address, layout=Address, dtype=Int)
-TENSORS = "param grad exp_avg exp_avg_sq max_exp_avg_sq rounded"
+TENSORS = "param grad exp_avg exp_avg_sq max_exp_avg_sq rounded compensation"
 Row = _struct("Row", **_same(View, TENSORS), step=Address, numel=Int, group=Int)
 Group = _struct(
     "Group",
@@ -107,8 +108,10 @@ class EmulatedPlan:
     def step(self, param_groups, state, _, loss_scale, grads_scaled, found_inf):
         params = [param for group in param_groups for param in group["params"]]
         for param, group in ((p, g) for g in param_groups for p in g["params"]):
-            has_master = self.optimizer.master_weights and param.dtype != torch.float32
-            needed = ["exp_avg", *(["max_exp_avg_sq"] * group["amsgrad"]), *(["master"] * has_master)]
+            needed = ["exp_avg", *(["max_exp_avg_sq"] * group["amsgrad"])]
+            if param.dtype != torch.float32:
+                needed += ["master"] * self.optimizer.master_weights
+                needed += ["compensation"] * (self.optimizer.rounding == "kahan")
             if param.grad is not None and any(name not in state.get(param, {}) for name in needed):
                 return False
         if any(param.grad is not None for param in params):
@@ -136,7 +139,8 @@ class EmulatedPlan:
         order = sorted(range(param.dim()), key=lambda dim: -param.stride(dim))
         of_state = [state.get(name) for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")]
         updated, rounded = (state["master"], param) if "master" in state else (param, None)
-        views = [self._view(tensor, order) for tensor in (updated, param.grad, *of_state, rounded)]
+        tensors = (updated, param.grad, *of_state, rounded, state.get("compensation"))
+        views = [self._view(tensor, order) for tensor in tensors]
         views[1].data = None
         step = state["step"].data_ptr() if "step" in state else None
         return Row(*views, step, param.numel(), group)
@@ -190,7 +194,7 @@ class EmulatedPlan:
         return {
             "param": [memory_of(param.detach()) for param in params],
             "grad": [emulator.read_only(memory_of(p.grad)) for p in params if p.grad is not None],
-            **{name: all_of(name) for name in ("master", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")},
+            **{name: all_of(name) for name in OF_STATE},
             "step": list(steps.values()),
             "stats": [memory_of(buffer) for buffer in buffers.all()],
             "inputs": [emulator.read_only(memory_of(tensor)) for tensor in read],

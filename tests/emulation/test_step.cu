@@ -18,7 +18,7 @@ struct ViewSpec {
 };
 
 struct RowSpec {
-  ViewSpec param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, rounded;
+  ViewSpec param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, rounded, compensation;
   float* step;
   int64_t numel;
   int64_t group;
@@ -84,6 +84,7 @@ std::vector<TensorRow> rows_of(const RowSpec* specs, int64_t count) {
     TensorRow row;
     row.param = view_of(spec->param);
     row.rounded = view_of(spec->rounded);
+    row.compensation = view_of(spec->compensation);
     row.grad = view_of(spec->grad);
     row.exp_avg = view_of(spec->exp_avg);
     row.exp_avg_sq = view_of(spec->exp_avg_sq);
@@ -151,12 +152,14 @@ struct Plan {
 
   StepArgs args() const {
     StepArgs args;
+    const auto has_compensation = [](const TensorRow& row) { return row.compensation.data != nullptr; };
     args.table = {rows.data(),
                   pieces.data(),
                   chunk_pieces.data(),
                   block_chunks.data(),
                   static_cast<int32_t>(rows_host.size()),
-                  table_host.chunk_count()};
+                  table_host.chunk_count(),
+                  std::any_of(rows_host.begin(), rows_host.end(), has_compensation)};
     args.work = {piece_stats.data(), grad_sums.data(), param_sums.data(), piece_moves.data(),
                  moved_sums.data(),  row_norms.data(), row_rules.data(),  inputs.data()};
     return args;

@@ -176,8 +176,18 @@ def test_bfloat16_moments_cost_8_bytes_less(lib, dtype, parked):
     assert report.traffic["exp_avg"].loads == report.traffic["exp_avg"].stores == numel // 8
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_compensation_costs_one_read_and_one_write_of_it(lib, dtype):
+    numel = PIECE * 64
+    case = ParamCase((numel,), dtype, grad_dtype=dtype)
+    _, _, plan = step_all(lib, [case], {"seed": 11}, {"max_norm": 1.0, "rounding": "kahan"}, {})
+    (report,) = plan.reports
+    assert element_bytes(report) == numel * 26
+    assert report.traffic["compensation"].loads == report.traffic["compensation"].stores == numel // 8
+
+
 def element_bytes(report):
-    names = ["param", "master", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"]
+    names = ["param", "master", "compensation", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"]
     traffic = [report.traffic[name] for name in names if name in report.traffic]
     return sum(t.load_bytes + t.store_bytes for t in traffic)
 
