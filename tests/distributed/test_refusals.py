@@ -36,6 +36,7 @@ def refusals():
     for dtype in (torch.float32, torch.bfloat16):
         shard = torch.nn.Parameter(distribute_tensor(torch.ones(4, dtype=dtype), mesh))
         attempt(f"master, {dtype}", lambda shard=shard: gradops.AdamW([shard], master_weights=True))
+        attempt(f"kahan, {dtype}", lambda shard=shard: gradops.AdamW([shard], rounding="kahan"))
     return messages
 
 
@@ -43,8 +44,10 @@ def test_parts_that_would_step_apart_are_refused(workers):
     for messages in workers.run(2, refusals):
         assert set(messages) == {
             *("zero_of_ours", "wrapped_zero", "wrapped_inside_zero", "fsdp1, False", "fsdp1, True", "partial"),
-            "master, torch.bfloat16",
+            *("master, torch.bfloat16", "kahan, torch.float32", "kahan, torch.bfloat16"),
         }
+        for dtype in ("float32", "bfloat16"):
+            assert "rounding cannot be set where parameters are sharded" in messages[f"kahan, torch.{dtype}"]
         assert "a sharded parameter in half precision can have no master" in messages["master, torch.bfloat16"]
         assert "ZeroRedundancyOptimizer hands each process's optimizer a part" in messages["zero_of_ours"]
         assert messages["wrapped_zero"] == messages["wrapped_inside_zero"] == messages["zero_of_ours"]
