@@ -51,7 +51,7 @@ CXX_FLAGS = [
 NVCC_FLAGS = ["-O3", "-std=c++20", "-fmad=false"]
 # A100, H100 and H200, B200, RTX 50; with code that later GPUs' drivers compile.
 DEFAULT_ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
-HOST_OF_CUDA = ["csrc/cuda_ops.cpp", "csrc/cuda_step.cpp", "csrc/device_rows.cpp"]
+HOST_OF_CUDA = ["csrc/cuda_ops.cpp", "csrc/cuda_step.cpp", "csrc/device_rows.cpp", "csrc/device_units.cpp"]
 SANITIZERS = {"address", "undefined", "thread"}
 
 

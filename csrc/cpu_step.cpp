@@ -46,7 +46,12 @@ CpuStep::Outcome CpuStep::measure(const StepCall& call, const SpikeGuardState& h
   const StepSettings& settings = call.settings;
   const GradRule rule{inv_scale, static_cast<float>(settings.clip_value)};
   const cpu::Norm norm{norm_type_of(settings.norm_type), settings.norm_type};
-  cpu::chunk_stats(table_, call.views, &cpu::TensorRow::grad, rule, norm, grad_chunks_);
+  if (settings.agc) {
+    units_.cut(call, table_);
+    cpu::chunk_and_unit_stats(table_, call.views, rule, norm, grad_chunks_, units_.pieces());
+  } else {
+    cpu::chunk_stats(table_, call.views, &cpu::TensorRow::grad, rule, norm, grad_chunks_);
+  }
   std::fill(row_stats_.begin(), row_stats_.end(), GradStats());
   Outcome outcome;
   table_.for_each_row([&](int64_t row, size_t first, size_t last) {
@@ -55,7 +60,7 @@ CpuStep::Outcome CpuStep::measure(const StepCall& call, const SpikeGuardState& h
     outcome.all.merge(stats, norm.p);
   });
   outcome.grad_norm = outcome.all.norm(norm.p, rule.clip_value);
-  outcome.decision = decide(outcome.all, outcome.grad_norm, settings.max_norm, rule, found_inf);
+  outcome.decision = decide(outcome.all, outcome.grad_norm, settings.max_grad_norm(), rule, found_inf);
   outcome.found_inf = outcome.decision.skip;
   if (settings.guard) outcome.guarded = guard_step(outcome.decision, outcome.grad_norm, history, *settings.guard);
   return outcome;
@@ -98,6 +103,7 @@ void CpuStep::plan_updates(const StepCall& call, double lr_factor) {
     } else {
       updates_[i] = {adam_rule(hyper, lr, step), hyper.decay_kind};
     }
+    if (call.settings.agc) units_.tell(i, updates_[i]);
     last = &updates_[i];
     last_group = row.group();
     last_lr = lr;
@@ -196,11 +202,14 @@ void CpuStep::step(const StepCall& call) {
     release.emplace();
   }
   const SpikeGuardState history = guard_state(call);
-  const Outcome outcome = measure(call, history, inv_scale, found_inf);
+  Outcome outcome = measure(call, history, inv_scale, found_inf);
   if (!outcome.decision.skip) {
     if (call.settings.caps()) measure_params(call);
+    float& clip_coef = outcome.decision.clip_coef;
+    const float smallest = call.settings.agc ? units_.decide(table_, call.settings.max_norm, clip_coef) : 1.0f;
     plan_updates(call, history.lr_factor);
     update(call, outcome.decision);
+    clip_coef = std::min(clip_coef, smallest);
   }
   {
     RECORD_USER_SCOPE("gradops.write_stats");

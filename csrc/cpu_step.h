@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "step_backend.h"
+#include "unit_clip.h"
 
 namespace gradops {
 
@@ -39,6 +40,7 @@ class CpuStep : public StepBackend {
   std::vector<GradStats> row_stats_;
   std::vector<cpu::RowUpdate> updates_;
   std::vector<uint8_t> capped_;
+  UnitClip units_;
 };
 
 }  // namespace gradops

@@ -7,7 +7,7 @@
 
 namespace gradops {
 
-CudaStep::CudaStep(at::Device device) : device_(device), rows_(device) {}
+CudaStep::CudaStep(at::Device device) : device_(device), rows_(device), units_(device) {}
 
 std::vector<cuda::GroupRule> CudaStep::rules_of(const StepCall& call) const {
   std::vector<cuda::GroupRule> rules;
@@ -33,13 +33,13 @@ cuda::StepArgs CudaStep::args_of(const StepCall& call) {
   const StepSettings& settings = call.settings;
   const StepBuffers& buffers = call.buffers;
   cuda::StepArgs args;
-  args.table = rows_.table();
+  args.table = agc_ ? rows_.table_of_several() : rows_.table();
   args.work = rows_.work();
   args.stats = {buffers.scalars.data_ptr<float>(),      buffers.counters.data_ptr<int64_t>(),
                 buffers.norms.data_ptr<float>(),        buffers.abs_max.data_ptr<float>(),
                 buffers.nonfinite.data_ptr<int64_t>(),  buffers.capped.data_ptr<bool>(),
                 buffers.update_ratio.data_ptr<float>(), buffers.param_rms.data_ptr<float>()};
-  args.rules.max_norm = settings.max_norm;
+  args.rules.max_norm = settings.max_grad_norm();
   args.rules.norm_type = settings.norm_type;
   args.rules.clip_value = static_cast<float>(settings.clip_value);
   args.rules.relative_step = settings.relative_step;
@@ -48,6 +48,11 @@ cuda::StepArgs CudaStep::args_of(const StepCall& call) {
   if (args.rules.moves_loss_scale) args.rules.loss_scale = *settings.loss_scale_rule;
   args.rules.guards = settings.guard.has_value();
   if (args.rules.guards) args.rules.guard = *settings.guard;
+  if (agc_) {
+    args.rules.agc_ratio = settings.max_norm;
+    args.units = units_.table();
+    args.unit_work = units_.work();
+  }
   args.loss_scale = scalar(call.scaling.loss_scale);
   args.found_inf = scalar(call.scaling.found_inf);
   args.grads_scaled = call.scaling.grads_scaled;
@@ -61,7 +66,7 @@ void CudaStep::measure_params(const StepCall& call, const cuda::StepArgs& args) 
   if (!any) return;
   RECORD_USER_SCOPE("gradops.param_stats");
   held_.push_back(to_device(marked.data(), marked.size(), device_));
-  cuda::param_stats(rows_.form(), args, held_.back().const_data_ptr<uint8_t>(), current_stream(device_));
+  cuda::param_stats(form(), args, held_.back().const_data_ptr<uint8_t>(), current_stream(device_));
 }
 
 bool CudaStep::link(const StepCall& call) {
@@ -74,8 +79,23 @@ bool CudaStep::link(const StepCall& call) {
   return rows_.link(std::move(rows), call.views, call.taking_part);
 }
 
+// Rows that take no part keep the units that they had.
+void CudaStep::link_units(const StepCall& call) {
+  units_of_rows_.resize(call.rows.size());
+  for (const int64_t i : call.taking_part) {
+    const bool clips = call.groups[call.rows[i].group()].clips_units;
+    units_of_rows_[i] = clips ? call.rows[i].units() : Units();
+  }
+  units_.link(rows_.rows(), units_of_rows_);
+}
+
+std::string CudaStep::description() const {
+  return agc_ ? "three launches: gradients are clipped by units" : form().description;
+}
+
 void CudaStep::captured(const StepCall& call) {
   rows_.captured();
+  units_.captured();
   grads_.captured();
   groups_.captured();
   in_graphs_.insert(in_graphs_.end(), held_.begin(), held_.end());
@@ -85,28 +105,34 @@ void CudaStep::captured(const StepCall& call) {
       "lr=torch.tensor(...) on the parameters' device");
 }
 
-void CudaStep::step(const StepCall& call) {
-  const c10::DeviceGuard guard(device_);
-  held_.clear();
-  if (link(call)) {
-    for (ParamRow& row : call.rows) row.forget_squares();
-  }
-  if (call.settings.track_updates) rows_.make_room_for_updates();
+void CudaStep::launch(const StepCall& call) {
   const std::vector<const void*> grads = DeviceRows::grads(call.views, call.taking_part);
   const std::vector<cuda::GroupRule> rules = rules_of(call);
-
   cuda::StepArgs args = args_of(call);
   if (call.settings.caps()) measure_params(call, args);
-  if (!cuda::travels_inline(rows_.form(), grads.size(), rules.size())) {
+  if (!cuda::travels_inline(form(), grads.size(), rules.size())) {
     args.grads = grads_.update(grads, device_);
     args.groups = groups_.update(rules, device_);
   }
   const cuda::Stream stream = current_stream(device_);
   {
     RECORD_USER_SCOPE("gradops.one_pass_step");
-    cuda::one_pass_step(rows_.form(), {args, grads, rules}, stream);
+    const auto step = agc_ ? cuda::agc_step : cuda::one_pass_step;
+    step(form(), {args, grads, rules}, stream);
   }
   if (cuda::capturing(stream)) captured(call);
+}
+
+void CudaStep::step(const StepCall& call) {
+  const c10::DeviceGuard guard(device_);
+  held_.clear();
+  if (link(call)) {
+    for (ParamRow& row : call.rows) row.forget_squares();
+  }
+  agc_ = call.settings.agc;
+  if (agc_) link_units(call);
+  if (call.settings.track_updates) rows_.make_room_for_updates();
+  launch(call);
   for (const int64_t i : call.taking_part) {
     call.rows[i].bump_version();
     if (call.settings.caps()) call.rows[i].set_squares({});

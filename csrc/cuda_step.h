@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "device_rows.h"
+#include "device_units.h"
 #include "step_backend.h"
 
 namespace gradops {
@@ -17,10 +18,13 @@ class CudaStep : public StepBackend {
 
   void forget_rows() override { rows_.clear(); }
   void step(const StepCall& call) override;
-  std::string description() const override { return rows_.form().description; }
+  std::string description() const override;
 
  private:
   bool link(const StepCall& call);
+  void link_units(const StepCall& call);
+  void launch(const StepCall& call);
+  const cuda::LaunchForm& form() const { return agc_ ? rows_.form_of_several() : rows_.form(); }
   void measure_params(const StepCall& call, const cuda::StepArgs& args);
   cuda::StepArgs args_of(const StepCall& call);
   std::vector<cuda::GroupRule> rules_of(const StepCall& call) const;
@@ -29,6 +33,9 @@ class CudaStep : public StepBackend {
 
   at::Device device_;
   DeviceRows rows_;
+  std::vector<Units> units_of_rows_;
+  DeviceUnits units_;
+  bool agc_ = false;  // whether the last step clipped by units
   DeviceTable<const void*> grads_;
   DeviceTable<cuda::GroupRule> groups_;
   std::vector<at::Tensor> in_graphs_;  // what a captured graph uses beside the tables

@@ -113,11 +113,16 @@ bool DeviceRows::link(std::vector<cuda::TensorRow> rows, std::span<const cpu::Te
 void DeviceRows::cut() {
   cuda::WorkTableHost host = cuda::cut(rows_);
   form_ = cuda::choose_form(limits_, host.chunk_count());
+  cuda::DeviceLimits without_grids = limits_;
+  without_grids.cooperative = false;
+  form_of_several_ = cuda::choose_form(without_grids, host.chunk_count());
   const size_t pieces = host.pieces.size();
   const size_t chunks = host.chunk_count();
   table_.row_count = static_cast<int32_t>(rows_.size());
   table_.chunk_count = host.chunk_count();
   table_.block_chunks = block_chunks_.update(cuda::even_shares(host.chunk_pieces, form_.blocks), device_);
+  const std::vector<int32_t> shares = cuda::even_shares(host.chunk_pieces, form_of_several_.blocks);
+  chunks_of_several_ = block_chunks_of_several_.update(shares, device_);
   table_.chunk_pieces = chunk_pieces_.update(std::move(host.chunk_pieces), device_);
   table_.pieces = pieces_.update(std::move(host.pieces), device_);
   work_memory_.clear();
@@ -128,6 +133,12 @@ void DeviceRows::cut() {
   work_.param_sums = allocate<GradStats>(chunks, device_, work_memory_);
   work_.row_rules = allocate<cuda::RowRule>(rows_.size(), device_, work_memory_);
   work_.inputs = allocate<cuda::StepInputs>(1, device_, work_memory_);
+}
+
+cuda::WorkTable DeviceRows::table_of_several() const {
+  cuda::WorkTable table = table_;
+  table.block_chunks = chunks_of_several_;
+  return table;
 }
 
 void DeviceRows::make_room_for_updates() {
@@ -150,6 +161,7 @@ void DeviceRows::captured() {
   pieces_.captured();
   chunk_pieces_.captured();
   block_chunks_.captured();
+  block_chunks_of_several_.captured();
   in_graphs_.insert(in_graphs_.end(), work_memory_.begin(), work_memory_.end());
 }
 

@@ -41,6 +41,10 @@ class DeviceRows {
 
   const cuda::LaunchForm& form() const { return form_; }
   const cuda::WorkTable& table() const { return table_; }
+
+  // The same for a step that is several launches even where one could hold the whole grid, with twice the blocks.
+  const cuda::LaunchForm& form_of_several() const { return form_of_several_; }
+  cuda::WorkTable table_of_several() const;
   const cuda::Workspace& work() const { return work_; }
 
   // A graph has been captured that uses the tables: they stay as they are, as long as this does.
@@ -51,15 +55,16 @@ class DeviceRows {
 
   at::Device device_;
   cuda::DeviceLimits limits_;
-  cuda::LaunchForm form_;
+  cuda::LaunchForm form_, form_of_several_;
   std::vector<cuda::TensorRow> rows_;
   std::vector<int64_t> layouts_;  // of the rows that have one, end to end
 
   DeviceTable<cuda::TensorRow> row_table_;
   DeviceTable<int64_t> layout_table_;
   DeviceTable<cuda::Piece> pieces_;
-  DeviceTable<int32_t> chunk_pieces_, block_chunks_;
+  DeviceTable<int32_t> chunk_pieces_, block_chunks_, block_chunks_of_several_;
   cuda::WorkTable table_ = {};
+  const int32_t* chunks_of_several_ = nullptr;
   size_t piece_count_ = 0;
   cuda::Workspace work_ = {};
   std::vector<at::Tensor> work_memory_;

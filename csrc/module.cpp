@@ -56,16 +56,16 @@ PYBIND11_MODULE(_C, m) {
            py::arg("history"), py::arg("warmup_steps"));
   py::class_<StepSettings>(m, "StepSettings")
       .def(py::init([](double max_norm, double norm_type, double clip_value, const RelativeStepRule* relative_step,
-                       const LossScaleRule* loss_scale_rule, const SpikeGuardRule* guard, bool track_updates,
-                       double l1) {
-             StepSettings settings{max_norm, norm_type, clip_value, {}, {}, {}, track_updates, l1};
+                       const LossScaleRule* loss_scale_rule, const SpikeGuardRule* guard, bool track_updates, double l1,
+                       bool agc) {
+             StepSettings settings{max_norm, norm_type, clip_value, {}, {}, {}, track_updates, l1, agc};
              if (relative_step != nullptr) settings.relative_step = *relative_step;
              if (loss_scale_rule != nullptr) settings.loss_scale_rule = *loss_scale_rule;
              if (guard != nullptr) settings.guard = *guard;
              return settings;
            }),
            py::arg("max_norm"), py::arg("norm_type"), py::arg("clip_value"), py::arg("relative_step"),
-           py::arg("loss_scale_rule"), py::arg("guard"), py::arg("track_updates"), py::arg("l1"));
+           py::arg("loss_scale_rule"), py::arg("guard"), py::arg("track_updates"), py::arg("l1"), py::arg("agc"));
 
   py::class_<StepPlan> plan(m, "StepPlan");
   plan.def(py::init<>())

@@ -2,6 +2,8 @@
 
 #include <torch/csrc/autograd/python_variable.h>
 
+#include <algorithm>
+
 #include "checks.h"
 
 namespace gradops {
@@ -94,6 +96,13 @@ bool ParamRow::follow(cpu::TensorRow& views) {
   views.param = {data_, layout_.get(), *kernel_dtype(dtype_)};
   views.grad = {address_of(grad), grad_layout_.get(), *kernel_dtype(grad_type_)};
   return true;
+}
+
+Units ParamRow::units() const {
+  if (sizes_.size() <= 1) return {std::max<int64_t>(1, param_.numel()), 1};
+  int64_t run = 1;
+  for (auto dim = order_.rbegin(); *dim != 0; ++dim) run *= sizes_[*dim];
+  return {run, sizes_[0]};
 }
 
 void ParamRow::prefetch_tensors() const {

@@ -83,6 +83,9 @@ class ParamRow {
     if (state_hangs_on_values()) values_version_ = param_._version();
   }
 
+  // What adaptive gradient clipping treats one by one: all that has one index in the first of several dimensions.
+  Units units() const;
+
   // Keeps the gradient alive while other threads may run Python.
   void hold_grad(bool hold) { held_grad_ = hold ? grad() : at::Tensor(); }
 

@@ -22,8 +22,11 @@ struct StepSettings {
   std::optional<LossScaleRule> loss_scale_rule;
   std::optional<SpikeGuardRule> guard;
   bool track_updates = false;
-  double l1 = 0.0;  // of groups that have none of their own
+  double l1 = 0.0;   // of groups that have none of their own
+  bool agc = false;  // adaptive gradient clipping: max_norm is relative to the weights', unit by unit
 
+  // What the norm of all gradients together is clipped to.
+  double max_grad_norm() const { return agc ? INFINITY : max_norm; }
   bool caps() const { return !std::isinf(relative_step.cap); }
   bool gathers_squares() const { return caps() || track_updates; }
 };
@@ -43,7 +46,8 @@ struct StepBuffers {
 // A param group's hyper-parameters.
 struct GroupHyper {
   AdamHyper hyper;
-  at::Tensor lr;  // defined where the rate is a tensor on the parameters' device, which alone reads it
+  at::Tensor lr;            // defined where the rate is a tensor on the parameters' device, which alone reads it
+  bool clips_units = true;  // whether adaptive gradient clipping is for this group
 };
 
 // What multiplied the loss, and what others have done to the gradients since.

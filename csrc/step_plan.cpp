@@ -45,6 +45,7 @@ bool flag(PyObject* group, PyObject* key) { return PyObject_IsTrue(group_entry(g
 #define GRADOPS_INTERNED(NAME) static PyObject* const NAME = PyUnicode_InternFromString(#NAME)
 
 GroupHyper read_group(PyObject* group, at::Device device, double l1_of_settings) {
+  GRADOPS_INTERNED(agc);
   GRADOPS_INTERNED(l1);
   GRADOPS_INTERNED(lr);
   GRADOPS_INTERNED(betas);
@@ -70,6 +71,7 @@ GroupHyper read_group(PyObject* group, at::Device device, double l1_of_settings)
   if (!(hyper.l1 >= 0.0 && std::isfinite(hyper.l1))) {
     throw py::value_error(c10::str("l1 must be finite and not negative, got ", hyper.l1));
   }
+  result.clips_units = PyDict_GetItemWithError(group, agc) == nullptr || flag(group, agc);
   hyper.amsgrad = flag(group, amsgrad);
   hyper.maximize = flag(group, maximize);
   hyper.decay_kind = flag(group, decoupled_weight_decay) ? WeightDecay::kDecoupled : WeightDecay::kL2;

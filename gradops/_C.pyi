@@ -47,6 +47,7 @@ class StepSettings:
         guard: SpikeGuardRule | None,
         track_updates: bool,
         l1: float,
+        agc: bool,
     ) -> None: ...
 
 class StepPlan:

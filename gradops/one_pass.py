@@ -56,6 +56,7 @@ class OnePass(Checkpointed):
     rounding: str
     track_updates: bool
     l1: float
+    clip_mode: str
 
     def __init__(
         self,
@@ -73,6 +74,7 @@ class OnePass(Checkpointed):
         rounding: str = "nearest",
         track_updates: bool = False,
         l1: float = 0.0,
+        clip_mode: str = "norm",
         **kwargs: Any,
     ) -> None:
         settings = Settings(
@@ -88,6 +90,7 @@ class OnePass(Checkpointed):
             rounding,
             track_updates,
             l1,
+            clip_mode,
         )
         settings.checked()
         check_builder()
@@ -200,7 +203,8 @@ class OnePass(Checkpointed):
 
     def _bind(self) -> None:
         """Gives the plan the groups as they are now."""
-        choice, names = choose_backend(self.param_groups, self.backend), param_names(self.param_groups)
+        choice = choose_backend(self.param_groups, self.backend)
+        names = param_names(self.param_groups)
         if choice != self._choice:
             self._plan, self._choice, self._settings_key = backends.make_plan(choice), choice, None
         self._buffers.resize(names, choice.device)

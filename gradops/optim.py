@@ -35,6 +35,9 @@ _ARGUMENTS = """
             state, and adds it to the next update: an alternative to `master_weights`. "nearest" loses it.
         l1: weight of an L1 penalty beside the weight decay: `l1 * sign(param)` is added to the clipped gradients.
             A group's own "l1" wins over it; `gradops.no_decay_groups` makes groups that spare norms and biases.
+        clip_mode: "norm", or "agc" for adaptive gradient clipping (Brock et al. 2021): the gradient of each unit, a
+            filter or a row, is clipped to max_norm (0.01, say) times the norm of its weights, which counts as at least
+            1e-3. A group with "agc": False is spared, as the paper spares the last layer.
         track_updates: whether each step also measures how far it moved every parameter: `stats.update_ratio` and
             `stats.param_rms`, gathered while the update writes. Like every setting it may be set at run time.
 
@@ -72,6 +75,7 @@ def wrap(
     rounding: str = "nearest",
     track_updates: bool = False,
     l1: float = 0.0,
+    clip_mode: str = "norm",
 ) -> OptimizerT:
     """Upgrades a torch.optim.Adam or AdamW in place: its step becomes the one pass.
 
@@ -81,7 +85,7 @@ def wrap(
     Args:
         optimizer: a torch.optim.Adam or AdamW, or an instance of a subclass that keeps torch's `step`.
         max_norm, norm_type, clip_value, max_relative_step, loss_scale, guard: as for `gradops.AdamW`.
-        backend, master_weights, moments_dtype, rounding, track_updates, l1: as for `gradops.AdamW`.
+        backend, master_weights, moments_dtype, rounding, track_updates, l1, clip_mode: as for `gradops.AdamW`.
 
     Returns:
         The same object.
@@ -105,6 +109,7 @@ def wrap(
         rounding,
         track_updates,
         l1,
+        clip_mode,
     )
     settings.checked()
     check_owner(optimizer)

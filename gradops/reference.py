@@ -88,11 +88,11 @@ def unscale(grad: Tensor, inv_scale: float, dtype: torch.dtype = torch.float32) 
     return grad.detach().to(dtype) * torch.tensor(inv_scale, dtype=dtype, device=grad.device)
 
 
-def clip(grad: Tensor, clip_value: float | None, clip_coef: float) -> Tensor:
-    """Clamps, then multiplies by float32(clip_coef): rounded in that order."""
+def clip(grad: Tensor, clip_value: float | None, clip_coef: float | Tensor) -> Tensor:
+    """Clamps, then multiplies by float32(clip_coef), one for all or one for each unit: rounded in that order."""
     if clip_value is not None:
         grad = grad.clamp(-clip_value, clip_value)
-    return grad * torch.tensor(clip_coef, dtype=grad.dtype, device=grad.device)
+    return grad * torch.as_tensor(clip_coef, dtype=grad.dtype, device=grad.device)
 
 
 def vector_norm(values: Tensor, norm_type: float) -> float:
@@ -147,6 +147,17 @@ def decide(
     if max_norm is not None and not skip:
         clip_coef = min(1.0, max_norm / (stats.grad_norm + 1e-6))
     return StepDecision(inverse_scale(loss_scale), clip_value, clip_coef, skip)
+
+
+def agc_coefs(weight: Tensor, grad: Tensor, ratio: float) -> Tensor:
+    """Of each unit of a clamped gradient, after Brock et al. 2021, equation 3: its norm is clipped to
+    ratio * max(norm of the weights, 1e-3). A unit is what has one index in the first of several dimensions.
+    """
+    units = weight.shape[0] if weight.ndim > 1 and weight.numel() else 1
+    pairs = zip(weight.reshape(units, -1), grad.reshape(units, -1), strict=True)
+    norms = [(ratio * max(vector_norm(w, 2.0), 1e-3), vector_norm(g, 2.0)) for w, g in pairs]
+    coefs = torch.tensor([limit / norm if norm > limit else 1.0 for limit, norm in norms], dtype=torch.float64)
+    return coefs.view(-1, *[1] * (weight.ndim - 1)) if units > 1 else coefs.view([1] * weight.ndim)
 
 
 def update_loss_scale(scale: float, growth_tracker: int, found_inf: bool, policy: Any) -> tuple[float, int]:
@@ -227,8 +238,8 @@ class Reference:
 
     Args:
         param_groups: as in `torch.optim.Optimizer.param_groups`; hyper-parameters are read at each step.
-        max_norm, norm_type, clip_value, max_relative_step, loss_scale, guard, master_weights, rounding, l1: as in
-            `gradops.wrap`, policies as objects.
+        max_norm, norm_type, clip_value, max_relative_step, loss_scale, guard, master_weights, rounding, l1,
+            clip_mode: as in `gradops.wrap`, policies as objects.
         moments_dtype: in which moments are stored; None for ``dtype``.
         dtype: in which gradients are unscaled, and to which the update's results are rounded.
     """
@@ -247,6 +258,7 @@ class Reference:
         moments_dtype: torch.dtype | None = None,
         rounding: str = "nearest",
         l1: float = 0.0,
+        clip_mode: str = "norm",
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.groups = [{**g, "params": [p.detach().clone() for p in g["params"]]} for g in param_groups]
@@ -255,7 +267,7 @@ class Reference:
         self.max_norm, self.norm_type, self.clip_value = max_norm, norm_type, clip_value
         self.max_relative_step, self.policy, self.dtype = max_relative_step, loss_scale, dtype
         self.master_weights, self.moments_dtype, self.l1 = master_weights, moments_dtype or dtype, l1
-        self.rounding = rounding
+        self.rounding, self.agc = rounding, clip_mode == "agc"
         self.scale = 1.0 if loss_scale is None else float(getattr(loss_scale, "init_scale", loss_scale))
         self.growth_tracker = 0
         self.guard, self.guard_state = guard, GuardState()
@@ -268,7 +280,7 @@ class Reference:
             return self.stats
         divisor = 1.0 if unscaled else self.scale
         seen = grad_stats(grads, divisor, self.clip_value, self.norm_type, self.dtype)
-        decision = decide(seen, divisor, self.clip_value, self.max_norm, found_inf)
+        decision = decide(seen, divisor, self.clip_value, None if self.agc else self.max_norm, found_inf)
         found_nonfinite, lr_factor = decision.skip, self.guard_state.lr_factor
         guarded = self._guard(decision, seen.grad_norm)
         before = [updated.clone() for updated in self.updated]
@@ -323,6 +335,7 @@ class Reference:
 
     def _update(self, grads: Sequence[Tensor | None], decision: StepDecision, lr_factor: float) -> list[bool]:
         capped, groups = [], [group for group in self.groups for _ in group["params"]]
+        smallest = decision.clip_coef
         for row, (param, grad, group) in enumerate(zip(self.params, grads, groups, strict=True)):
             state = self.states[row] or self._new_state(param)
             updated = param if state.master is None else state.master
@@ -332,5 +345,10 @@ class Reference:
             if grad is not None:
                 self.states[row] = state
                 element = clip(unscale(grad, decision.inv_scale, self.dtype), decision.clip_value, decision.clip_coef)
+                if self.agc and self.max_norm is not None and group.get("agc", True):
+                    coefs = agc_coefs(updated, element, self.max_norm)
+                    element = clip(element, None, coefs)
+                    smallest = min(smallest, coefs.min().item())
                 adam_step(param, element, state, {"l1": self.l1, **group}, lr, self.dtype)
+        decision.clip_coef = smallest
         return capped

@@ -14,6 +14,7 @@ from gradops.spike_guard import SpikeGuard
 BACKENDS = ("native", "triton", "torch")
 
 ROUNDINGS = ("nearest", "kahan")
+CLIP_MODES = ("norm", "agc")
 
 LossScale = None | float | str | DynamicLossScale
 
@@ -36,6 +37,8 @@ class Settings:
             what rounding took off each and adds it to the next update.
         l1: weight of the L1 penalty, whose subgradient is added to the clipped gradients; not negative. A group's own
             "l1" wins over it.
+        clip_mode: "norm" clips the norm of all gradients together; "agc" (adaptive gradient clipping) the norm of each
+            unit, to max_norm times the norm of its weights. A group's own "agc": False spares its parameters.
         track_updates: whether `stats.update_ratio` and `stats.param_rms` are gathered while the update writes.
     """
 
@@ -51,6 +54,7 @@ class Settings:
     rounding: str = "nearest"
     track_updates: bool = False
     l1: float = 0.0
+    clip_mode: str = "norm"
 
     def checked(self) -> "Settings":
         """The same with every number a float and every policy an object.
@@ -61,6 +65,10 @@ class Settings:
         """
         if self.backend not in (None, *BACKENDS):
             raise ValueError(f"backend must be None or one of {', '.join(BACKENDS)}, got {self.backend!r}")
+        if self.clip_mode not in CLIP_MODES:
+            raise ValueError(f"clip_mode must be one of {', '.join(CLIP_MODES)}, got {self.clip_mode!r}")
+        if self.clip_mode == "agc" and self.max_norm is None:
+            raise ValueError("clip_mode='agc' needs max_norm: what a gradient may be of its weights, such as 0.01")
         return Settings(
             max_norm=None if self.max_norm is None else _positive("max_norm", self.max_norm),
             norm_type=_positive("norm_type", self.norm_type),
@@ -74,6 +82,7 @@ class Settings:
             rounding=_rounding(self.rounding, self.master_weights),
             track_updates=_flag("track_updates", self.track_updates),
             l1=_penalty("l1", self.l1),
+            clip_mode=self.clip_mode,
         )
 
     @property

@@ -20,7 +20,8 @@ class StepStats:
     Attributes:
         grad_norm: float32, 0-d. Norm over all parameters, after unscaling and clamping, before clipping. NaN if any
             element is NaN, else inf if any is inf.
-        clip_coef: float32, 0-d. What the gradients were multiplied by to clip them; 1 where nothing was clipped.
+        clip_coef: float32, 0-d. What the gradients were multiplied by to clip them; 1 where nothing was clipped. With
+            clip_mode "agc" the smallest factor of a unit.
         found_inf: float32, 0-d. 1 if an inf or NaN was seen and the step skipped, else 0.
         loss_scale: float32, 0-d. The loss scale that this step divided by; 1 without loss scaling.
         guarded: float32, 0-d. 1 if the `SpikeGuard` found this step's norm to be a spike, and clipped or skipped it.

@@ -140,7 +140,8 @@ class Beside:
             state = self.oracle.states[row] or self.oracle._new_state(param)
             self.compare_weights(row, param, mine, state, skipped, float(group["lr"]))
             assert int(mine.get("step", 0)) == state.step
-            largest = min(stats.grads.abs_max[row], self.oracle.clip_value or math.inf) * stats.clip_coef
+            largest = min(stats.grads.abs_max[row], self.oracle.clip_value or math.inf)
+            largest *= 1.0 if self.oracle.agc else stats.clip_coef
             l2 = bool(group["weight_decay"] and not group["decoupled_weight_decay"] and expected.numel())
             largest += group["weight_decay"] * expected.abs().max().item() if l2 else 0.0
             l1 = group.get("l1", self.oracle.l1)

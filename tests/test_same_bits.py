@@ -73,6 +73,7 @@ SETTINGS = {
     "capped": {"max_norm": 1.0, "max_relative_step": 0.05, "weight_decay": 0.1, "amsgrad": True},
     "master": {"master_weights": True, "max_relative_step": 0.05},
     "kahan": {"rounding": "kahan", "max_relative_step": 0.05},
+    "agc": {"clip_mode": "agc", "max_norm": 0.01, "track_updates": True},
     "adam": {"cls": gradops.Adam, "weight_decay": 0.1, "maximize": True},
 }
 

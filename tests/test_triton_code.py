@@ -103,7 +103,8 @@ def test_gradients_are_measured_in_vectors_and_nothing_is_spilled(arch, dtype):
 def test_every_option_compiles_for_every_device(arch):
     guarded = {"guard": SpikeGuard(), "loss_scale": "dynamic"}
     capped = {"max_relative_step": 0.1, "track_updates": True}
-    for options in ({"norm_type": 3.0, "clip_value": 1.0}, capped, guarded):
+    clipped = {"clip_mode": "agc", "max_norm": 0.01, "clip_value": 1.0}
+    for options in ({"norm_type": 3.0, "clip_value": 1.0}, capped, guarded, clipped):
         for launch in triton_offline.launches_of(torch.float16, torch.float32, amsgrad=True, **options):
             assert not list(triton_gates.nothing_is_spilled(triton_gates.code_of(launch, arch), {}))
 
@@ -126,6 +127,16 @@ def test_guarded_measuring_spills_nothing_and_is_as_wide_as_unguarded():
     code = triton_gates.code_of(launches("float32", guard=SpikeGuard())["grad_stats_kernel"], "90")
     assert not triton_gates.complaints(code, {"load": 8 * wide("90", 4), "store": 0})
     assert code.registers <= 168
+
+
+@pytest.mark.parametrize("arch", SLOW_BUT_90)
+def test_units_are_measured_without_a_spill_and_clipped_in_the_same_accesses(arch):
+    found = launches("float32", clip_mode="agc", max_norm=0.01)
+    assert list(found) == ["grad_stats_kernel", "unit_coefs_kernel", "adam_step_kernel"]
+    assert not list(triton_gates.nothing_is_spilled(triton_gates.code_of(found["unit_coefs_kernel"], arch), {}))
+    code = triton_gates.code_of(found["adam_step_kernel"], arch)
+    assert not triton_gates.complaints(code, {"load": wide(arch, 4, 4, 4, 4), "store": wide(arch, 4, 4, 4)})
+    assert code.registers <= 168, "fewer than three programs fit on a multiprocessor at once"
 
 
 @pytest.mark.parametrize("settings", [{}, {"max_relative_step": 0.1}])

@@ -204,6 +204,7 @@ QUICK = {
     "test_grad_stats.py": "huge_and_tiny",
     "test_adam_step.py": "any_sequence or expanded or side_by_side or rounded_to_nearest or own_hyperparameters",
     "test_decide.py": "first_step_may or tiny_norm or all_groups or tells_nan",
+    "test_agc.py": "by_its_own or one_unit or huge_and or very_different or spared or mid_run or half_precision",
     "test_l1.py": "after_clipping or own_penalty",
     "test_master_weights.py": "any_sequence or wherever_it_lies and bfloat16 or edited",
     "test_moments_dtype.py": "any_sequence or wherever_the",
@@ -232,6 +233,7 @@ def test_shared_bodies_pass_in_the_interpreter(name):
     "name",
     [
         "test_adam_step.py",
+        "test_agc.py",
         "test_decide.py",
         "test_grad_stats.py",
         "test_l1.py",

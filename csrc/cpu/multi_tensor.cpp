@@ -81,7 +81,13 @@ void update_chunk(const TensorRow& row, const Chunk& chunk, const StepDecision& 
   const bool amsgrad = row.max_exp_avg_sq.data != nullptr;
   values.max_exp_avg_sq = amsgrad ? load(row.max_exp_avg_sq, begin, n, copies.max_exp_avg_sq) : nullptr;
 
-  adam_step_chunk(values, n, decision, update.rule, update.decay);
+  if (update.unit_coefs == nullptr) {
+    adam_step_chunk(values, n, decision, update.rule, update.decay);
+  } else {
+    clip_units_chunk(values.grad, begin, n, update.units, update.unit_coefs, decision, copies.grad);
+    values.grad = copies.grad;
+    adam_step_chunk(values, n, StepDecision{}, update.rule, update.decay);
+  }
 
   store(row.param, begin, n, values.param);
   if (row.rounded.data != nullptr) copy_out(row.rounded, begin, n, values.param);
@@ -135,6 +141,20 @@ void chunk_stats(const ChunkTable& table, std::span<const TensorRow> rows, Tenso
       prefetch(rows[table.chunks()[next].row].*which, table.chunks()[next]);
     }
     stats[i] = stats_of(rows[chunk.row].*which, chunk, rule, norm, scratch);
+  });
+}
+
+void chunk_and_unit_stats(const ChunkTable& table, std::span<const TensorRow> rows, const GradRule& rule,
+                          const Norm& norm, std::span<ChunkStats> stats, const UnitPieces& pieces) {
+  for_each_chunk(table, false, [&](int64_t i, Scratch& scratch) {
+    const Chunk& chunk = table.chunks()[i];
+    const TensorRow& row = rows[chunk.row];
+    stats[i] = stats_of(row.grad, chunk, rule, norm, scratch);
+    const Units& units = pieces.units[chunk.row];
+    if (units.count == 0) return;
+    const float* grad = load(row.grad, chunk.begin, chunk.n, scratch.grad);
+    const float* param = load(row.param, chunk.begin, chunk.n, scratch.param);
+    unit_squares_chunk(grad, param, chunk.begin, chunk.n, units, rule, pieces.squares.data() + pieces.first[i]);
   });
 }
 

@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "cpu/agc.h"
 #include "cpu/kernels.h"
 #include "cpu/tensor_view.h"
 
@@ -66,10 +67,23 @@ struct Norm {
 void chunk_stats(const ChunkTable& table, std::span<const TensorRow> rows, TensorView TensorRow::* which,
                  const GradRule& rule, const Norm& norm, std::span<ChunkStats> stats);
 
+// The units of every row, and where each chunk's pieces of them are told.
+struct UnitPieces {
+  std::span<const Units> units;    // one a row
+  std::span<const int64_t> first;  // one a chunk: its first piece
+  std::span<UnitSquares> squares;  // one a piece
+};
+
+// The gradients' statistics, and in the same pass the units' sums, for which the parameters are read.
+void chunk_and_unit_stats(const ChunkTable& table, std::span<const TensorRow> rows, const GradRule& rule,
+                          const Norm& norm, std::span<ChunkStats> stats, const UnitPieces& pieces);
+
 // How one parameter is updated in this step.
 struct RowUpdate {
   AdamRule rule;
   WeightDecay decay;
+  Units units = {};
+  const float* unit_coefs = nullptr;  // one a unit, where the gradient is clipped by units
 };
 
 // What an update gathers of each chunk; nothing where a span is empty. Both are of stored values and sums of squares.

@@ -62,8 +62,9 @@ GRADOPS_DEVICE void write_scalars(const StepArgs& step, const StepInputs& inputs
   store(stats.counters + kGrowthTracker, next.growth_tracker);
 }
 
-// Every block merges all chunks, in the same order, and so decides the same; one block writes what the step leaves.
-GRADOPS_DEVICE void decide_by_block(const Call& call, SharedState& shared) {
+// Every block merges all chunks, in the same order, and so decides the same; one block writes what the step leaves, in
+// the one launch that `writes`.
+GRADOPS_DEVICE void decide_by_block(const Call& call, SharedState& shared, bool writes = true) {
   const StepArgs& step = call.step;
   const double p = step.rules.norm_type;
   const GradStats all = merge_by_block(step.work.grad_sums, 0, step.table.chunk_count, p, shared.scratch);
@@ -72,7 +73,7 @@ GRADOPS_DEVICE void decide_by_block(const Call& call, SharedState& shared) {
     const Verdict verdict = judge(step.rules, inputs, all);
     shared.decision = verdict.decision;
     shared.gather_squares = !std::isinf(step.rules.relative_step.cap) || step.rules.track_updates;
-    if (blockIdx.x == 0) write_scalars(step, inputs, verdict);
+    if (writes && blockIdx.x == 0) write_scalars(step, inputs, verdict);
   }
   __syncthreads();
 }
@@ -240,11 +241,10 @@ GRADOPS_DEVICE void adam_step(const Call& call, const BlockShare& share, const S
   }
 }
 
-// All that follows the grid barrier, but for write_updates.
+// What follows the decision, but for write_updates.
 template <bool kExtras, class Parked>
-GRADOPS_DEVICE void settle(const Call& call, const BlockShare& share, SharedState& shared, const Parked& parking) {
+GRADOPS_DEVICE void carry_out(const Call& call, const BlockShare& share, SharedState& shared, const Parked& parking) {
   const StepArgs& step = call.step;
-  decide_by_block(call, shared);
   write_rows(call, shared);
   if (shared.decision.skip) return;
   adam_step<kExtras>(call, share, shared, parking);
@@ -254,6 +254,13 @@ GRADOPS_DEVICE void settle(const Call& call, const BlockShare& share, SharedStat
   if (kExtras && step.rules.track_updates) {
     merge_pieces(step.table, share, step.work.piece_moves, step.work.moved_sums, 2.0, takes_no_part);
   }
+}
+
+// All that follows the grid barrier, but for write_updates.
+template <bool kExtras, class Parked>
+GRADOPS_DEVICE void settle(const Call& call, const BlockShare& share, SharedState& shared, const Parked& parking) {
+  decide_by_block(call, shared);
+  carry_out<kExtras>(call, share, shared, parking);
 }
 
 // What a tracked update leaves of each row, once every block has settled.

@@ -102,6 +102,13 @@ struct StepCall {
 void one_pass_step(const LaunchForm& form, const StepCall& call, Stream stream);
 void two_launch_step(const LaunchForm& form, const StepCall& call, Stream stream);
 
+// A step whose gradients are clipped by units. Its pointers and rules travel as kernel parameters where SmallArgs holds
+// them.
+void agc_step(const LaunchForm& form, const StepCall& call, Stream stream);
+
+// The last launch of a step that is not one, where updates are tracked.
+void launch_write_updates(const LaunchForm& form, const SmallArgs& args, Stream stream);
+
 // The pieces of a step for those who build their own: torch.ops.gradops. They park nothing, run over a table that was
 // cut for `form.blocks`, and take gradients beyond what SmallArgs holds as a device array.
 //

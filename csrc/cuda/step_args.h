@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "math/adam_step.h"
+#include "math/agc.h"
 #include "math/loss_scale.h"
 #include "math/relative_step.h"
 #include "math/spike_guard.h"
@@ -72,6 +73,47 @@ struct WorkTable {
   bool compensated;  // whether any row has a compensation
 };
 
+// A row's units. What a piece holds of a run is a segment; segment s of the row is the one in piece p of run s - p.
+struct RowUnits {
+  int64_t run = 1;
+  int64_t count = 0;          // 0 for a row that is not clipped by units
+  int64_t repeats = 0;        // runs of a unit: run i is of unit i % count
+  int64_t pieces_of_run = 0;  // at most
+  int64_t first_segment = 0;  // in Workspace::unit_segments
+  int64_t first_unit = 0;     // in Workspace::unit_coefs
+  int64_t lanes = 1;          // that merge a unit's segments: a power of two, at most 32
+
+  bool operator==(const RowUnits&) const = default;
+};
+
+// How many segments a lane merges before others help it.
+constexpr int kSegmentsOfLane = 4;
+
+// The units that a warp merges at a time: [index * 32 / lanes, ...) of a row.
+using UnitGroup = Piece;
+
+// Device arrays; null where gradients are not clipped by units.
+struct UnitTable {
+  const RowUnits* rows = nullptr;
+  const UnitGroup* groups = nullptr;
+  int32_t group_count = 0;
+};
+
+// Sums of squares of a segment, each sum * unit^2.
+struct alignas(16) UnitSquares {
+  float grad;  // of clamped values
+  float grad_unit;
+  float param;
+  float param_unit;
+};
+
+// What adaptive gradient clipping hands from phase to phase.
+struct UnitWork {
+  UnitSquares* segments = nullptr;
+  float* coefs = nullptr;            // one a unit
+  int32_t* smallest_coef = nullptr;  // its bits: numbers that are not negative have the order of these
+};
+
 struct GroupRule {
   AdamHyper hyper;
   const void* lr = nullptr;  // a device scalar that replaces hyper.lr, or null
@@ -132,6 +174,7 @@ struct StepRules {
   bool moves_loss_scale = false;
   bool guards = false;
   bool track_updates = false;
+  double agc_ratio = INFINITY;  // the largest norm of a unit's gradient, relative to its weights'
 };
 
 struct StepArgs {
@@ -139,6 +182,8 @@ struct StepArgs {
   Workspace work;
   StatsBuffers stats;
   StepRules rules;
+  UnitTable units;
+  UnitWork unit_work;
   const float* loss_scale = nullptr;   // what the loss was multiplied by; null for 1
   const float* clip_coef = nullptr;    // what an update without statistics multiplies by; null for 1
   const float* found_inf = nullptr;    // not 0 if somebody saw an inf or NaN before; may be null

@@ -30,13 +30,16 @@ __global__ void __launch_bounds__(kThreads, 2) write_updates_kernel(const SmallA
   write_updates(Call(args), skip, reinterpret_cast<SharedState*>(memory)->scratch);
 }
 
+void launch_write_updates(const LaunchForm& form, const SmallArgs& args, Stream stream) {
+  launch("write_updates", write_updates_kernel, form.blocks, kSharedStateBytes, false, stream, args);
+}
+
 void two_launch_step(const LaunchForm& form, const StepCall& call, Stream stream) {
   const SmallArgs args = call.packed<SmallArgs>(0);
   launch("measure", measure_kernel, form.blocks, kSharedStateBytes, false, stream, args);
   const auto settle = args.step.has_extras() ? settle_kernel<true> : settle_kernel<false>;
   launch("settle", settle, form.blocks, kSharedStateBytes, false, stream, args);
-  if (args.step.rules.track_updates)
-    launch("write_updates", write_updates_kernel, form.blocks, kSharedStateBytes, false, stream, args);
+  if (args.step.rules.track_updates) launch_write_updates(form, args, stream);
 }
 
 }  // namespace gradops::cuda

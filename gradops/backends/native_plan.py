@@ -32,6 +32,7 @@ class NativePlan(_C.StepPlan):
             guard=_guard_rule(settings.guard),
             track_updates=settings.track_updates,
             l1=settings.l1,
+            agc=settings.clip_mode == "agc",
         )
 
 

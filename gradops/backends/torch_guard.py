@@ -90,7 +90,8 @@ class Verdict:
 def judge(call: StepCall, grad_norm: Tensor, found_inf: Tensor) -> Verdict:
     """Skips what has an inf or NaN, clips the rest as torch does, and asks the guard."""
     guard, before = call.settings.guard, GuardState.of(call.buffers, call.settings.guard)
-    coef = torch.where(found_inf, 1.0, clip_coef(grad_norm, call.settings.max_norm))
+    max_norm = call.settings.max_norm if call.settings.clip_mode == "norm" else None
+    coef = torch.where(found_inf, 1.0, clip_coef(grad_norm, max_norm))
     if guard is None:
         return Verdict(grad_norm, coef, found_inf, found_inf, torch.zeros_like(found_inf), before)
     guarded = before.is_spike(grad_norm, found_inf, guard)

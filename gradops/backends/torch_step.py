@@ -4,10 +4,12 @@ The last resort: same semantics and no waiting for the device, but temporaries o
 launches a parameter.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
-from gradops.backends import torch_math
+from gradops.backends import torch_agc, torch_math
 from gradops.backends.call import Row, StepCall
 from gradops.backends.torch_guard import Verdict, judge
 from gradops.backends.torch_math import GradStats
@@ -59,7 +61,10 @@ class TorchStep:
 
 
 def _update(call: StepCall, rows: list[Row], inv_scale: Tensor | None, verdict: Verdict) -> list[Tensor]:
-    """Moves parameters, moments and step counts unless the step is skipped; returns whose rate was capped."""
+    """Moves parameters, moments and step counts unless the step is skipped; returns whose rate was capped.
+
+    With clip_mode "agc" the verdict's clip_coef becomes the smallest factor.
+    """
     coef, skip, cap = verdict.clip_coef, verdict.skip, relative_step_cap(call.settings.max_relative_step)
     capped: list[Tensor] = []
     for index, group in enumerate(call.groups):
@@ -73,6 +78,10 @@ def _update(call: StepCall, rows: list[Row], inv_scale: Tensor | None, verdict: 
         for row, rule in zip(members, torch_math.adam_rules(group, lr, step), strict=True):
             assert row.grad is not None
             grad = torch_math.clamp(torch_math.unscale(row.grad, inv_scale), call.settings.clip_value) * coef
+            if call.settings.clip_mode == "agc" and group.get("agc", True) and grad.numel():
+                coefs = torch_agc.unit_coefs(row.updated, grad, call.settings.max_norm or math.inf)
+                verdict.clip_coef = torch.where(skip, verdict.clip_coef, verdict.clip_coef.minimum(coefs.amin()))
+                grad = grad * coefs
             torch_math.adam_update(row.param, grad, state_of(row), group, rule, skip)
         torch._foreach_add_(steps, [(~skip).float()] * len(steps))
     return capped

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from gradops.backends.triton_agc import UNIT_WORDS, units_of
 from gradops.backends.triton_row_stats import write_updates
 from gradops.backends.triton_rows import (
     CAPPED,
@@ -36,6 +37,8 @@ def adam_step_kernel(
     capped,
     update_ratio,
     param_rms,
+    units,
+    unit_coefs,
     chunk_count,
     KINDS_HERE: tl.constexpr,
     CAPS: tl.constexpr,
@@ -46,7 +49,7 @@ def adam_step_kernel(
     """Updates one chunk; with TRACKS the last program of a row tells how far.
 
     `KINDS_HERE` has a bit for each kind that rows have; `MASTERS`: half precision has masters;
-    `COMPENSATES`: it has compensations.
+    `COMPENSATES`: it has compensations. `units` and `unit_coefs` are None where gradients are not clipped by units.
     """
     # Backwards: gradients that were read last are the likeliest to be in the cache still.
     chunk = chunk_count - 1 - tl.program_id(0)
@@ -62,13 +65,16 @@ def adam_step_kernel(
             tl.store(step, tl.load(step) + 1.0)
     kind = tl.where(moves, tl.load(row + KIND), -1)
     clip_value = tl.load(settings + CLIP_VALUE).to(tl.float32)
+    row_units = None
+    if units is not None:
+        row_units = units_of(units + index.to(tl.int64) * UNIT_WORDS, unit_coefs)
     for each in tl.static_range(KINDS):
         if KINDS_HERE & (1 << each):
             if kind == each:
                 begin = (chunk - first) * CHUNK
                 update_chunk(
-                    row, layouts, begin, rule, decision, clip_value, param_sums + chunk, moved_sums + chunk,
-                    chunk_count, each, CAPS, TRACKS, MASTERS, COMPENSATES,
+                    row, layouts, begin, rule, decision, clip_value, row_units, param_sums + chunk,
+                    moved_sums + chunk, chunk_count, each, CAPS, TRACKS, MASTERS, COMPENSATES,
                 )  # fmt: skip
     if TRACKS:
         if tl.atomic_add(tickets + index, 1, sem="acq_rel") == tl.load(row + CHUNKS) - 1:

@@ -57,6 +57,7 @@ MAX_NORM, NORM_TYPE, CLIP_VALUE, CAP, FLOOR, WARMUP_STEPS = (tl.constexpr(i) for
 GROWTH_FACTOR, BACKOFF_FACTOR, GROWTH_INTERVAL, MIN_SCALE, MAX_SCALE = (tl.constexpr(i) for i in range(6, 11))
 RATIO, Z_SCORE, SKIPS, LR_CUT, LR_GROWTH, MIN_LR_FACTOR = (tl.constexpr(i) for i in range(11, 17))
 HISTORY, GUARD_WARMUP = (tl.constexpr(i) for i in range(17, 19))
+AGC_RATIO = tl.constexpr(19)
 
 # The scalars that tell of the guard, behind the loss scale; norms seen are the counter behind its tracker.
 GUARDED, LR_FACTOR_USED, LR_FACTOR, USUAL_NORM, DEVIATION = (tl.constexpr(i) for i in range(5, 10))
@@ -125,10 +126,16 @@ def vectors_of(addresses, at, TENSOR: tl.constexpr, DTYPE: tl.constexpr):
 @triton.jit
 def elements_of(addresses, row, layouts, at, TENSOR: tl.constexpr, DTYPE: tl.constexpr, SIZE: tl.constexpr):
     """Pointers to SIZE elements, wherever they lie."""
+    return places_of(addresses, row, layouts, at + tl.arange(0, SIZE), TENSOR, DTYPE)
+
+
+@triton.jit
+def places_of(addresses, row, layouts, index, TENSOR: tl.constexpr, DTYPE: tl.constexpr):
+    """Pointers to the elements with these indices, in the order of the row."""
     layout = layouts + tl.load(row + LAYOUT)
     dims = tl.load(layout)
-    left = at + tl.arange(0, SIZE)
-    place = tl.zeros([SIZE], tl.int64)
+    left = index
+    place = tl.zeros(index.shape, tl.int64)
     dim = layout + 1
     for _ in range(1, dims):
         size = tl.load(dim)

@@ -11,6 +11,7 @@ from torch import Tensor
 from gradops.backends import triton_rows as words
 from gradops.backends.call import Row, StepCall
 from gradops.backends.triton_adam_step import adam_step_kernel
+from gradops.backends.triton_agc import unit_coefs_kernel
 from gradops.backends.triton_grad_stats import grad_stats_kernel
 from gradops.backends.triton_tables import (
     DeviceTable,
@@ -21,6 +22,7 @@ from gradops.backends.triton_tables import (
     is_capturing,
     setting_words,
 )
+from gradops.backends.triton_units import UnitTable
 from gradops.loss_scale import DynamicLossScale
 from gradops.settings import loss_scale_policy
 
@@ -69,6 +71,7 @@ class TritonStep:
         self._chunk_rows = DeviceTable(torch.int32)
         self._groups, self._lr_pointers = DeviceTable(torch.float64), DeviceTable(torch.int64)
         self._settings = DeviceTable(torch.float64)
+        self._units = UnitTable()
         self._in_graphs: list[Any] = []
         self._device = "none yet"
         self._warned = False
@@ -76,6 +79,7 @@ class TritonStep:
 
     def forget_rows(self) -> None:
         self._forms: list[Any] = []
+        self._units.clear()
         self._table = RowTable()
         self._numels: list[int] = []
         self._first_chunks: list[int] = []
@@ -84,7 +88,8 @@ class TritonStep:
         self._measured: set[int] = set()
 
     def description(self) -> str:
-        return f"{self._device}, triton {triton.__version__}, two launches"
+        launches = "three" if self._units.count else "two"
+        return f"{self._device}, triton {triton.__version__}, {launches} launches"
 
     def step(self, call: StepCall) -> None:
         device = call.buffers.scalars.device
@@ -184,6 +189,9 @@ class TritonStep:
             "MOVES_LOSS_SCALE": isinstance(loss_scale_policy(call.settings.loss_scale), DynamicLossScale),
         }
         launch(grad_stats_kernel, chunks, first)
+        units = self._units.arguments(call, scalars.device)
+        if self._units.count:  # between the two kernels: the factor of every unit
+            launch(unit_coefs_kernel, self._units.count, self._units.measuring(units, first))
         taken = ("rows", "chunk_rows", "layouts", "settings", "row_rules", "decision", "param_sums", "chunk_count")
         second = {name: arguments[name] for name in (*taken, "CAPS", "MASTERS")}
         second |= {name: getattr(work, name) for name in ("param_counts", "moved_sums", "tickets")}
@@ -195,6 +203,7 @@ class TritonStep:
             {
                 **second,
                 **rows,
+                **units,
                 "KINDS_HERE": _bits(kinds),
                 "TRACKS": call.settings.track_updates,
                 "COMPENSATES": compensates,
@@ -203,7 +212,8 @@ class TritonStep:
 
     def _captured(self, held: list[Tensor], groups: list[dict[str, Any]]) -> None:
         """A graph reads these addresses whenever it is replayed: they stay as long as this does."""
-        for table in (self._rows, self._layouts, self._chunk_rows, self._groups, self._lr_pointers, self._settings):
+        tables = (self._rows, self._layouts, self._chunk_rows, self._groups, self._lr_pointers, self._settings)
+        for table in (*tables, self._units):
             table.captured()
         self._in_graphs += [self._work, *held]
         if not self._warned and not all(isinstance(group["lr"], Tensor) for group in groups):

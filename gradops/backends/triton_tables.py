@@ -156,7 +156,8 @@ def setting_words(settings: Settings) -> list[float]:
     """The settings of a step, and inf where nothing is limited."""
     cap = relative_step_cap(settings.max_relative_step)
     policy = loss_scale_policy(settings.loss_scale)
-    limits = [settings.max_norm, settings.norm_type, settings.clip_value]
+    agc = settings.clip_mode == "agc"
+    limits = [None if agc else settings.max_norm, settings.norm_type, settings.clip_value]
     numbers = [math.inf if value is None else float(value) for value in limits]
     numbers += [math.inf, 0.0, 0.0] if cap is None else [cap.cap, cap.floor, float(cap.warmup_steps)]
     if isinstance(policy, DynamicLossScale):
@@ -166,9 +167,11 @@ def setting_words(settings: Settings) -> list[float]:
         numbers += [1.0] * 5
     guard = settings.guard
     if guard is None:
-        return [*numbers, math.inf, *[1.0] * 7]
-    numbers += [guard.ratio, guard.z_score, float(guard.skips), guard.lr_cut, guard.lr_growth, guard.min_lr_factor]
-    return [*numbers, float(guard.history), float(guard.warmup_steps)]
+        numbers += [math.inf, *[1.0] * 7]
+    else:
+        numbers += [guard.ratio, guard.z_score, float(guard.skips), guard.lr_cut, guard.lr_growth, guard.min_lr_factor]
+        numbers += [float(guard.history), float(guard.warmup_steps)]
+    return [*numbers, float(settings.max_norm) if agc and settings.max_norm is not None else math.inf]
 
 
 def first_chunks(rows: Sequence[Row]) -> list[int]:

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from gradops.backends.triton_agc import coefs_of
 from gradops.backends.triton_grad_stats import add_tile, chunk_stats, measure_tiles
 from gradops.backends.triton_math import (
     SMALLEST_UNIT,
@@ -78,6 +79,7 @@ def update_tile(
     decided,
     rule,
     clip_value,
+    units,
     KIND_: tl.constexpr,
     MASTERS: tl.constexpr,
     COMPENSATES: tl.constexpr,
@@ -85,7 +87,7 @@ def update_tile(
     SIZE: tl.constexpr,
 ):
     """Updates SIZE elements, in the order of the row; returns what was stored of the parameter or its master, and what
-    that added.
+    that added. Gradients are clipped by `units`, unless those are None.
     """
     HINT: tl.constexpr = "evict_first" if VECTORS else ""  # a sector is used by several programs' elements otherwise
     MOMENT: tl.constexpr = element_of(moments_dtype(KIND_))
@@ -104,6 +106,8 @@ def update_tile(
     if has_amsgrad(KIND_):
         max_exp_avg_sq = tl.load(max_exp_avg_sq_at, mask=inside, eviction_policy=HINT).to(tl.float32)
     grad = clamp_grad(grad * inv_scale, clip_value) * clip_coef
+    if units is not None:
+        grad *= coefs_of(units, at, inside, SIZE)
     weight = param.to(tl.float32)
     if is_compensated(KIND_, COMPENSATES):
         compensation_at = pointers_of(addresses, row, layouts, at, COMPENSATION, KIND_ % 3, VECTORS, SIZE)
@@ -144,6 +148,7 @@ def update_in_vectors(
     rule,
     decision,
     clip_value,
+    units,
     KIND_: tl.constexpr,
     CAPS: tl.constexpr,
     TRACKS: tl.constexpr,
@@ -161,7 +166,7 @@ def update_in_vectors(
     unit_bits = tl.zeros([TILE], tl.int32) + SMALLEST_UNIT
     for at in range(begin, end, TILE):
         stored, moved = update_tile(
-            addresses, row, layouts, at, decided, values, clip_value, KIND_, MASTERS, COMPENSATES, True, TILE
+            addresses, row, layouts, at, decided, values, clip_value, units, KIND_, MASTERS, COMPENSATES, True, TILE
         )
         if CAPS or TRACKS:
             sums, abs_max_bits = add_tile(sums, abs_max_bits, stored, float("inf"), 2)
@@ -200,6 +205,7 @@ def update_elements(
     rule,
     decision,
     clip_value,
+    units,
     KIND_: tl.constexpr,
     CAPS: tl.constexpr,
     TRACKS: tl.constexpr,
@@ -230,6 +236,7 @@ def update_elements(
                     decided,
                     values,
                     clip_value,
+                    units,
                     KIND_,
                     MASTERS,
                     COMPENSATES,
@@ -244,7 +251,19 @@ def update_elements(
     else:
         for at in range(begin, end, SMALL_TILE):
             update_tile(
-                addresses, row, layouts, at, decided, values, clip_value, KIND_, MASTERS, COMPENSATES, False, SMALL_TILE
+                addresses,
+                row,
+                layouts,
+                at,
+                decided,
+                values,
+                clip_value,
+                units,
+                KIND_,
+                MASTERS,
+                COMPENSATES,
+                False,
+                SMALL_TILE,
             )
     total, unit = 0.0, 1.0
     if CAPS or TRACKS:
@@ -263,6 +282,7 @@ def update_chunk(
     rule,
     decision,
     clip_value,
+    units,
     param_sum,
     moved_sum,
     chunk_count,
@@ -278,11 +298,11 @@ def update_chunk(
     end = tl.minimum(begin + CHUNK, tl.load(row + NUMEL))
     if (tl.load(row + IN_VECTORS) != 0) & (end == begin + CHUNK):
         total, unit, moved_total, moved_unit_bits = update_in_vectors(
-            row, layouts, begin, end, rule, decision, clip_value, KIND_, CAPS, TRACKS, MASTERS, COMPENSATES
+            row, layouts, begin, end, rule, decision, clip_value, units, KIND_, CAPS, TRACKS, MASTERS, COMPENSATES
         )
     else:
         total, unit, moved_total, moved_unit_bits = update_elements(
-            row, layouts, begin, end, rule, decision, clip_value, KIND_, CAPS, TRACKS, MASTERS, COMPENSATES
+            row, layouts, begin, end, rule, decision, clip_value, units, KIND_, CAPS, TRACKS, MASTERS, COMPENSATES
         )
     if CAPS or TRACKS:
         tl.store(param_sum, total)

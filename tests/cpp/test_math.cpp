@@ -1,6 +1,7 @@
 // The rules of csrc/math, one promise each.
 #include "check.h"
 #include "math/adam_step.h"
+#include "math/agc.h"
 #include "math/decide.h"
 #include "math/loss_scale.h"
 #include "math/relative_step.h"
@@ -123,6 +124,13 @@ void decoupled_decay_leaves_the_moments_alone_and_l2_does_not() {
   CHECK(decoupled.exp_avg == 0.0f && near(decoupled.param, 2.0 * (1.0 - 1e-4), 1e-7));
 }
 
+void a_units_gradient_is_clipped_to_its_share_of_the_weights() {
+  CHECK(near(agc_coef(5.0, 1.0, 0.1), 0.5, 1e-7));
+  CHECK(agc_coef(50.0, 1.0, 0.1) == 1.0f);
+  CHECK(near(agc_coef(0.0, 1.0, 0.1), 1e-4, 1e-7));
+  CHECK(agc_coef(5.0, 0.0, 0.1) == 1.0f);
+}
+
 }  // namespace
 
 int main() {
@@ -136,5 +144,6 @@ int main() {
   constants_are_rounded_once_from_float64();
   first_step_moves_by_the_learning_rate_against_the_gradient();
   decoupled_decay_leaves_the_moments_alone_and_l2_does_not();
+  a_units_gradient_is_clipped_to_its_share_of_the_weights();
   return done("test_math");
 }

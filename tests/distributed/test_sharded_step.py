@@ -129,6 +129,11 @@ def test_masters_of_whole_parameters_beside_sharded_ones_are_updated(workers):
     assert not torch.equal(expected["states"][1]["master"], expected["params"][1].float())
 
 
+def test_clipping_by_units_is_refused_since_a_shard_may_hold_parts_of_them():
+    with pytest.raises(ValueError, match="clip_mode cannot be set where parameters are sharded"):
+        sharded_plan.ShardedPlan.prepare(Settings(clip_mode="agc", max_norm=0.01))
+
+
 def test_a_setting_that_the_sharded_step_does_not_know_is_refused(monkeypatch):
     settings = Settings(clip_value=0.5)
     assert sharded_plan.ShardedPlan.prepare(settings) is settings

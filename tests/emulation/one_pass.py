@@ -31,7 +31,7 @@ def _same(kind, names):
 
 View = _struct("View", data=Address, layout=Address, dtype=Int)
 TENSORS = "param grad exp_avg exp_avg_sq max_exp_avg_sq rounded compensation"
-Row = _struct("Row", **_same(View, TENSORS), step=Address, numel=Int, group=Int)
+Row = _struct("Row", **_same(View, TENSORS), step=Address, **_same(Int, "numel group unit_run unit_count"))
 Group = _struct(
     "Group",
     **_same(Real, "lr beta1 beta2 eps weight_decay l1"),
@@ -41,7 +41,7 @@ Group = _struct(
 )
 Step = _struct(
     "Step",
-    **_same(Real, "max_norm norm_type clip_value cap floor"),
+    **_same(Real, "max_norm norm_type clip_value cap floor agc_ratio"),
     **_same(Int, "warmup_steps moves_loss_scale track_updates"),
     **_same(Real, "growth_factor backoff_factor"),
     growth_interval=Int,
@@ -53,8 +53,11 @@ Step = _struct(
 )
 
 
+KERNELS = ("one_pass_step", "two_launch_step", "agc_step", "grad_stats", "adam_step")
+
+
 def library(**kwargs):
-    kernels = [CSRC / "cuda" / f"{stem}.cu" for stem in ("one_pass_step", "two_launch_step", "grad_stats", "adam_step")]
+    kernels = [CSRC / "cuda" / f"{stem}.cu" for stem in KERNELS]
     lib = emulator.load([HERE / "test_step.cu", *kernels], flags=[f"-I{CSRC}"], **kwargs)
     lib.plan_new.argtypes = [Address, Int, Int, Int, Int]
     lib.plan_new.restype = Address
@@ -122,7 +125,7 @@ class EmulatedPlan:
     def _link(self, param_groups, state):
         """Makes a new table when anything that it holds has changed."""
         rows = [
-            self._row(param, state.get(param, {}), index)
+            self._row(param, state.get(param, {}), index, group.get("agc", True))
             for index, group in enumerate(param_groups)
             for param in group["params"]
         ]
@@ -135,7 +138,7 @@ class EmulatedPlan:
         self.key = bytes(table)
         self.squares.clear()
 
-    def _row(self, param, state, group):
+    def _row(self, param, state, group, clips_units):
         order = sorted(range(param.dim()), key=lambda dim: -param.stride(dim))
         of_state = [state.get(name) for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")]
         updated, rounded = (state["master"], param) if "master" in state else (param, None)
@@ -143,7 +146,7 @@ class EmulatedPlan:
         views = [self._view(tensor, order) for tensor in tensors]
         views[1].data = None
         step = state["step"].data_ptr() if "step" in state else None
-        return Row(*views, step, param.numel(), group)
+        return Row(*views, step, param.numel(), group, *(units_of(param, order) if clips_units else (1, 0)))
 
     def _view(self, tensor, order):
         if tensor is None:
@@ -206,6 +209,13 @@ def address_of(tensor):
     return None if tensor is None else tensor.data_ptr() or 16
 
 
+def units_of(param, order):
+    """How many elements of a unit follow each other in that order of the dimensions, and how many units there are."""
+    if param.dim() <= 1:
+        return max(1, param.numel()), 1
+    return math.prod(param.shape[dim] for dim in order[order.index(0) + 1 :]), param.shape[0]
+
+
 def group_of(group):
     lr = group["lr"]
     on_device = isinstance(lr, torch.Tensor)
@@ -226,7 +236,9 @@ def spec_of(optimizer):
     policy = DynamicLossScale() if policy == "dynamic" else policy
     moves = isinstance(policy, DynamicLossScale)
     spec = Step(or_inf(optimizer.max_norm), optimizer.norm_type, or_inf(optimizer.clip_value))
-    spec.cap = math.inf
+    spec.cap = spec.agc_ratio = math.inf
+    if optimizer.clip_mode == "agc":
+        spec.max_norm, spec.agc_ratio = math.inf, spec.max_norm
     if cap is not None:
         spec.cap, spec.floor, spec.warmup_steps = cap.cap, cap.floor, cap.warmup_steps
     spec.moves_loss_scale, spec.track_updates = int(moves), int(optimizer.track_updates)

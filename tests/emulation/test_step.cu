@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "cuda/launch.h"
+#include "cuda/unit_table.h"
 #include "cuda/work_table.h"
 #include "emulator.h"
 
@@ -22,6 +23,7 @@ struct RowSpec {
   float* step;
   int64_t numel;
   int64_t group;
+  int64_t unit_run, unit_count;
 };
 
 struct GroupSpec {
@@ -33,7 +35,7 @@ struct GroupSpec {
 
 struct StepSpec {
   double max_norm, norm_type, clip_value;
-  double cap, floor;
+  double cap, floor, agc_ratio;
   int64_t warmup_steps;
   int64_t moves_loss_scale, track_updates;
   double growth_factor, backoff_factor;
@@ -97,6 +99,12 @@ std::vector<TensorRow> rows_of(const RowSpec* specs, int64_t count) {
   return rows;
 }
 
+std::vector<Units> units_of(const RowSpec* specs, int64_t count) {
+  std::vector<Units> units;
+  for (const RowSpec* spec = specs; spec != specs + count; ++spec) units.push_back({spec->unit_run, spec->unit_count});
+  return units;
+}
+
 GroupRule group_of(const GroupSpec& spec) {
   const WeightDecay decay = spec.decoupled ? WeightDecay::kDecoupled : WeightDecay::kL2;
   return {{spec.lr, spec.beta1, spec.beta2, spec.eps, spec.weight_decay, spec.l1, decay, spec.amsgrad != 0,
@@ -117,8 +125,14 @@ struct Plan {
   DeviceArray<double> row_norms;
   DeviceArray<RowRule> row_rules;
   DeviceArray<StepInputs> inputs;
+  UnitTableHost units_host;
+  DeviceArray<RowUnits> units;
+  DeviceArray<UnitGroup> unit_groups;
+  DeviceArray<UnitSquares> segments;
+  DeviceArray<float> unit_coefs;
+  DeviceArray<int32_t> smallest_coef;
 
-  Plan(std::vector<TensorRow> given, LaunchForm launch_form)
+  Plan(std::vector<TensorRow> given, const std::vector<Units>& units_of_rows, LaunchForm launch_form)
       : form(std::move(launch_form)),
         rows_host(std::move(given)),
         table_host(cut(rows_host)),
@@ -133,7 +147,13 @@ struct Plan {
         moved_sums(table_host.chunk_count()),
         row_norms(rows_host.size()),
         row_rules(rows_host.size()),
-        inputs(1) {}
+        inputs(1),
+        units_host(cut_units(rows_host, units_of_rows)),
+        units(units_host.rows),
+        unit_groups(units_host.groups),
+        segments(units_host.segments),
+        unit_coefs(units_host.units),
+        smallest_coef(1) {}
 
   void watch() const {
     rows.watch("table", false);
@@ -148,6 +168,11 @@ struct Plan {
     row_norms.watch("row_norms", true);
     row_rules.watch("row_rules", true);
     inputs.watch("inputs", true);
+    units.watch("table", false);
+    unit_groups.watch("table", false);
+    segments.watch("segments", true);
+    unit_coefs.watch("unit_coefs", true);
+    smallest_coef.watch("smallest_coef", true);
   }
 
   StepArgs args() const {
@@ -162,6 +187,8 @@ struct Plan {
                   std::any_of(rows_host.begin(), rows_host.end(), has_compensation)};
     args.work = {piece_stats.data(), grad_sums.data(), param_sums.data(), piece_moves.data(),
                  moved_sums.data(),  row_norms.data(), row_rules.data(),  inputs.data()};
+    args.units = {units.data(), unit_groups.data(), static_cast<int32_t>(units_host.groups.size())};
+    args.unit_work = {segments.data(), unit_coefs.data(), smallest_coef.data()};
     return args;
   }
 };
@@ -184,6 +211,7 @@ StepRules rules_of(const StepSpec& spec) {
                  .history = spec.history,
                  .warmup_steps = spec.guard_warmup_steps};
   rules.track_updates = spec.track_updates != 0;
+  rules.agc_ratio = spec.agc_ratio;
   return rules;
 }
 
@@ -198,7 +226,7 @@ Plan* plan_new(const RowSpec* rows, int64_t count, int64_t blocks, int64_t one_l
   form.blocks = static_cast<int32_t>(blocks);
   form.shared_slots = static_cast<int32_t>(slots);
   form.shared_bytes = shared_bytes(form.shared_slots);
-  return new Plan(rows_of(rows, count), form);
+  return new Plan(rows_of(rows, count), units_of(rows, count), form);
 }
 
 void plan_delete(Plan* plan) { delete plan; }
@@ -234,7 +262,9 @@ void plan_step(const Plan* plan, const StepSpec* spec, const void* const* grads,
     args.groups = device_rules.data();
     args.grads = device_grads.data();
   }
-  one_pass_step(plan->form, {args, {grads, plan->rows_host.size()}, rules}, nullptr);
+  const StepCall call{args, {grads, plan->rows_host.size()}, rules};
+  if (std::isinf(spec->agc_ratio)) return one_pass_step(plan->form, call, nullptr);
+  agc_step(plan->form, call, nullptr);
 }
 
 void plan_param_stats(const Plan* plan, const uint8_t* marked) {

@@ -26,6 +26,7 @@ ELEMENT_RULES = {
 # which are read once for many elements by files that leave the elements to vec.cuh.
 NARROW = {
     "csrc/cuda/memory.cuh": ("load_struct", "store_struct"),
+    "csrc/cuda/agc.cuh": ("sum_up", "coef_of"),
     "csrc/cuda/vec.cuh": ("load_scalars", "load_strided", "load_at", "store_at", "place"),
 }
 TABLE_READERS = ("csrc/cuda/multi_tensor.cuh", "csrc/cuda/grad_stats.cu")

@@ -1,0 +1,32 @@
+// Adaptive gradient clipping of a step on the CPU: where the units are, how large, and what each is multiplied by.
+#pragma once
+
+#include <vector>
+
+#include "step_backend.h"
+
+namespace gradops {
+
+class UnitClip {
+ public:
+  // Follows the rows that take part, and their chunks.
+  void cut(const StepCall& call, const cpu::ChunkTable& table);
+
+  // What the pass over the gradients fills.
+  cpu::UnitPieces pieces() { return {units_, first_piece_, squares_}; }
+
+  // From the pieces to every unit's factor, which follows `clip_coef`. Returns the smallest.
+  float decide(const cpu::ChunkTable& table, double ratio, float clip_coef);
+
+  void tell(int64_t row, cpu::RowUpdate& update) const;
+
+ private:
+  std::vector<Units> units_;               // one a row
+  std::vector<int64_t> first_unit_;        // of each row, among those of all
+  std::vector<int64_t> first_piece_;       // of each chunk
+  std::vector<cpu::UnitSquares> squares_;  // one a piece
+  std::vector<cpu::UnitSquares> merged_;   // one a unit
+  std::vector<float> coefs_;
+};
+
+}  // namespace gradops
