@@ -9,6 +9,7 @@
 #include "checks.h"
 #include "cuda/activation_stats.h"
 #include "device_rows.h"
+#include "step_scalars.h"
 #include "tensor_lists.h"
 
 namespace gradops {
@@ -73,7 +74,7 @@ class DeviceCall {
 struct Measured {
   at::Tensor scalars, norms, abs_max, nonfinite;
 
-  at::Tensor scalar(cuda::Scalar which) const { return scalars[which].clone(); }
+  at::Tensor scalar(StepScalar which) const { return scalars[which].clone(); }
 };
 
 struct Measuring {
@@ -116,18 +117,18 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> grad_stats(at::Tensor
                                                                       double norm_type) {
   const Measured measured =
       measure(grads, {.grad_scale = grad_scale, .clip_value = clip_value.value_or(INFINITY), .norm_type = norm_type});
-  return {measured.scalar(cuda::kGradNorm), measured.norms, measured.abs_max, measured.nonfinite};
+  return {measured.scalar(kGradNorm), measured.norms, measured.abs_max, measured.nonfinite};
 }
 
 at::Tensor clip_grad_norm_(at::TensorList grads, double max_norm, double norm_type) {
   TORCH_CHECK_VALUE(max_norm >= 0, "max_norm must not be negative, got ", max_norm);
   const cuda::ScaleBy scale_by = std::isinf(max_norm) ? cuda::ScaleBy::kNothing : cuda::ScaleBy::kClipCoef;
-  return measure(grads, {.max_norm = max_norm, .norm_type = norm_type, .scale_by = scale_by}).scalar(cuda::kGradNorm);
+  return measure(grads, {.max_norm = max_norm, .norm_type = norm_type, .scale_by = scale_by}).scalar(kGradNorm);
 }
 
 at::Tensor unscale_(at::TensorList grads, const at::Tensor& grad_scale) {
   return measure(grads, {.grad_scale = grad_scale, .norm_type = INFINITY, .scale_by = cuda::ScaleBy::kInvScale})
-      .scalar(cuda::kFoundInf);
+      .scalar(kFoundInf);
 }
 
 void adam_step_(at::TensorList params, at::TensorList grads, at::TensorList exp_avgs, at::TensorList exp_avg_sqs,
