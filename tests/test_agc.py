@@ -97,7 +97,7 @@ def test_huge_and_tiny_gradients_are_clipped_right(magnitude, device):
     torch.testing.assert_close(used / magnitude, torch.tensor([[0.6, 0.8], [0.3, 0.4]]))
 
 
-@pytest.mark.parametrize("magnitude", [1e20, 1e-25])
+@pytest.mark.parametrize("magnitude", [1e25, 1e-25])
 def test_neighbouring_units_of_very_different_size_are_each_clipped_right(magnitude, device):
     grad = torch.ones(4, 6)
     grad[::2] = magnitude
