@@ -119,6 +119,12 @@ SPIKES = Study(
         "guard: z-score 8": Rule(_guard("skip", ratio=1.5, z_score=8.0)),
     },
     cells=(
+        Cell(PLAIN, 0.01, bad_batches=3),
+        Cell(PLAIN, 0.1),
+        Cell(NORMALISED, 0.01, bad_batches=3),
+        Cell(NORMALISED, 0.1),
+        Cell(PLAIN, 0.01),
+        Cell(NORMALISED, 0.01),
         Cell(LINEAR_PLAIN, 0.01, bad_batches=3),
         Cell(LINEAR_PLAIN, 0.1),
         Cell(LINEAR_NORMALISED, 0.01, bad_batches=3),
