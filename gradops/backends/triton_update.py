@@ -222,8 +222,8 @@ def update_elements(
     moved_total, moved_unit_bits = 0.0, SMALLEST_UNIT
     if TRACKS:
         part = tl.arange(0, SMALL_TILES)
-        totals = tl.zeros([SMALL_TILES], tl.float32)
-        units = tl.zeros([SMALL_TILES], tl.int32) + SMALLEST_UNIT
+        moved_totals = tl.zeros([SMALL_TILES], tl.float32)
+        moved_units = tl.zeros([SMALL_TILES], tl.int32) + SMALLEST_UNIT
         for index in range(SMALL_TILES):
             sums = tl.zeros([SMALL_TILE], tl.float32)
             unit_bits = tl.zeros([SMALL_TILE], tl.int32) + SMALLEST_UNIT
@@ -245,9 +245,9 @@ def update_elements(
                 )
                 sums, unit_bits = add_squares(sums, unit_bits, moved)
             part_total, part_unit_bits = merge_squares(sums, unit_bits, SMALL_TILE_LEVELS)
-            totals = tl.where(part == index, part_total, totals)
-            units = tl.where(part == index, part_unit_bits, units)
-        moved_total, moved_unit_bits = merge_squares(totals, units, TILE_LEVELS - SMALL_TILE_LEVELS)
+            moved_totals = tl.where(part == index, part_total, moved_totals)
+            moved_units = tl.where(part == index, part_unit_bits, moved_units)
+        moved_total, moved_unit_bits = merge_squares(moved_totals, moved_units, TILE_LEVELS - SMALL_TILE_LEVELS)
     else:
         for at in range(begin, end, SMALL_TILE):
             update_tile(

@@ -120,7 +120,8 @@ def test_update_equals_the_operator_bit_for_bit(lib, decoupled, amsgrad, found_i
         torch.tensor(0.1, dtype=torch.float64), grad_scale=scalars[0], clip_coef=scalars[1], found_inf=scalars[2],
         weight_decay=0.1, decoupled=decoupled,
     )  # fmt: skip
-    update(lib, params, grads, moments, steps, scalars, Group(0.1, 0.9, 0.999, 1e-8, 0.1, decoupled, amsgrad))
+    group = Group(lr=0.1, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.1, decoupled=decoupled, amsgrad=amsgrad)
+    update(lib, params, grads, moments, steps, scalars, group)
     for mine, theirs in zip(
         (params, *moments[: 2 + amsgrad], steps), expected[: 3 + amsgrad] + expected[4:], strict=True
     ):
@@ -130,7 +131,7 @@ def test_update_equals_the_operator_bit_for_bit(lib, decoupled, amsgrad, found_i
 
 def update(lib, params, grads, moments, steps, scalars, group):
     tensors = zip(params, grads, *moments, steps, strict=True)
-    rows = [Row(*map(view, of[:5]), View(), of[5].data_ptr(), of[0].numel(), 0) for of in tensors]
+    rows = [Row(*map(view, of[:5]), step=of[5].data_ptr(), numel=of[0].numel()) for of in tensors]
     table = (Row * len(rows))(*rows)
     plan = lib.plan_new(ctypes.addressof(table), len(rows), 2, 0, 0)
     spec = Step(math.inf, 2.0, math.inf, math.inf)
