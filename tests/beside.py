@@ -57,16 +57,17 @@ def assert_scalar(actual, expected, tolerance, what):
     assert_close(torch.as_tensor(actual), torch.tensor(expected).float(), tolerance, what=what)
 
 
-def assert_param(actual, expected, lr, what):
+def assert_param(actual, expected, magnitude, what):
     """float32 within tolerance; half precision at most one ulp apart, and that only for near ties, which are few.
 
     Near 0, where weight and update cancel, float32's error is more than an ulp of what is left.
     """
     if actual.dtype == torch.float32:
-        assert_close(actual, expected, tol.PARAM, lr, what)
+        assert_close(actual, expected, tol.PARAM, magnitude, what)
         return
     ulp, smallest = HALF_ULP[actual.dtype]
-    assert_close(actual, expected, tol.Tolerance(ulp * 1.001, smallest + tol.PARAM.atol * lr, ""), 1.0, what)
+    tolerance = tol.Tolerance(ulp * 1.001, tol.PARAM.atol, "")
+    assert_close(actual, expected, tolerance, magnitude + smallest / tol.PARAM.atol, what)
     differing = (actual.detach() != expected).sum().item()
     assert differing <= 2 + 0.02 * actual.numel(), f"{what}: {differing} of {actual.numel()} rounded differently"
 
@@ -79,6 +80,13 @@ def assert_moment(actual, expected, tolerance, magnitude, what):
         differing = (actual != expected).sum().item()
         assert differing <= 2 + 0.02 * actual.numel(), f"{what}: {differing} of {actual.numel()} rounded differently"
     assert_close(actual, expected, tolerance, magnitude, what)
+
+
+def cancelled(state, group, largest):
+    """What float32 loses of a gradient where penalties cancel it, over what Adam divides it by: much, near 0."""
+    second = state.max_exp_avg_sq if group["amsgrad"] else state.exp_avg_sq
+    denom = (second.double() / (1.0 - group["betas"][1] ** max(1, state.step))).sqrt() + group["eps"]
+    return (tol.FLOAT32_EPS * largest / tol.PARAM.atol) / denom.cpu()
 
 
 def policy(value):
@@ -138,7 +146,6 @@ class Beside:
         for row, (param, group) in enumerate(zip(params_of(self.optimizer), groups, strict=True)):
             expected, mine = self.oracle.params[row], self.optimizer.state.get(param, {})
             state = self.oracle.states[row] or self.oracle._new_state(param)
-            self.compare_weights(row, param, mine, state, skipped, float(group["lr"]))
             assert int(mine.get("step", 0)) == state.step
             largest = min(stats.grads.abs_max[row], self.oracle.clip_value or math.inf)
             largest *= 1.0 if self.oracle.agc else stats.clip_coef
@@ -146,6 +153,10 @@ class Beside:
             largest += group["weight_decay"] * expected.abs().max().item() if l2 else 0.0
             l1 = group.get("l1", self.oracle.l1)
             largest += l1
+            unit = torch.full(expected.shape, float(group["lr"]), dtype=torch.float64)
+            if l2 or l1:
+                unit *= 1.0 + cancelled(state, group, largest)
+            self.compare_weights(row, param, mine, state, skipped, unit)
             squares = tol.L2_EXP_AVG_SQ if l2 or l1 else coef_sq
             for key, tolerance in zip(MOMENTS, (coef, squares, squares), strict=True):
                 if key not in mine:
@@ -157,14 +168,14 @@ class Beside:
                 tolerance = exact if skipped else tolerance
                 assert_moment(mine[key], getattr(state, key), tolerance, magnitude, f"{key} of param {row}")
 
-    def compare_weights(self, row, param, mine, state, skipped, lr):
+    def compare_weights(self, row, param, mine, state, skipped, unit):
         actual, expected = param.detach(), self.oracle.params[row]
         if mine:
             assert ("master" in mine) == (state.master is not None)
         if mine:
             assert ("compensation" in mine) == (state.compensation is not None)
         if "compensation" in mine and not skipped:
-            self.compare_compensated(actual, mine["compensation"], expected, state.compensation, lr, f"param {row}")
+            self.compare_compensated(actual, mine["compensation"], expected, state.compensation, unit, f"param {row}")
             return
         if "compensation" in mine:
             assert_same_bits(mine["compensation"], state.compensation, f"compensation of param {row}")
@@ -174,18 +185,19 @@ class Beside:
         if skipped:
             assert_same_bits(actual, expected, f"param {row}")
         else:
-            assert_param(actual, expected, lr, f"param {row}")
+            assert_param(actual, expected, unit, f"param {row}")
 
-    def compare_compensated(self, actual, compensation, expected, expected_compensation, lr, what):
+    def compare_compensated(self, actual, compensation, expected, expected_compensation, unit, what):
         """Their sum has twice the parameter's digits. Where it lies between two values either may be the parameter."""
         ulp, smallest = HALF_ULP[actual.dtype]
-        assert_param(actual, expected, lr, what)
+        assert_param(actual, expected, unit, what)
         kept = actual.float() + 0.5 * compensation.float()
         assert_same_bits(kept.to(actual.dtype), actual, f"{what} keeps more than rounding took off it")
         sums = (actual.double() + compensation.double(), expected.double() + expected_compensation.double())
         finite = sums[1].isfinite()
         tolerance = tol.Tolerance(ulp**2 + tol.PARAM.rtol, tol.PARAM.atol, "")
-        assert_close(sums[0][finite], sums[1][finite], tolerance, max(lr, smallest / tol.PARAM.atol), f"sum of {what}")
+        unit = (unit + smallest / tol.PARAM.atol)[finite]
+        assert_close(sums[0][finite], sums[1][finite], tolerance, unit, f"sum of {what}")
 
     def compare_stats(self, expected):
         stats, oracle = self.optimizer.stats, self.oracle
