@@ -158,7 +158,7 @@ def _cell_of(job: Job) -> Cell:
 
 
 def _short(loss: float) -> str:
-    return f"{loss:.3f}" if loss < 100 else f"{loss:.0e}"
+    return f"{loss:.3f}" if loss < 100 else f"{loss:.3g}"
 
 
 def begin_mark(study: Study) -> str:
