@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gradops.reference_guard import GuardState, is_spike, next_guard_state, to_float32
+from gradops.reference_update import AdamState, adam_step, agc_coefs, relative_lr, update_stats, vector_norm
 
 
 @dataclass
@@ -45,21 +46,6 @@ class StepDecision:
     clip_value: float | None
     clip_coef: float
     skip: bool
-
-
-@dataclass
-class AdamState:
-    """The state of one parameter; ``step`` counts applied updates.
-
-    With a ``master`` the parameter is it rounded; ``compensation`` is what rounding to nearest took off the parameter.
-    """
-
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
-    max_exp_avg_sq: Tensor
-    step: int = 0
-    master: Tensor | None = None
-    compensation: Tensor | None = None
 
 
 @dataclass
@@ -93,17 +79,6 @@ def clip(grad: Tensor, clip_value: float | None, clip_coef: float | Tensor) -> T
     if clip_value is not None:
         grad = grad.clamp(-clip_value, clip_value)
     return grad * torch.as_tensor(clip_coef, dtype=grad.dtype, device=grad.device)
-
-
-def vector_norm(values: Tensor, norm_type: float) -> float:
-    """(sum |x|^p)^(1/p) in float64, divided by the largest element first so that no power overflows or vanishes."""
-    if values.numel() == 0:
-        return 0.0
-    magnitudes = values.double().abs()
-    largest = magnitudes.max().item()
-    if largest == 0.0 or not math.isfinite(largest) or norm_type == math.inf:
-        return largest
-    return largest * (magnitudes / largest).pow(norm_type).sum().pow(1.0 / norm_type).item()
 
 
 def grad_stats(
@@ -149,17 +124,6 @@ def decide(
     return StepDecision(inverse_scale(loss_scale), clip_value, clip_coef, skip)
 
 
-def agc_coefs(weight: Tensor, grad: Tensor, ratio: float) -> Tensor:
-    """Of each unit of a clamped gradient, after Brock et al. 2021, equation 3: its norm is clipped to
-    ratio * max(norm of the weights, 1e-3). A unit is what has one index in the first of several dimensions.
-    """
-    units = weight.shape[0] if weight.ndim > 1 and weight.numel() else 1
-    pairs = zip(weight.reshape(units, -1), grad.reshape(units, -1), strict=True)
-    norms = [(ratio * max(vector_norm(w, 2.0), 1e-3), vector_norm(g, 2.0)) for w, g in pairs]
-    coefs = torch.tensor([limit / norm if norm > limit else 1.0 for limit, norm in norms], dtype=torch.float64)
-    return coefs.view(-1, *[1] * (weight.ndim - 1)) if units > 1 else coefs.view([1] * weight.ndim)
-
-
 def update_loss_scale(scale: float, growth_tracker: int, found_inf: bool, policy: Any) -> tuple[float, int]:
     """Moves the scale as torch's GradScaler does, within [min_scale, max_scale]. Returns scale and tracker.
 
@@ -171,66 +135,6 @@ def update_loss_scale(scale: float, growth_tracker: int, found_inf: bool, policy
     if growth_tracker + 1 < policy.growth_interval:
         return scale, growth_tracker + 1
     return min(to_float32(scale * policy.growth_factor), policy.max_scale), 0
-
-
-def relative_lr(param: Tensor, lr: float, cap: Any, step: int) -> float:
-    """lr <= cap * max(RMS(param), floor), after Adafactor's relative step size (Shazeer and Stern 2018, section 8).
-
-    RMS is of the stored values before the update; ``param`` is the master where there is one. ``cap`` is None, a
-    `gradops.RelativeStepCap` or anything with its attributes; it grows linearly over the first ``warmup_steps`` updates
-    of the parameter, of which this is ``step``.
-    """
-    if cap is None:
-        return lr
-    rms = param.double().square().mean().sqrt().item() if param.numel() else 0.0
-    warm = min(1.0, step / cap.warmup_steps) if cap.warmup_steps else 1.0
-    return min(lr, cap.cap * warm * max(rms, cap.floor))
-
-
-def update_stats(before: Tensor, after: Tensor) -> tuple[float, float]:
-    """||after - before|| / ||after||, 0 for what has not moved, and RMS(after), of stored values."""
-    moved, norm = vector_norm(after.double() - before.double(), 2.0), vector_norm(after, 2.0)
-    ratio = 0.0 if moved == 0.0 else moved / norm if norm else math.inf
-    return ratio, norm / math.sqrt(max(1, after.numel()))
-
-
-def adam_step(
-    param: Tensor, grad: Tensor, state: AdamState, group: dict[str, Any], lr: float, dtype: torch.dtype = torch.float32
-) -> None:
-    """Adam or AdamW as torch.optim defines them, in place. ``grad`` is unscaled and clipped, ``lr`` capped.
-
-    Every result is rounded to ``dtype``, a kernel's; the update takes it so, and then it is rounded to what stores it.
-    A ``compensation`` is added before the update and taken anew after it, 0 where the parameter is not finite: the
-    compensated summation of Kahan (1965), with the sum of parameter and compensation in the place of the parameter.
-    """
-    beta1, beta2 = (float(beta) for beta in group["betas"])
-    state.step += 1
-    updated = param if state.master is None else state.master
-    weight, grad = updated.double(), grad.double()
-    if state.compensation is not None:
-        weight = (weight + state.compensation.double()).to(dtype).double()
-    if group["maximize"]:
-        grad = -grad
-    if group["weight_decay"] and group["decoupled_weight_decay"]:
-        weight = weight * (1.0 - lr * group["weight_decay"])
-    elif group["weight_decay"]:
-        grad = grad + group["weight_decay"] * weight
-    grad = grad + group.get("l1", 0.0) * updated.double().sign()
-    exp_avg = (beta1 * state.exp_avg.double() + (1.0 - beta1) * grad).to(dtype)
-    second = exp_avg_sq = (beta2 * state.exp_avg_sq.double() + (1.0 - beta2) * grad.square()).to(dtype)
-    if group["amsgrad"]:
-        second = torch.maximum(state.max_exp_avg_sq.to(dtype), second)
-        state.max_exp_avg_sq.copy_(second)
-    state.exp_avg.copy_(exp_avg)
-    state.exp_avg_sq.copy_(exp_avg_sq)
-    step_size = lr / (1.0 - beta1**state.step)
-    denom = (second.double() / (1.0 - beta2**state.step)).sqrt() + group["eps"]
-    weight = (weight - step_size * exp_avg.double() / denom).to(dtype)
-    updated.copy_(weight)
-    param.copy_(updated)
-    if state.compensation is not None:
-        left = weight - param.to(dtype)
-        state.compensation.copy_(torch.where(left.isfinite(), left, 0.0))
 
 
 class Reference:

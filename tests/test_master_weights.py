@@ -9,6 +9,7 @@ from beside import assert_bitwise, assert_same_bits, params_of, snapshot
 from cases import CHUNK, LAYOUTS, ParamCase, param_cases, settings_of_the_step
 from hypothesis import given
 from hypothesis import strategies as st
+from seeded_runs import step
 
 import gradops
 
@@ -21,13 +22,6 @@ def optimizer_of(*params, **settings):
 
 def master_of(optimizer, row=0):
     return optimizer.state[params_of(optimizer)[row]]["master"]
-
-
-def step(optimizer, times=1):
-    for _ in range(times):
-        for param in params_of(optimizer):
-            param.grad = torch.randn_like(param)
-        optimizer.step()
 
 
 @pytest.mark.parametrize("cls", [gradops.Adam, gradops.AdamW])
@@ -102,7 +96,7 @@ def load_parameters(param, value, optimizer):
 def test_master_takes_what_was_edited_and_keeps_the_rest(edit, device):
     param = torch.nn.Parameter(torch.randn(10, device=device).bfloat16())
     optimizer = optimizer_of(param, lr=1e-4, weight_decay=0.0)
-    step(optimizer, 3)
+    step(optimizer, range(3))
     before = master_of(optimizer).clone()
     edit(param, 77.0, optimizer)
     param.grad = torch.zeros_like(param)
@@ -132,7 +126,7 @@ def test_setting_may_be_switched_while_training(device):
     param = params_of(optimizer)[0]
     step(optimizer)
     optimizer.master_weights = True
-    step(optimizer, 2)
+    step(optimizer, range(2))
     assert_same_bits(param.detach(), master_of(optimizer).bfloat16())
     assert not torch.equal(param.float(), master_of(optimizer))
     optimizer.master_weights = False

@@ -1,14 +1,13 @@
 """moments_dtype: moments in bfloat16, rounded to nearest when they are stored; arithmetic stays float32."""
 
-import io
-
 import pytest
 import torch
 from against_oracle import any_sequence
-from beside import Beside, assert_bitwise, assert_same_bits, params_of, snapshot
+from beside import Beside, assert_same_bits, params_of
 from cases import CHUNK, LAYOUTS, ParamCase, param_cases, settings_of_the_step
 from hypothesis import given
 from hypothesis import strategies as st
+from seeded_runs import resumed_after_three_of_five, step
 
 import gradops
 from gradops.param_state import MOMENTS
@@ -16,14 +15,6 @@ from gradops.param_state import MOMENTS
 
 def optimizer_of(*params, **settings):
     return gradops.AdamW(list(params), **{"lr": 0.01, "moments_dtype": torch.bfloat16, **settings})
-
-
-def step(optimizer, seeds):
-    for seed in seeds:
-        torch.manual_seed(seed)
-        for param in params_of(optimizer):
-            param.grad = torch.randn_like(param)
-        optimizer.step()
 
 
 def dtypes_of(optimizer):
@@ -75,18 +66,8 @@ def test_resumed_run_is_bitwise_the_uninterrupted_one(dtype, device):
         torch.manual_seed(0)
         return optimizer_of(torch.randn(CHUNK + 3, device=device).to(dtype).requires_grad_(), amsgrad=True)
 
-    whole, first, resumed = make(), make(), make()
-    step(whole, range(5))
-    step(first, range(3))
-    file = io.BytesIO()
-    torch.save((params_of(first)[0].detach(), first.state_dict()), file)
-    file.seek(0)
-    param, state = torch.load(file, weights_only=True)
-    params_of(resumed)[0].data.copy_(param)
-    resumed.load_state_dict(state)
-    step(resumed, range(3, 5))
+    resumed = resumed_after_three_of_five(make)
     assert dtypes_of(resumed) == {torch.bfloat16}
-    assert_bitwise(snapshot(resumed), snapshot(whole))
 
 
 @pytest.mark.parametrize("value", [torch.float16, "bfloat16", None])

