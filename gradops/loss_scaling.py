@@ -8,7 +8,7 @@ from torch import Tensor
 from gradops import backends
 from gradops.loss_scale import DynamicLossScale
 from gradops.param_groups import local_grads
-from gradops.settings import LossScale, loss_scale_policy
+from gradops.settings import SettingsAttributes, loss_scale_policy
 from gradops.stats import StepBuffers
 from gradops.step_watcher import StepWatcher
 
@@ -22,10 +22,8 @@ _TWO_SCALERS = (
 )
 
 
-class LossScaled(torch.optim.Optimizer):
+class LossScaled(SettingsAttributes, torch.optim.Optimizer):
     """What an optimizer does with its `loss_scale`, and with the scale that a GradScaler hands it."""
-
-    loss_scale: LossScale
 
     # A GradScaler sets both around step().
     grad_scale: Tensor | None

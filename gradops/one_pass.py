@@ -12,9 +12,7 @@ from gradops.distributed.shards import full_tensor
 from gradops.distributed.zero import check_builder
 from gradops.param_groups import check_groups, choose_backend, param_names, params_of
 from gradops.param_state import fit_state, zero_state
-from gradops.relative_step import RelativeStepCap
-from gradops.settings import SETTINGS, LossScale, Settings
-from gradops.spike_guard import SpikeGuard
+from gradops.settings import SETTINGS, Settings
 from gradops.stats import StepBuffers, StepStats
 from gradops.step_hooks import hooked_step
 
@@ -45,56 +43,11 @@ class OnePass(Checkpointed):
         "_fitted",
     )
 
-    max_norm: float | None
-    norm_type: float
-    clip_value: float | None
-    max_relative_step: float | RelativeStepCap | None
-    guard: SpikeGuard | None
-    backend: str | None
-    master_weights: bool
-    moments_dtype: torch.dtype
-    rounding: str
-    track_updates: bool
-    l1: float
-    clip_mode: str
-
-    def __init__(
-        self,
-        params: Any,
-        *args: Any,
-        max_norm: float | None = None,
-        norm_type: float = 2.0,
-        clip_value: float | None = None,
-        max_relative_step: float | RelativeStepCap | None = None,
-        loss_scale: LossScale = None,
-        guard: SpikeGuard | None = None,
-        backend: str | None = None,
-        master_weights: bool = False,
-        moments_dtype: torch.dtype = torch.float32,
-        rounding: str = "nearest",
-        track_updates: bool = False,
-        l1: float = 0.0,
-        clip_mode: str = "norm",
-        **kwargs: Any,
-    ) -> None:
-        settings = Settings(
-            max_norm,
-            norm_type,
-            clip_value,
-            max_relative_step,
-            loss_scale,
-            guard,
-            backend,
-            master_weights,
-            moments_dtype,
-            rounding,
-            track_updates,
-            l1,
-            clip_mode,
-        )
+    def __init__(self, params: Any, *args: Any, **keywords: Any) -> None:
+        settings = Settings(**{name: keywords.pop(name) for name in SETTINGS if name in keywords})
         settings.checked()
         check_builder()
-        super().__init__(params, *args, **kwargs)
+        super().__init__(params, *args, **keywords)
         check_groups(self.param_groups, settings)
         self._setup(settings)
 

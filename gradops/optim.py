@@ -6,14 +6,13 @@ from typing import Any, TypeVar
 
 import torch
 from torch.optim import optimizer as torch_optimizer
+from typing_extensions import Unpack
 
 from gradops.checkpoint import CHECKPOINT_KEYS, torchs_step
 from gradops.distributed.zero import check_owner
 from gradops.one_pass import OnePass
 from gradops.param_groups import check_groups
-from gradops.relative_step import RelativeStepCap
-from gradops.settings import SETTINGS, LossScale, Settings
-from gradops.spike_guard import SpikeGuard
+from gradops.settings import SETTINGS, Settings, SettingsDict, spelt_out
 
 OptimizerT = TypeVar("OptimizerT", bound=torch.optim.Optimizer)
 
@@ -47,6 +46,27 @@ _ARGUMENTS = """
 """
 
 
+class AdamWKeywords(SettingsDict, total=False):
+    """torch.optim.AdamW's keywords and the settings."""
+
+    lr: float | torch.Tensor
+    betas: tuple[float | torch.Tensor, float | torch.Tensor]
+    eps: float
+    weight_decay: float
+    amsgrad: bool
+    foreach: bool | None
+    maximize: bool
+    capturable: bool
+    differentiable: bool
+    fused: bool | None
+
+
+class AdamKeywords(AdamWKeywords, total=False):
+    """torch.optim.Adam's keywords and the settings."""
+
+    decoupled_weight_decay: bool
+
+
 class Adam(OnePass, torch.optim.Adam):
     __doc__ = f"""torch.optim.Adam whose step also unscales, checks, measures, clips and moves the loss scale.
 
@@ -54,29 +74,24 @@ class Adam(OnePass, torch.optim.Adam):
     `gradops.reference`.
     {_ARGUMENTS}"""
 
+    def __init__(self, params: Any, *args: Any, **keywords: Unpack[AdamKeywords]) -> None:
+        super().__init__(params, *args, **keywords)
+
+    spelt_out(__init__, like=torch.optim.Adam.__init__)
+
 
 class AdamW(OnePass, torch.optim.AdamW):
     __doc__ = f"""torch.optim.AdamW, as `gradops.Adam` is torch.optim.Adam.
     {_ARGUMENTS}"""
 
+    def __init__(self, params: Any, *args: Any, **keywords: Unpack[AdamWKeywords]) -> None:
+        super().__init__(params, *args, **keywords)
 
-def wrap(
-    optimizer: OptimizerT,
-    *,
-    max_norm: float | None = None,
-    norm_type: float = 2.0,
-    clip_value: float | None = None,
-    max_relative_step: float | RelativeStepCap | None = None,
-    loss_scale: LossScale = None,
-    guard: SpikeGuard | None = None,
-    backend: str | None = None,
-    master_weights: bool = False,
-    moments_dtype: torch.dtype = torch.float32,
-    rounding: str = "nearest",
-    track_updates: bool = False,
-    l1: float = 0.0,
-    clip_mode: str = "norm",
-) -> OptimizerT:
+    spelt_out(__init__, like=torch.optim.AdamW.__init__)
+
+
+@spelt_out
+def wrap(optimizer: OptimizerT, **settings: Unpack[SettingsDict]) -> OptimizerT:
     """Upgrades a torch.optim.Adam or AdamW in place: its step becomes the one pass.
 
     The object keeps its identity, groups, state, hooks and learning-rate schedulers; its class becomes the matching
@@ -84,8 +99,8 @@ def wrap(
 
     Args:
         optimizer: a torch.optim.Adam or AdamW, or an instance of a subclass that keeps torch's `step`.
-        max_norm, norm_type, clip_value, max_relative_step, loss_scale, guard: as for `gradops.AdamW`.
-        backend, master_weights, moments_dtype, rounding, track_updates, l1, clip_mode: as for `gradops.AdamW`.
+        **settings: max_norm, norm_type, clip_value, max_relative_step, loss_scale, guard, backend, master_weights,
+            moments_dtype, rounding, track_updates, l1, clip_mode: as for `gradops.AdamW`.
 
     Returns:
         The same object.
@@ -96,32 +111,21 @@ def wrap(
         RuntimeError: a parameter cannot be stepped, the backend cannot run, or somebody has replaced the optimizer's
             `step`.
     """
-    settings = Settings(
-        max_norm,
-        norm_type,
-        clip_value,
-        max_relative_step,
-        loss_scale,
-        guard,
-        backend,
-        master_weights,
-        moments_dtype,
-        rounding,
-        track_updates,
-        l1,
-        clip_mode,
-    )
-    settings.checked()
+    for name in settings:
+        if name not in SETTINGS:
+            raise TypeError(f"wrap() got an unexpected keyword argument {name!r}")
+    wanted = Settings(**settings)
+    wanted.checked()
     check_owner(optimizer)
     if isinstance(optimizer, OnePass):
-        _check_same(optimizer, settings)
+        _check_same(optimizer, wanted)
         return optimizer
     cls: type = type(optimizer)
     upgraded = _upgraded_class(cls)
     has_scheduler = _check_own_step(optimizer)
-    check_groups(optimizer.param_groups, settings)
+    check_groups(optimizer.param_groups, wanted)
     _swap_class(optimizer, upgraded, has_scheduler)
-    optimizer._setup(settings)  # type: ignore[attr-defined]
+    optimizer._setup(wanted)  # type: ignore[attr-defined]
     return optimizer
 
 

@@ -1,8 +1,10 @@
 """The keywords that gradops adds to an optimizer: what they may be."""
 
+import inspect
 import math
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, TypedDict, TypeVar
 
 import torch
 
@@ -17,6 +19,8 @@ ROUNDINGS = ("nearest", "kahan")
 CLIP_MODES = ("norm", "agc")
 
 LossScale = None | float | str | DynamicLossScale
+
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,59 @@ class Settings:
 
 
 SETTINGS = tuple(Settings.__dataclass_fields__)
+
+
+class SettingsDict(TypedDict, total=False):
+    """The settings as the keywords of a function: `**settings: Unpack[SettingsDict]`."""
+
+    max_norm: float | None
+    norm_type: float
+    clip_value: float | None
+    max_relative_step: float | RelativeStepCap | None
+    loss_scale: LossScale
+    guard: SpikeGuard | None
+    backend: str | None
+    master_weights: bool
+    moments_dtype: torch.dtype
+    rounding: str
+    track_updates: bool
+    l1: float
+    clip_mode: str
+
+
+class SettingsAttributes:
+    """The settings as the attributes of an optimizer."""
+
+    max_norm: float | None
+    norm_type: float
+    clip_value: float | None
+    max_relative_step: float | RelativeStepCap | None
+    loss_scale: LossScale
+    guard: SpikeGuard | None
+    backend: str | None
+    master_weights: bool
+    moments_dtype: torch.dtype
+    rounding: str
+    track_updates: bool
+    l1: float
+    clip_mode: str
+
+
+def spelt_out(function: FunctionT, like: Callable[..., Any] | None = None) -> FunctionT:
+    """Has `help` and `inspect.signature` list every setting where the function says `**settings`.
+
+    Args:
+        function: one whose last argument is `**settings`.
+        like: whose signature stands before the settings; the function's own if None.
+    """
+    own = inspect.signature(function if like is None else like)
+    before = [parameter for parameter in own.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
+    settings = [
+        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
+        for field in fields(Settings)
+    ]
+    function.__signature__ = own.replace(parameters=[*before, *settings])  # type: ignore[attr-defined]
+    return function
 
 
 def _number(name: str, value: Any) -> float:
