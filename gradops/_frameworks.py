@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gradops.one_pass import OnePass
 from gradops.param_groups import params_of
+from gradops.settings import Settings
 
 
 @contextmanager
@@ -31,6 +32,20 @@ def settings_for(optimizer: torch.optim.Optimizer, settings: dict[str, Any]) -> 
         yield
     finally:
         vars(optimizer).update(own)
+
+
+def settings_with(settings: dict[str, Any], model: torch.nn.Module | None) -> dict[str, Any]:
+    """A door's settings as `gradops.wrap` takes them: `protect=True` means the model that the framework trains."""
+    return {**settings, "protect": model} if settings.get("protect") is True else settings
+
+
+def check_settings(settings: dict[str, Any]) -> None:
+    """Refuses settings that `gradops.wrap` would refuse, before there is a model.
+
+    Raises:
+        ValueError, TypeError: a setting is out of its range.
+    """
+    Settings(**settings_with(settings, None)).checked()
 
 
 def clips_in_its_step(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor]) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor
 from gradops.loss_scale import DynamicLossScale
 from gradops.loss_scaling import LossScaled
 from gradops.param_groups import params_of
+from gradops.protect import Protected
 from gradops.settings import SETTINGS, Settings
 
 # Values of the state dict that hold what plain torch has no place for. They ride in the first group, as flat scalars:
@@ -36,6 +37,8 @@ class Checkpointed(LossScaled):
 
     def _setup(self, settings: Settings) -> None:
         raise NotImplementedError
+
+    _protected: Protected | None
 
     def refresh_(self) -> None:
         raise NotImplementedError
@@ -81,6 +84,7 @@ class Checkpointed(LossScaled):
             "buffers": [buffer.clone() for buffer in self._buffers.all()],
             "scaled": self._scaled,
             "unscaled": self._unscaled,
+            "protected": None if self._protected is None else self._protected.saved(),
         }
         return {**super().__getstate__(), "_gradops": runtime}
 
@@ -92,6 +96,8 @@ class Checkpointed(LossScaled):
         self._setup(runtime["settings"])
         for buffer, saved in zip(self._buffers.all(), runtime["buffers"], strict=True):
             buffer.copy_(saved)
+        if self._protected is not None:
+            self._protected.restore(runtime["protected"])
         self._scale_policy = runtime["policy"]
         self._scaled = runtime["scaled"]
         self._unscaled = runtime["unscaled"]

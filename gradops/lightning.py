@@ -7,9 +7,8 @@ from typing import Any
 import torch
 
 import gradops
-from gradops._frameworks import needs
+from gradops._frameworks import check_settings, needs, settings_with
 from gradops.one_pass import OnePass
-from gradops.settings import Settings
 
 with needs("lightning"):
     from lightning.pytorch import Callback
@@ -31,7 +30,8 @@ class GradOpsPrecision(MixedPrecision):
         precision: "32-true", "bf16-mixed" or "16-mixed".
         device: what autocast and the scaler run on; "cuda" if there is one, else "cpu".
         scaler: for "16-mixed", a `gradops.GradScaler`; by default one with its default arguments.
-        **settings: those of `gradops.wrap` but `loss_scale`, which is the scaler's, and `backend`.
+        **settings: those of `gradops.wrap` but `loss_scale`, which is the scaler's, and `backend`. `protect=True`
+            protects the module that is trained.
 
     Raises:
         ValueError, TypeError: `precision` or a setting is out of its range.
@@ -47,7 +47,7 @@ class GradOpsPrecision(MixedPrecision):
         for name in _NOT_HERE:
             if name in settings:
                 raise TypeError(f"{name} is no argument of GradOpsPrecision")
-        Settings(**settings).checked()
+        check_settings(settings)
         self.settings = settings
         self.clipped: dict[OnePass, tuple[float | None, float, float | None]] = {}
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -62,7 +62,7 @@ class GradOpsPrecision(MixedPrecision):
         """Wraps the optimizers, in place."""
         for optimizer in optimizers:
             if isinstance(optimizer, torch.optim.Adam) and (self.settings or not isinstance(optimizer, OnePass)):
-                gradops.wrap(optimizer, **self.settings)
+                gradops.wrap(optimizer, **settings_with(self.settings, model))
         return model, optimizers, lr_schedulers
 
     def clip_gradients(

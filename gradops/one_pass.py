@@ -5,6 +5,7 @@ from operator import attrgetter
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gradops import backends
 from gradops.checkpoint import CHECKPOINT_KEYS, Checkpointed
@@ -12,6 +13,7 @@ from gradops.distributed.shards import full_tensor
 from gradops.distributed.zero import check_builder
 from gradops.param_groups import check_groups, choose_backend, param_names, params_of
 from gradops.param_state import fit_state, zero_state
+from gradops.protect import Protect, protect_setting, protected
 from gradops.settings import SETTINGS, Settings
 from gradops.stats import StepBuffers, StepStats
 from gradops.step_hooks import hooked_step
@@ -41,6 +43,7 @@ class OnePass(Checkpointed):
         "_unscaled",
         "_watchers",
         "_fitted",
+        "_protected",
     )
 
     def __init__(self, params: Any, *args: Any, **keywords: Any) -> None:
@@ -71,6 +74,17 @@ class OnePass(Checkpointed):
         self._publish()
 
     @property
+    def protect(self) -> Protect:
+        """The modules whose buffers go back where a step is skipped; what they are when this is set is kept first."""
+        return self.__dict__["protect"]
+
+    @protect.setter
+    def protect(self, value: Protect) -> None:
+        setting = protect_setting(value)
+        self._protected = protected(setting)
+        self.__dict__["protect"] = setting
+
+    @property
     def stats(self) -> StepStats:
         """What the last step measured, in live buffers; `stats.clone()` keeps a copy."""
         return self._buffers.stats
@@ -79,8 +93,9 @@ class OnePass(Checkpointed):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Unscales, checks, measures, clips and updates in one pass, and moves the loss scale.
 
-        A step in which an inf or NaN is found leaves parameters, moments and step counts bit for bit as they were. A
-        step in which no parameter has a gradient changes nothing. `param.grad` is left as backward made it.
+        A step in which an inf or NaN is found leaves parameters, moments and step counts bit for bit as they were; the
+        model's buffers, which the forward has changed (BatchNorm's running statistics), go back with `protect`. A step
+        in which no parameter has a gradient changes nothing. `param.grad` is left as backward made it.
 
         Args:
             closure: reevaluates the model and returns the loss.
@@ -102,24 +117,36 @@ class OnePass(Checkpointed):
             self._link()
             return loss
         scaling = self._scaling()
+        before = self._counted()
         if not self._plan.step(self.param_groups, self.state, settings, *scaling):
             self._link()
+            before = self._counted()
             if not self._plan.step(self.param_groups, self.state, self._plan_settings(), *scaling):
                 raise RuntimeError("the optimizer's groups or state change while it steps")
             self._buffers.set_backend(self._plan.description())
         self._scaled = False
         self._unscaled = None
+        if self._protected is not None and before is not None:
+            self._protected.after_step(before, self._buffers.steps)
         for watcher in self._watchers:
             watcher.after_step(loss)
         return loss
 
     def refresh_(self) -> None:
-        """Reads the parameters anew, after edits through `.data`.
+        """Reads the parameters anew, after edits through `.data`, and the buffers that are protected, after any edit.
 
-        It is for `max_relative_step`, `master_weights` and `rounding`. Edits that autograd counts
-        (`with torch.no_grad(): param.mul_(2)`, `load_state_dict`) are noticed without it.
+        For parameters it matters with `max_relative_step`, `master_weights` and `rounding`. Edits that autograd counts
+        (`with torch.no_grad(): param.mul_(2)`, `load_state_dict`) are noticed without it. For the buffers of `protect`,
+        call it after everything but a `load_state_dict` that changes them between steps: forwards that recalibrate
+        BatchNorm, `reset_running_stats`. A skipped step would take that back.
         """
         self._plan.refresh()
+        if self._protected is not None:
+            self._protected.keep()
+
+    def _counted(self) -> Tensor | None:
+        """The steps so far, taken and skipped, for what must know which of them this step is."""
+        return None if self._protected is None else self._buffers.steps.clone()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's; the new parameters must be ones that the one pass can step."""

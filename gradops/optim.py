@@ -39,6 +39,12 @@ _ARGUMENTS = """
             1e-3. A group with "agc": False is spared, as the paper spares the last layer.
         track_updates: whether each step also measures how far it moved every parameter: `stats.update_ratio` and
             `stats.param_rms`, gathered while the update writes. Like every setting it may be set at run time.
+        protect: the model, a module or an iterable of them. Where a step is skipped, for an inf or NaN or by the guard,
+            its buffers go back to what they were after the last applied step: BatchNorm's running statistics, which the
+            forward of a NaN batch has made NaN for ever. All of its buffers are kept, of every dtype, by their names,
+            with what all micro-batches since the last step did to them; it takes twice their memory. Optimizers that
+            protect the same modules share what is kept. Buffers on the CPU beside parameters on a GPU are left alone.
+            See `refresh_` for buffers that you edit yourself.
 
     Raises:
         ValueError: a keyword is out of its range, a parameter stands twice in the groups, or `differentiable` is set.
@@ -100,7 +106,7 @@ def wrap(optimizer: OptimizerT, **settings: Unpack[SettingsDict]) -> OptimizerT:
     Args:
         optimizer: a torch.optim.Adam or AdamW, or an instance of a subclass that keeps torch's `step`.
         **settings: max_norm, norm_type, clip_value, max_relative_step, loss_scale, guard, backend, master_weights,
-            moments_dtype, rounding, track_updates, l1, clip_mode: as for `gradops.AdamW`.
+            moments_dtype, rounding, track_updates, l1, clip_mode, protect: as for `gradops.AdamW`.
 
     Returns:
         The same object.
@@ -163,8 +169,16 @@ def _check_same(optimizer: OnePass, settings: Settings) -> None:
         now, wanted = getattr(optimizer, name), getattr(settings, name)
         if now != wanted:
             raise ValueError(
-                f"this optimizer is wrapped already with {name}={now!r}, not {wanted!r}; set optimizer.{name} instead"
+                f"this optimizer is wrapped already with {name}={_shown(now)}, not {_shown(wanted)}; set "
+                f"optimizer.{name} instead"
             )
+
+
+def _shown(setting: Any) -> str:
+    """The setting as text; of modules the class alone, since theirs fills pages."""
+    if isinstance(setting, tuple):
+        return f"({', '.join(map(_shown, setting))})"
+    return type(setting).__name__ if isinstance(setting, torch.nn.Module) else repr(setting)
 
 
 def _raw_step(cls: type) -> Any:

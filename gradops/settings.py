@@ -9,6 +9,7 @@ from typing import Any, TypedDict, TypeVar
 import torch
 
 from gradops.loss_scale import DynamicLossScale
+from gradops.protect import Protect, protect_setting
 from gradops.relative_step import RelativeStepCap
 from gradops.spike_guard import SpikeGuard
 
@@ -44,6 +45,7 @@ class Settings:
         clip_mode: "norm" clips the norm of all gradients together; "agc" (adaptive gradient clipping) the norm of each
             unit, to max_norm times the norm of its weights. A group's own "agc": False spares its parameters.
         track_updates: whether `stats.update_ratio` and `stats.param_rms` are gathered while the update writes.
+        protect: a module, or several, whose buffers go back where a step is skipped.
     """
 
     max_norm: float | None = None
@@ -59,6 +61,10 @@ class Settings:
     track_updates: bool = False
     l1: float = 0.0
     clip_mode: str = "norm"
+    protect: Protect = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "protect", protect_setting(self.protect))
 
     def checked(self) -> "Settings":
         """The same with every number a float and every policy an object.
@@ -87,6 +93,7 @@ class Settings:
             track_updates=_flag("track_updates", self.track_updates),
             l1=_penalty("l1", self.l1),
             clip_mode=self.clip_mode,
+            protect=self.protect,
         )
 
     @property
@@ -114,6 +121,7 @@ class SettingsDict(TypedDict, total=False):
     track_updates: bool
     l1: float
     clip_mode: str
+    protect: Protect
 
 
 class SettingsAttributes:
@@ -132,6 +140,7 @@ class SettingsAttributes:
     track_updates: bool
     l1: float
     clip_mode: str
+    protect: Protect
 
 
 def spelt_out(function: FunctionT, like: Callable[..., Any] | None = None) -> FunctionT:

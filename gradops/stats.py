@@ -95,6 +95,11 @@ class StepBuffers:
         rows = (self.norms, self.abs_max, self.nonfinite, self.capped, self.update_ratio, self.param_rms)
         return self.scalars, self.counters, *rows
 
+    @property
+    def steps(self) -> Tensor:
+        """The numbers of steps taken and skipped."""
+        return self.counters[:2]
+
     def resize(self, names: tuple[str, ...], device: torch.device) -> None:
         """Gives each of these parameters a row on its device; what the whole step measured is kept."""
         if names == self.stats.names and device == self.scalars.device:

@@ -5,8 +5,7 @@ from typing import Any
 import torch
 
 import gradops
-from gradops._frameworks import needs
-from gradops.settings import Settings
+from gradops._frameworks import check_settings, needs, settings_with
 
 with needs("transformers"):
     import transformers
@@ -24,7 +23,7 @@ class GradOpsMixin:
     Args:
         *args, **kwargs: the trainer's.
         settings: those of `gradops.wrap`, as a dict; but not `max_norm`, which is `max_grad_norm`, nor `loss_scale`,
-            which is the accelerator's.
+            which is the accelerator's. `"protect": True` protects the model that is trained.
 
     Raises:
         ValueError, TypeError: a setting is out of its range.
@@ -35,7 +34,7 @@ class GradOpsMixin:
         for name, instead in (("max_norm", "TrainingArguments' max_grad_norm"), ("loss_scale", "fp16=True")):
             if name in self.settings:
                 raise TypeError(f"{name} is no setting of a Trainer's; use {instead}")
-        Settings(**self.settings).checked()
+        check_settings(self.settings)
         super().__init__(*args, **kwargs)
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -45,7 +44,7 @@ class GradOpsMixin:
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
         if isinstance(optimizer, torch.optim.Adam):
-            gradops.wrap(optimizer, **self.settings)
+            gradops.wrap(optimizer, **settings_with(self.settings, self.model))  # type: ignore[attr-defined]
         return optimizer
 
 

@@ -8,11 +8,10 @@ import torch
 from torch import nn
 
 import gradops
-from gradops._frameworks import needs
+from gradops._frameworks import check_settings, needs, settings_with
 from gradops.fastai.optimizer import Adam
 from gradops.one_pass import OnePass
 from gradops.param_groups import params_of
-from gradops.settings import Settings
 
 with needs("fastai"):
     from fastai import optimizer as fastai_optimizer
@@ -37,7 +36,8 @@ class GradOps(Callback):
     Args:
         precision: "fp32", "bf16" or "fp16": what autocast makes of the model's forward, on any device. The
             predictions that the loss function sees are float32.
-        **settings: those of `gradops.wrap`. "fp16" takes `loss_scale="dynamic"` if none is given.
+        **settings: those of `gradops.wrap`. "fp16" takes `loss_scale="dynamic"` if none is given, and
+            `protect=True` protects the learner's model.
 
     Raises:
         ValueError, TypeError: `precision` or a setting is out of its range.
@@ -53,7 +53,7 @@ class GradOps(Callback):
                 raise TypeError(f"{name} is an argument of gradops.fastai.Adam, not of GradOps")
         self.precision = precision
         self.settings = {"loss_scale": "dynamic", **settings} if precision == "fp16" else settings
-        Settings(**self.settings).checked()
+        check_settings(self.settings)
         self.undo = ExitStack()
 
     @property
@@ -98,7 +98,7 @@ class GradOps(Callback):
             self.undo.callback(setattr, model, "forward", forward)
 
     def _set(self, optimizer: OnePass) -> None:
-        for name, value in self.settings.items():
+        for name, value in settings_with(self.settings, self.learn.model).items():
             self.undo.callback(setattr, optimizer, name, getattr(optimizer, name))
             setattr(optimizer, name, value)
         # Now, lest a checkpoint taken before the first batch (lr_find takes one) hold the scale of another policy.

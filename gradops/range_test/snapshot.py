@@ -43,6 +43,8 @@ def restored(
         parts = {id(part): part for module in modules for part in module.modules()}.values()
         params += [param for part in parts for param in part.parameters(recurse=False)]
         buffers = filter(None, [getattr(optimizer, "_buffers", None)])
+        if (protected := getattr(optimizer, "_protected", None)) is not None:
+            stack.callback(protected.keep)  # when the buffers are back
         stack.callback(_gradients(params))
         stack.callback(_kept([vars(thing) for thing in (*parts, optimizer, *others, *buffers)]))
         yield
