@@ -77,6 +77,7 @@ _SUPPORTED = {
     "moments_dtype",
     "track_updates",
     "l1",
+    "protect",
 }
 _DEFAULTS = asdict(Settings())
 
