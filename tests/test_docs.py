@@ -30,6 +30,8 @@ ANCHORS = (
     "clipping",
     "single-bad-batches",
     "dead-layers",
+    "skipped-steps-and-running-statistics",
+    "a-loss-that-alone-is-no-number",
     "max-norm",
 )
 

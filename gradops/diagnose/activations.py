@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from gradops.diagnose.finding import Finding, number, quoted, times
+from gradops.diagnose.finding import Finding, Level, number, times
+from gradops.diagnose.losses import came_back
 from gradops.diagnose.view import View
 
 FLOAT16_LARGEST = 65504.0
@@ -10,6 +11,7 @@ FLOAT16_LARGEST = 65504.0
 NEAR = 16.0
 # A batch is odd if the first outputs are this much larger than the weights before them have become.
 ODD = 5.0
+NAMED = 4
 
 
 def overflow(view: View) -> Finding | None:
@@ -24,17 +26,21 @@ def overflow(view: View) -> Finding | None:
     if odd_batch(view) is not None and index == 0:
         return None
     largest = run.activation_abs_max[: row + 1, index]
-    reached = float(np.nanmax(largest)) if np.isfinite(largest).any() else np.nan
-    also = f" It did so in {len(rows)} steps." if len(rows) > 1 else ""
+    reached = float(np.max(largest[np.isfinite(largest)], initial=0.0))
+    also = f" It did so in {len(rows)} steps." if len(rows) > 1 else view.skipped(row) + view.samples(row)
+    level: Level = "warning" if came_back(view, int(rows[-1])) else "failure"
     count = int(run.activation_nonfinite[row, index])
-    began = f"Step {view.step(row)}: inf or NaN in the outputs of {quoted(layer)} ({count:,} elements)"
+    began = f"Step {view.step(row)}: inf or NaN in the outputs of {view.layer(layer)} ({count:,} elements)"
+    if row == 0 and view.from_start:
+        text = f"{began}, first of all layers, before any update: inputs or weights begin too large.{also}"
+        return Finding("nonfinite start", text, row, layer)
     if FLOAT16_LARGEST / NEAR < reached <= FLOAT16_LARGEST:
         text = (
             f"{began}, and of no layer before it. Its finite ones reach {number(reached)}, just below 65504, "
             f"the largest float16: the layer overflows float16.{also}"
         )
         return Finding("float16 overflow", text, row, layer)
-    return Finding("nonfinite activation", f"{began}, first of all layers.{also}", row, layer)
+    return Finding("nonfinite activation", f"{began}, first of all layers.{also}", row, layer, level=level)
 
 
 def odd_batch(view: View) -> Finding | None:
@@ -42,28 +48,52 @@ def odd_batch(view: View) -> Finding | None:
     run = view.run
     if not run.layers:
         return None
+    first = view.layer(run.layers[0])
     broken = np.flatnonzero(run.activation_nonfinite[:, 0])
     if len(broken) and _weights_are_finite(view, int(broken[0])):
         row = int(broken[0])
         text = (
-            f"Step {view.step(row)}: already the outputs of the first layer, {quoted(run.layers[0])}, were inf or NaN, "
-            f"with finite weights: the batch itself was."
+            f"Step {view.step(row)}: already the outputs of the first one, {first}, were inf or NaN, with finite "
+            f"weights: the batch itself was.{view.skipped(row)}{view.samples(row)}"
         )
-        return Finding("odd batch", text, row, run.layers[0])
+        return Finding("odd batch", text, row, run.layers[0], level="warning")
     for found in view.activation_leaves[0]:
         if found.ratio > ODD * _weight_change(view, found.row):
             text = (
-                f"Step {view.step(found.row)}: the outputs of the first layer, {quoted(run.layers[0])}, reached "
-                f"{number(found.value)}, {times(found.ratio)} times their usual, while its weights were as before: the "
-                f"batch was unlike the others."
+                f"Step {view.step(found.row)}: the outputs of the first one, {first}, reached {number(found.value)}, "
+                f"{times(found.ratio)} times their usual, while its weights were as before: the batch was unlike the "
+                f"others.{view.samples(found.row)}"
             )
-            return Finding("odd batch", text, found.row, run.layers[0])
+            return Finding("odd batch", text, found.row, run.layers[0], level="warning")
     return None
 
 
 def _weights_are_finite(view: View, row: int) -> bool:
     """Whether the weights were finite that this step's forward pass used."""
-    return row == 0 or bool(np.isfinite(view.run.param_rms[row - 1]).all() or np.isnan(view.run.param_rms).all())
+    # A parameter that was never measured, a frozen one say, is none that broke.
+    measured = np.isfinite(view.run.param_rms[:row]).any(axis=0)
+    return row == 0 or bool(np.isfinite(view.run.param_rms[row - 1, measured]).all())
+
+
+def spoilt_statistics(view: View) -> Finding | None:
+    """Running statistics that an inf or NaN entered in a step which was skipped: it stays in them for ever."""
+    run = view.run
+    if not run.running or run.about.get("protect"):
+        return None
+    watched = [name for name in run.running if name in run.layers]
+    hit = run.activation_nonfinite[:, [run.layers.index(name) for name in watched]] > 0
+    rows = np.flatnonzero(hit.any(axis=1) & run.skipped)
+    if not len(rows):
+        return None
+    row = int(rows[0])
+    named = [view.name(name) for name, found in zip(watched, hit[row], strict=True) if found]
+    more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
+    text = (
+        f"Step {view.step(row)} was skipped, and the weights are safe; running_mean and running_var of "
+        f"{', '.join(named[:NAMED])}{more} are not. The inf or NaN has entered them in the forward pass and stays for "
+        f"ever, so that evaluation gives NaN."
+    )
+    return Finding("spoilt statistics", text, row, watched[int(np.flatnonzero(hit[row])[0])])
 
 
 def _weight_change(view: View, row: int) -> float:

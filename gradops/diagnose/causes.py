@@ -10,7 +10,8 @@ class Cause:
     """A cause is named when one of `needs` was found together with all of `with_` and none of `without`.
 
     Attributes:
-        title: the cause, as the report states it; `{layer}` and `{step}` are those of the finding named first.
+        title: the cause, as the report states it; `{layer}`, `{name}` and `{step}` are those of the finding named
+            first, the layer with the word and without it.
         remedies: keys of `REMEDIES`, the fittest first.
     """
 
@@ -30,17 +31,52 @@ class Cause:
 
 
 # What each of these found comes before an explosion, not from it.
-BEGINNINGS = ("odd batch", "large init", "small init", "unnormalised depth")
-HARM = ("explosion", "dead layer", "worse loss", "nonfinite activation", "nonfinite gradient")
+BEGINNINGS = (
+    "odd batch",
+    "bad targets",
+    "bad loss",
+    "nonfinite start",
+    "large init",
+    "small init",
+    "unnormalised depth",
+    "scaled clipping",
+)
+HARM = ("explosion", "loss explosion", "dead layer", "worse loss", "nonfinite activation", "nonfinite gradient")
 
 # In the order in which they are to be believed: the report names the first as the cause, the others as further ones.
 CAUSES = (
+    Cause(
+        "bad loss",
+        "The loss function or the targets: the loss is no number from the first step on",
+        ("bad loss",),
+        remedies=("targets",),
+    ),
+    Cause(
+        "bad start",
+        "Inf or NaN in {layer} at the first step",
+        ("nonfinite start",),
+        without=("odd batch", "bad loss"),
+        remedies=("normalise", "init"),
+    ),
+    Cause(
+        "scaled clipping",
+        "Gradients are clipped while they still carry the loss scale",
+        ("scaled clipping",),
+        remedies=("scaled clipping",),
+    ),
     Cause("corrupt batch", "A corrupt batch at step {step}", ("odd batch",), remedies=("guard", "normalise")),
+    Cause(
+        "bad loss",
+        "Bad targets, or a loss function that fails on them, at step {step}",
+        ("bad targets",),
+        without=("odd batch", "bad loss"),
+        remedies=("targets",),
+    ),
     Cause(
         "corrupt batch",
         "A single bad batch at step {step}",
         ("single spike", "odd loss"),
-        without=("large steps", "dead layer", *BEGINNINGS),
+        without=("large steps", "dead layer", "worse loss", "explosion", *BEGINNINGS),
         remedies=("guard",),
     ),
     Cause(
@@ -70,7 +106,7 @@ CAUSES = (
     ),
     Cause(
         "dead layer",
-        "A dead layer: {layer}",
+        "A dead layer: {name}",
         ("dead layer",),
         without=("large steps", "explosion", *BEGINNINGS),
         remedies=("dead", "init"),
@@ -86,10 +122,12 @@ CAUSES = (
 # Trouble that no cause explains is still trouble.
 UNKNOWN = Cause("unknown", "Trouble, whose cause the record does not show", HARM, remedies=("lower lr", "cap", "guard"))
 NOTES = {
+    "spoilt statistics": ("protect",),
     "large steps": ("lower lr", "cap"),
     "clipping binds": ("max_norm", "clipping"),
     "large inputs": ("normalise",),
     "weight growth": ("weight decay",),
     "scale at floor": ("loss scale",),
     "dead layer": ("dead",),
+    "clipped before": ("scaled clipping",),
 }

@@ -1,6 +1,10 @@
 """What a rule found: a plain sentence, and where and when."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+# A failure did harm, a warning may, and a note is worth knowing.
+Level = Literal["failure", "warning", "note"]
 
 
 @dataclass(frozen=True)
@@ -12,14 +16,21 @@ class Finding:
         text: a sentence for people.
         row: the row of the run at which it began; None for what holds all along.
         layer: the layer or parameter it is about, if it is about one.
-        trouble: whether it is one; what is not is worth knowing all the same.
+        level: how bad it is.
+        step: the attempted step of that row, as the text has it; the report fills it in.
     """
 
     kind: str
     text: str
     row: int | None = None
     layer: str | None = None
-    trouble: bool = True
+    level: Level = "failure"
+    step: int | None = None
+
+    @property
+    def trouble(self) -> bool:
+        """Whether it is more than a note."""
+        return self.level != "note"
 
 
 def quoted(name: str) -> str:
@@ -34,7 +45,7 @@ def counted(count: int, noun: str) -> str:
 
 def number(value: float) -> str:
     """Three digits, and no more zeros than one can read."""
-    return f"{value:.3g}" if 1e-3 <= abs(value) < 1e5 or value == 0 else f"{value:.1e}"
+    return f"{value:.3g}"
 
 
 def times(ratio: float) -> str:

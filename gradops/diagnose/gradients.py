@@ -2,8 +2,10 @@
 
 import numpy as np
 
-from gradops.diagnose.finding import Finding, counted, number, quoted, share, times
+from gradops.diagnose.activations import odd_batch
+from gradops.diagnose.finding import Finding, Level, counted, number, share, times
 from gradops.diagnose.history import Departure, runs_to_the_end
+from gradops.diagnose.losses import alone, came_back
 from gradops.diagnose.view import View
 
 # The layers that left their history this long before the global norm did belong to the same event.
@@ -27,11 +29,11 @@ def explosion(view: View) -> Departure | None:
 
 def _learns_after(view: View, event: Departure) -> bool:
     """Whether the loss fell from there on: gradients grow, and by far, when a network leaves its first plateau."""
-    loss = view.run.loss
-    before, after = loss[max(0, event.row - BEFORE) : event.row], loss[event.row + 1 : event.row + 1 + AFTER]
-    before, after = before[np.isfinite(before)], after[np.isfinite(after)]
+    rows, loss = view.losses
+    before = loss[(rows >= event.row - BEFORE) & (rows < event.row)]
+    after = loss[(rows > event.row) & (rows <= event.row + AFTER)]
     if not len(before) or not len(after):
-        return bool(np.isnan(loss).all()) and event.ratio < UNSEEN_LOSS
+        return not len(loss) and event.ratio < UNSEEN_LOSS
     return bool(np.median(after) < LEARNS * np.median(before))
 
 
@@ -41,7 +43,9 @@ def first_layer(view: View, event: Departure) -> tuple[str, Departure] | None:
     for index, layer in enumerate(view.layers):
         for departure in view.layer_leaves[index]:
             near = event.row - LEAD <= departure.row <= event.row
-            if near and departure.value >= MATTERS * view.run.grad_norm[departure.row]:
+            # Not the recorded norm of them all, which one layer's inf makes inf.
+            norms = view.norms[departure.row]
+            if near and departure.value >= MATTERS * np.linalg.norm(norms[np.isfinite(norms)]):
                 found.append((departure.row, -departure.ratio, layer, departure))
                 break
     return min(found)[2:] if found else None
@@ -50,8 +54,9 @@ def first_layer(view: View, event: Departure) -> tuple[str, Departure] | None:
 def is_single(view: View, event: Departure) -> bool:
     """Whether the norm was back within a few steps, and has not left its history elsewhere."""
     after = view.run.grad_norm[event.row + 1 :]
-    soon = after[RECOVERY - 1 : 4 * RECOVERY]
-    return len(soon) > 0 and bool(np.median(soon) < CALM * event.usual) and len(view.leaves) <= RECOVERY
+    soon = np.where(np.isfinite(after), after, np.inf)[RECOVERY - 1 : 4 * RECOVERY]
+    calm = len(soon) > 0 and bool(np.median(soon) < CALM * event.usual)
+    return calm and len(view.leaves) <= RECOVERY and came_back(view, event.row)
 
 
 def left_history(view: View) -> Finding | None:
@@ -60,7 +65,7 @@ def left_history(view: View) -> Finding | None:
     if event is None:
         return None
     layer, departure = first_layer(view, event) or ("", event)
-    where = f"the gradient of {quoted(layer)}" if layer else "the global gradient norm"
+    where = f"the gradient of {view.layer(layer)}" if layer else "the global gradient norm"
     text = (
         f"Step {view.step(departure.row)}: {where} left its own history first: norm {number(departure.value)}, "
         f"{times(departure.ratio)} times its usual {number(departure.usual)}."
@@ -68,7 +73,8 @@ def left_history(view: View) -> Finding | None:
     if event.row > departure.row:
         text += f" The global norm followed at step {view.step(event.row)}: {times(event.ratio)} times its usual."
     if is_single(view, event):
-        return Finding("single spike", f"{text} It was back within {RECOVERY} steps.", departure.row, layer or None)
+        text += f" It was back within {RECOVERY} steps.{view.samples(event.row)}"
+        return Finding("single spike", text, departure.row, layer or None, level="warning")
     return Finding("explosion", text, departure.row, layer or None)
 
 
@@ -85,29 +91,38 @@ def nonfinite(view: View) -> Finding | None:
     of = share(run.nonfinite[row, last] / max(1, run.sizes[last]))
     text = (
         f"Step {view.step(row)}: inf or NaN in the gradients of {len(hit)} of {len(run.names)} parameters. The "
-        f"backward pass runs from the last layer to the first and met it first in {quoted(run.names[last])} "
+        f"backward pass runs from the last layer to the first and met it first in {view.name(run.names[last])} "
         f"({of} of it)."
     )
     if all(explained.values()):
         scales = f"{number(run.loss_scale[rows[0]])} to {number(run.loss_scale[-1])}"
         steps = counted(len(rows), "skipped step")
         text += f" The loss scale explains it: {steps} brought it from {scales}, as it should be."
-        return Finding("scale search", text, row, run.names[last], trouble=False)
-    return Finding("nonfinite gradient", f"{text} {_why_not_scale(view, row)}", row, run.names[last])
+        return Finding("scale search", text, row, run.names[last], level="note")
+    text += f" {_why_not_scale(view, row)}"
+    if row not in {found.row for found in (odd_batch(view), alone(view)) if found is not None}:
+        text += view.skipped(row) + view.samples(row)
+    level: Level = "warning" if came_back(view, int(rows[-1])) else "failure"
+    return Finding("nonfinite gradient", text, row, run.names[last], level=level)
 
 
 def _scale_explains(view: View, row: int) -> bool:
     """Whether nothing but a loss scale too large for float16 gradients made this step inf or NaN."""
     run = view.run
-    forward = np.isfinite(run.loss[row]) or np.isnan(run.loss).all()
-    calm = forward and not run.activation_nonfinite[row].any()
+    calm = not _lost(view, row) and not run.activation_nonfinite[row].any()
     lower = (run.loss_scale < run.loss_scale[row]) & ~run.skipped
     return bool(run.loss_scale[row] > 1 and calm and lower[row:].any())
 
 
+def _lost(view: View, row: int) -> bool:
+    """Whether a row's loss was no number; not where nobody gave one."""
+    rows, loss = view.losses
+    return bool(np.isinf(loss[rows == row]).any())
+
+
 def _why_not_scale(view: View, row: int) -> str:
     run = view.run
-    if run.activation_nonfinite[row].any() or not (np.isfinite(run.loss[row]) or np.isnan(run.loss).all()):
+    if run.activation_nonfinite[row].any() or _lost(view, row):
         return "The loss scale does not explain it: the forward pass was not finite either."
     if run.loss_scale[row] == 1:
         return "No loss scale was in use, which could explain it."
@@ -130,12 +145,12 @@ def dead(view: View) -> Finding | None:
     nearest = sure[-1]
     row = found[nearest]
     when = f"since step {view.step(row)}" if row else "from the first recorded step on"
-    text = f"{quoted(nearest)} is dead {when}: its gradient is exactly zero to the end of the record."
+    text = f"Layer {view.name(nearest)} is dead {when}: its gradient is exactly zero to the end of the record."
     text += _silent_outputs(view, nearest, row)
     others = [layer for layer in found if layer != nearest]
     if others:
         more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
-        text += f" Without a gradient, too: {', '.join(map(quoted, others[-NAMED:]))}{more}."
+        text += f" Without a gradient, too: {', '.join(map(view.name, others[-NAMED:]))}{more}."
     return Finding("dead layer", text, row, nearest)
 
 

@@ -3,24 +3,27 @@
 import io
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.console import Console
 
-from gradops.diagnose import activations, gradients, order, settings, weights
+from gradops.diagnose import activations, gradients, losses, order, settings, weights
 from gradops.diagnose.causes import CAUSES, NOTES, UNKNOWN, Cause
-from gradops.diagnose.finding import Finding, counted, quoted
+from gradops.diagnose.finding import Finding, counted
 from gradops.diagnose.remedies import REMEDIES, Remedy
 from gradops.diagnose.view import View
 from gradops.record.run import Run
 
 RULES: tuple[Callable[[View], Finding | None], ...] = (
     gradients.left_history,
-    settings.loss_spike,
+    losses.exploded,
+    losses.spike,
     order.what_came_first,
     gradients.nonfinite,
     activations.overflow,
     activations.odd_batch,
+    losses.alone,
+    activations.spoilt_statistics,
     weights.large_steps,
     weights.growth,
     weights.depth,
@@ -28,11 +31,15 @@ RULES: tuple[Callable[[View], Finding | None], ...] = (
     weights.large_inputs,
     gradients.dead,
     settings.clipping,
+    settings.clipped_before,
     settings.scale_floor,
     settings.skips,
-    settings.loss,
+    losses.ended,
 )
 WIDTH = 80
+LEVELS = ("failure", "warning", "note")
+# Fewer steps show no course.
+ENOUGH = 20
 CONTEXT = ("weight growth", "order", "loss spike")
 
 
@@ -46,6 +53,7 @@ class Report:
         titles: the causes in words, with layer and step.
         findings: everything that was seen, in the order of the rules.
         remedies: what to do, the fittest first.
+        unseen: why finding nothing would say little; empty where it says what it says.
     """
 
     summary: str
@@ -53,6 +61,7 @@ class Report:
     titles: tuple[str, ...]
     findings: tuple[Finding, ...]
     remedies: tuple[Remedy, ...]
+    unseen: str = ""
 
     @property
     def cause(self) -> str | None:
@@ -61,11 +70,20 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """The causes in a sentence."""
-        if not self.causes:
-            return "Nothing wrong was found."
-        also = f" Also: {'; '.join(self.titles[1:])}." if self.titles[1:] else ""
-        return f"{self.titles[0]}.{also}"
+        """The causes in a sentence, and how many failures, warnings and notes there are."""
+        counts = [counted(sum(finding.level == level for finding in self.findings), level) for level in LEVELS]
+        said = ", ".join(count for count in counts if not count.startswith("0"))
+        return self._judged() + (f" ({said})" if said else "")
+
+    def _judged(self) -> str:
+        if self.causes:
+            also = f" Also: {'; '.join(self.titles[1:])}." if self.titles[1:] else ""
+            return f"{self.titles[0]}.{also}"
+        if any(finding.level == "failure" for finding in self.findings):
+            return "Something failed."
+        if any(finding.trouble for finding in self.findings):
+            return "Nothing failed, but there are warnings."
+        return self.unseen or "Nothing wrong was found."
 
     def print(self, console: Console) -> None:
         """Prints the report on a terminal or into a file."""
@@ -80,7 +98,9 @@ class Report:
         def item(text: str) -> str:
             return textwrap.fill(text, width, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
 
-        found = [item(finding.text) for finding in self.findings]
+        found = [
+            item(f"{finding.level}: {finding.text}" if finding.trouble else finding.text) for finding in self.findings
+        ]
         advice = [f"{item(remedy.advice)}\n  {remedy.link}" for remedy in self.remedies]
         return [(title, lines) for title, lines in (("What was seen", found), ("What to do", advice)) if lines]
 
@@ -102,13 +122,17 @@ def report(run: Run) -> Report:
     if not len(run.steps):
         raise ValueError("the run has no steps: nothing was recorded")
     view = View(run)
-    findings = [finding for rule in RULES if (finding := rule(view)) is not None]
+    findings = [_with_step(finding, view) for rule in RULES if (finding := rule(view)) is not None]
     causes = _causes(findings)
     titles = tuple(_title(cause, view, findings) for cause in causes)
     if not causes:
         # Growth is how a network learns, and worth a word only where something went wrong.
         findings = [finding for finding in findings if finding.trouble or finding.kind not in CONTEXT]
-    return Report(_summary(view), causes, titles, tuple(findings), _remedies(causes, findings))
+    return Report(_summary(view), causes, titles, tuple(findings), _remedies(causes, findings), _unseen(view))
+
+
+def _with_step(finding: Finding, view: View) -> Finding:
+    return finding if finding.row is None else replace(finding, step=view.step(finding.row))
 
 
 def _causes(findings: list[Finding]) -> tuple[Cause, ...]:
@@ -121,7 +145,9 @@ def _causes(findings: list[Finding]) -> tuple[Cause, ...]:
 def _title(cause: Cause, view: View, findings: list[Finding]) -> str:
     source = cause.source(findings)
     return cause.title.format(
-        layer=quoted(source.layer or ""), step=None if source.row is None else view.step(source.row)
+        layer=view.layer(source.layer or ""),
+        name=view.name(source.layer or ""),
+        step=None if source.row is None else view.step(source.row),
     )
 
 
@@ -129,6 +155,15 @@ def _remedies(causes: tuple[Cause, ...], findings: list[Finding]) -> tuple[Remed
     keys = [key for cause in causes for key in cause.remedies]
     keys += [key for finding in findings for key in NOTES.get(finding.kind, ())]
     return tuple(REMEDIES[key] for key in dict.fromkeys(keys))
+
+
+def _unseen(view: View) -> str:
+    """Why this record could not show what was wrong."""
+    rows, _ = view.losses
+    no_loss = "" if len(rows) else "no loss was recorded"
+    if len(view) < ENOUGH:
+        return f"Too little to judge: {counted(len(view), 'step')}{f', and {no_loss}' if no_loss else ''}."
+    return f"Nothing wrong was found in the gradients; {no_loss} (recorder.loss)." if no_loss else ""
 
 
 def _summary(view: View) -> str:

@@ -1,6 +1,7 @@
-"""Findings about what the user set: clipping, the loss scale, and what became of the loss."""
+"""Findings about what the user set: clipping, by this optimizer or before it, and the loss scale."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradops.diagnose.finding import Finding, number, share
 from gradops.diagnose.view import View
@@ -9,15 +10,16 @@ NEARLY_EVERY = 0.9
 ENOUGH = 20
 AT_FLOOR = 5
 SKIPS = 0.1
-# Twice the best, and a fifth of what was gained lost again: small losses of small batches scatter more than that.
-WORSE, LOST = 2.0, 0.2
-LAST = 10
-ABOVE_START, LEARNED = 1.5, 0.5
+# A norm that is the same in so many steps, to so many parts, was made so: nothing but a clip does that.
+SAME, CLOSE = 0.5, 2e-3
+LEAST_CLIPPED = 10
 
 
 def clipping(view: View) -> Finding | None:
     """Clipping that bound on nearly every step, which makes `max_norm` a learning rate."""
     coefs = view.run.clip_coef[~view.run.skipped]
+    if view.run.about.get("clip_mode") == "agc":
+        return None  # its coefficient is the smallest of many units'
     if len(coefs) < ENOUGH or not np.mean(coefs < 1) > NEARLY_EVERY:
         return None
     norm = view.run.about.get("max_norm")
@@ -26,12 +28,51 @@ def clipping(view: View) -> Finding | None:
         + (f" (max_norm {norm:g}, median gradient norm {number(_median_norm(view))})" if norm else "")
         + ": max_norm then sets the size of every gradient, as a learning rate does, and guards against nothing."
     )
-    return Finding("clipping binds", text, trouble=False)
+    return Finding("clipping binds", text, level="note")
 
 
 def _median_norm(view: View) -> float:
     norms = view.run.grad_norm[np.isfinite(view.run.grad_norm)]
     return float(np.median(norms)) if len(norms) else np.nan
+
+
+def clipped_before(view: View) -> Finding | None:
+    """Gradients that somebody had clipped before the step: while they were scaled, or after unscaling them."""
+    run = view.run
+    taken = ~run.skipped & np.isfinite(run.grad_norm) & (run.grad_norm > 0) & np.isfinite(run.loss_scale)
+    norms, scales = (values[taken].astype(np.float64) for values in (run.grad_norm, run.loss_scale))
+    if len(norms) < LEAST_CLIPPED:
+        return None
+    (share_scaled, scaled), (share_plain, plain) = _most_common(norms * scales), _most_common(norms)
+    row = int(np.flatnonzero(taken)[0])
+    # Where the scale never moved both are constant, and people clip to round numbers.
+    if share_scaled > SAME and scales.max() > 1 and (share_scaled > share_plain or not _is_round(plain)):
+        text = (
+            f"In {share(share_scaled)} of the steps the gradients had a norm of {number(scaled)} before they were "
+            f"unscaled, and of {number(float(np.median(norms)))} after it: something clips them while they still carry "
+            f"the loss scale, clip_grad_norm_(..., {number(scaled)}) say, and makes them that much too small."
+        )
+        return Finding("scaled clipping", text, row)
+    if share_plain > SAME and _is_round(plain) and plain < 1e6:
+        text = (
+            f"In {share(share_plain)} of the steps the gradients came with a norm of {number(plain)}: something clips "
+            f"them before the step, clip_grad_norm_ say, so that this record cannot tell how large they were."
+        )
+        return Finding("clipped before", text, row, level="note")
+    return None
+
+
+def _most_common(values: NDArray[np.float64]) -> tuple[float, float]:
+    """The share of the values that are nearly the same, as many as are, and that value."""
+    ascending = np.sort(values)
+    counts = np.searchsorted(ascending, ascending * (1 + CLOSE), side="right") - np.arange(len(ascending))
+    first = int(counts.argmax())
+    return float(counts[first]) / len(values), float(ascending[first + int(counts[first]) // 2])
+
+
+def _is_round(value: float) -> bool:
+    """Whether a person would have written it: two digits say it."""
+    return bool(abs(float(f"{value:.1e}") - value) <= CLOSE * value)
 
 
 def scale_floor(view: View) -> Finding | None:
@@ -56,42 +97,4 @@ def skips(view: View) -> Finding | None:
     if len(skipped) < ENOUGH or not skipped.mean() > SKIPS:
         return None
     text = f"{int(skipped.sum())} of {len(skipped)} steps were skipped ({share(float(skipped.mean()))})."
-    return Finding("many skips", text, int(np.argmax(skipped)))
-
-
-def loss(view: View) -> Finding | None:
-    """A loss that ended far above its best, or as no number."""
-    values = view.run.loss
-    finite = np.isfinite(values)
-    if finite.sum() < ENOUGH:
-        return None
-    if not finite[-LAST:].any():
-        row = int(np.flatnonzero(finite)[-1]) + 1
-        return Finding("worse loss", f"The loss is inf or NaN since step {view.step(row)}.", row)
-    medians = np.median(np.lib.stride_tricks.sliding_window_view(values[finite], LAST), axis=1)
-    best = int(medians.argmin())
-    lost = (medians[-1] - medians[best]) / max(medians[0] - medians[best], medians[best])
-    if not (medians[-1] > WORSE * medians[best] and lost > LOST):
-        return None
-    row = int(np.flatnonzero(finite)[best + LAST - 1])
-    text = (
-        f"The loss ended at {number(medians[-1])}, {number(medians[-1] / medians[best])} times its best, "
-        f"{number(medians[best])} at step {view.step(row)} (medians of {LAST} steps)."
-    )
-    return Finding("worse loss", text, row)
-
-
-def loss_spike(view: View) -> Finding | None:
-    """A loss above any of the untrained network: an odd one, if the network had learned and went on as before."""
-    values = view.run.loss
-    start = float(np.nanmax(values[:5], initial=-np.inf))
-    rows = np.flatnonzero(np.isfinite(values) & (values > ABOVE_START * start))
-    if not len(rows) or not view.from_start or not start > 0:
-        return None
-    row = int(rows[0])
-    before, after = (float(np.median(part)) for part in (values[max(0, row - LAST) : row], values[row + 1 :][:LAST]))
-    text = f"Step {view.step(row)}: the loss was {number(float(values[row]))}, above any of the untrained network."
-    if len(rows) == 1 and max(before, after) < LEARNED * start:
-        text += f" It had been {number(before)}, and was {number(after)} again after it (medians of {LAST} steps)."
-        return Finding("odd loss", text, row)
-    return Finding("loss spike", text, row, trouble=False)
+    return Finding("many skips", text, int(np.argmax(skipped)), level="warning")

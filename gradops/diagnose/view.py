@@ -5,10 +5,15 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from gradops.diagnose.finding import quoted
 from gradops.diagnose.history import Departure, departures
 from gradops.record.run import Run
 
-ROUNDING = 1e-6
+ROUNDING, LARGE_MOVE = 1e-6, 0.3
+
+
+# So many samples are named in a sentence; `run.batch` has all.
+MOST_SAMPLES = 16
 
 
 def layer_of(name: str) -> str:
@@ -40,6 +45,46 @@ class View:
         """The attempted step of a row, as the user counts them."""
         return int(self.run.steps[row])
 
+    def name(self, layer: str) -> str:
+        """A layer or parameter among words, many of which are bare numbers, with the type of its module."""
+        kind = self.run.modules.get(layer) or self.run.modules.get(layer_of(layer))
+        return quoted(layer) + (f" ({kind})" if kind else "")
+
+    def layer(self, name: str) -> str:
+        """The same, said to be a layer."""
+        return f"layer {self.name(name)}"
+
+    def skipped(self, row: int) -> str:
+        """A sentence on what a step that was skipped left alone; nothing for others."""
+        if not self.run.skipped[row]:
+            return ""
+        also = ", and by protect the model's running statistics" if self.run.about.get("protect") else ""
+        return f" The step was skipped: the weights and the optimizer's moments{also} are as they were before it."
+
+    def samples(self, row: int) -> str:
+        """A sentence that names the samples of a row's batch; nothing where nobody gave them."""
+        batch = list(map(str, self.run.batch(row)))
+        if not batch:
+            return ""
+        more = f" and {len(batch) - MOST_SAMPLES} more" if len(batch) > MOST_SAMPLES else ""
+        return f" Its samples: {', '.join(batch[:MOST_SAMPLES])}{more}."
+
+    @cached_property
+    def losses(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The rows for which a loss was given, and the losses: what is no number is inf, above all that are."""
+        given = self.run.has_loss
+        if given is None:
+            given = np.full(len(self), bool(np.isfinite(self.run.loss).any()))
+        rows = np.flatnonzero(given)
+        values = self.run.loss[rows].astype(np.float64)
+        return rows, np.where(np.isfinite(values), values, np.inf)
+
+    @cached_property
+    def sampled(self) -> NDArray[np.bool_]:
+        """[S], whether the outputs of any layer were measured."""
+        measured = np.isfinite(self.run.activation_negative) | (self.run.activation_nonfinite > 0)
+        return np.any(measured, axis=1)
+
     @cached_property
     def norms(self) -> NDArray[np.float64]:
         """[S, K], the norm of each layer's gradient."""
@@ -68,9 +113,14 @@ class View:
 
     @cached_property
     def began_as_ones(self) -> list[bool]:
-        """[P], whether all of a parameter's elements were 1 before the first update, as a normalisation's gains are."""
+        """[P], whether all of a parameter's elements were 1 before the first update, as a normalisation's gains are.
+
+        The module's type says so; or its size, unless the update was so large that any weight could have been 1 before.
+        """
         moved = _first(self.run.update_ratio) * self.first_rms
-        return (np.abs(self.first_rms - 1) <= moved + ROUNDING).tolist()
+        ones = (np.abs(self.first_rms - 1) <= moved + ROUNDING) & (moved < LARGE_MOVE)
+        types = [self.run.modules.get(layer_of(name), "") for name in self.run.names]
+        return [bool(one) or "Norm" in kind for one, kind in zip(ones, types, strict=True)]
 
     @cached_property
     def weights(self) -> list[int]:
@@ -111,5 +161,6 @@ class View:
 
 def _first(values: NDArray[np.float32]) -> NDArray[np.float64]:
     """[P], the first finite value of each column; NaN where there is none."""
-    rows = np.isfinite(values).argmax(axis=0)
-    return values[rows, np.arange(values.shape[1])].astype(np.float64)
+    known = np.isfinite(values)
+    first = values[known.argmax(axis=0), np.arange(values.shape[1])].astype(np.float64)
+    return np.where(known.any(axis=0), first, np.nan)

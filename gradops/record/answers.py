@@ -24,7 +24,7 @@ class Answers(Protocol):
             ModuleNotFoundError: the extra `report` is not installed.
             ValueError: nothing was recorded yet.
         """
-        with _extra("report"):
+        with extra("Recorder.report"):
             from gradops.diagnose import report
         return report(self.run())
 
@@ -39,7 +39,7 @@ class Answers(Protocol):
             ModuleNotFoundError: the extra `report` is not installed.
             ValueError: nothing was recorded yet, or a layer was not watched.
         """
-        with _extra("plot"):
+        with extra("Recorder.plot"):
             from gradops.picture import plot
         return plot(self.run(), path, layers)
 
@@ -50,15 +50,16 @@ class Answers(Protocol):
             ModuleNotFoundError: the extra `report` is not installed.
             ValueError: nothing was recorded yet.
         """
-        with _extra("to_html"):
+        with extra("Recorder.to_html"):
             from gradops.picture import page
         page.write(self.run(), path)
 
 
 @contextmanager
-def _extra(name: str) -> Iterator[None]:
+def extra(name: str) -> Iterator[None]:
+    """Imports inside the block that fail say what installs the extra `report`, which `name` needs."""
     try:
         yield
     except ModuleNotFoundError as missing:
-        needed = f"Recorder.{name} needs {missing.name}: run pip install 'gradops[report]'"
+        needed = f"{name} needs {missing.name}: run pip install 'gradops[report]'"
         raise ModuleNotFoundError(needed, name=missing.name) from missing

@@ -1,7 +1,7 @@
 """What has been read out of a recorder's ring, and the `Run` that is made of it."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor
 from gradops.record.activations import COUNTED, MEASURES, histogram_edges
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from gradops.record.run import Run
 
 # Columns of the ring with one value a parameter, and what stands where a parameter has none.
@@ -41,12 +43,18 @@ class Chunk:
         params: the parameters of the rows.
         attempted: [S] int64, attempted steps up to and including each.
         sampled: [S] bool, whether activations were looked at.
+        has_loss: [S] bool, whether a loss was given.
+        samples: [S, B], those of each step's batch, as `Run.samples`.
+        did_something: [R] bool, of each call of `step`, whether any parameter had a gradient; S of them had.
         columns: the ring's columns by name, [S, ...]; those of the activations have a row for each sampled step only.
     """
 
     params: Params
     attempted: Tensor
     sampled: Tensor
+    has_loss: Tensor
+    samples: "NDArray[Any]"
+    did_something: Tensor
     columns: dict[str, Tensor]
 
 
@@ -56,17 +64,28 @@ class History:
 
     Attributes:
         layers: the modules whose outputs were watched.
+        modules: `Run.modules`. running: `Run.running`.
         order: names of parameters in the order of the model.
         chunks: what has been read out.
     """
 
     layers: list[str]
     order: list[str]
+    modules: dict[str, str] = field(default_factory=dict)
+    running: list[str] = field(default_factory=list)
     chunks: list[Chunk] = field(default_factory=list)
+
+    def last_steps(self, least: int) -> "History":
+        """Only the last chunks, as many as have so many steps."""
+        count, steps = 0, 0
+        while count < len(self.chunks) and steps < least:
+            count += 1
+            steps += len(self.chunks[-count].attempted)
+        return self.last(count) if count else self
 
     def last(self, count: int) -> "History":
         """Only the last chunks."""
-        return History(self.layers, self.order, self.chunks[-count:])
+        return replace(self, chunks=self.chunks[-count:])
 
     def run(self, now: Params, about: dict[str, Any]) -> "Run":
         """The record as arrays.
@@ -76,6 +95,7 @@ class History:
             about: `Run.about`.
         """
         from gradops.record.run import Run
+        from gradops.record.samples import joined
 
         params = self._params(now)
         scalars = self._joined("scalars", (10,), torch.float32)
@@ -83,10 +103,10 @@ class History:
             "steps": torch.cat([torch.empty(0, dtype=torch.int64), *(chunk.attempted for chunk in self.chunks)]) - 1,
             "grad_norm": scalars[:, 0],
             "clip_coef": scalars[:, 1],
-            # A step that the guard has clipped has a coefficient below 1.
-            "skipped": (scalars[:, 2] != 0) | ((scalars[:, 5] != 0) & (scalars[:, 1] == 1)),
+            "skipped": skipped_of(scalars),
             "loss_scale": scalars[:, 3],
             "loss": self._joined("loss", (), torch.float32),
+            "has_loss": torch.cat([torch.empty(0, dtype=torch.bool), *(chunk.has_loss for chunk in self.chunks)]),
             "lr": self._rates(1 + max(now.groups, default=0)) * scalars[:, 6:7],
             **{name: self._per_param(name, params.names) for name in PER_PARAM},
             **self._activations(),
@@ -98,6 +118,9 @@ class History:
             layers=list(self.layers),
             histogram_edges=torch.tensor(histogram_edges(), dtype=torch.float32).numpy(),
             about=about,
+            samples=joined([chunk.samples for chunk in self.chunks]),
+            modules=self.modules,
+            running=self.running,
             **{name: tensor.contiguous().numpy() for name, tensor in values.items()},
         )
 
@@ -148,3 +171,9 @@ class History:
             "activation_nonfinite": counts[..., 3],
             "activation_histogram": counts[..., len(COUNTED) :],
         }
+
+
+def skipped_of(scalars: Tensor) -> Tensor:
+    """[S] bool, which steps were skipped, for an inf or NaN or by a guard, of the ring's column `scalars`."""
+    # A step that the guard has clipped has a coefficient below 1.
+    return (scalars[:, 2] != 0) | ((scalars[:, 5] != 0) & (scalars[:, 1] == 1))

@@ -4,7 +4,7 @@ import atexit
 import importlib.util
 import os
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +15,17 @@ from gradops.loss_scale import DynamicLossScale
 from gradops.one_pass import OnePass
 from gradops.record.activations import ActivationWatch
 from gradops.record.answers import Answers
+from gradops.record.findings import STEPS, FindingCalls
 from gradops.record.history import History
 from gradops.record.run_file import RunFile
+from gradops.record.stuck import StuckWatch
 from gradops.record.tape import Reading, Tape
 from gradops.settings import loss_scale_policy
 
 if TYPE_CHECKING:
+    from gradops.diagnose.finding import Finding
     from gradops.record.run import Run
+    from gradops.record.samples import Held
 
 
 class Recorder(Answers):
@@ -40,9 +44,21 @@ class Recorder(Answers):
                 optimizer.step()
                 optimizer.zero_grad()
 
-    Code that calls `loss.backward()` itself records the loss by `recorder.loss(loss)`. A step that was captured in a
-    CUDA graph is recorded by `recorder.after_step()` after each replay. In a module that `torch.compile` compiles, each
-    watched layer breaks the graph.
+    Code that calls `loss.backward()` itself records the loss by `recorder.loss(loss)`; with `batch=indices`, which may
+    also stand before `optimizer.backward(loss)`, the report names the samples of a bad batch. A step that was captured
+    in a CUDA graph is recorded by `recorder.after_step()` after each replay. In a module that `torch.compile` compiles,
+    each watched layer breaks the graph.
+
+    Trouble is told while it happens with `on_finding`:
+
+        gradops.Recorder(optimizer, model, on_finding=lambda finding: print(finding.level, finding.text))
+        gradops.Recorder(optimizer, model, on_finding=lambda finding: run.alert(finding.kind, finding.text))  # W&B
+        writer = torch.utils.tensorboard.SummaryWriter()
+        gradops.Recorder(
+            optimizer, model, on_finding=lambda finding: writer.add_text(finding.kind, finding.text, finding.step)
+        )
+
+    Thirty skipped steps in a row, and fifty steps without a gradient, warn once without it.
 
     Args:
         optimizer: an optimizer that `gradops.wrap` returned, or a `gradops.Adam` or `AdamW`.
@@ -52,6 +68,9 @@ class Recorder(Answers):
         path: a file to which the record is written when the ring is full, if that takes no more than a hundredth of the
             time, by `close`, and when the interpreter exits.
         callback: called with a dictionary of numbers for each step, as `rows` gives them, when they are read out.
+        on_finding: called once with each failure and warning that the report finds, a
+            `gradops.diagnose.finding.Finding`, when steps are read out, if looking takes no more than a twentieth of
+            the time, and by `close`. What it raises ends the training.
         modules: names of the modules whose outputs are watched; None for those that have no modules in them.
         activations_every: activations are measured in every so-manieth step.
         near_zero: the largest magnitude of an activation that counts as near zero.
@@ -59,7 +78,8 @@ class Recorder(Answers):
     Raises:
         TypeError: the optimizer is none of gradops'.
         ValueError: `capacity` or `activations_every` is not positive, or the model has no module of such a name.
-        ImportError: numpy is missing.
+        OSError: no file can be written at `path`. One that cannot be written later is a warning.
+        ImportError: numpy is missing, or with `on_finding` the extra `report`.
     """
 
     def __init__(
@@ -70,6 +90,7 @@ class Recorder(Answers):
         capacity: int = 256,
         path: str | os.PathLike[str] | None = None,
         callback: Callable[[dict[str, float]], object] | None = None,
+        on_finding: Callable[["Finding"], object] | None = None,
         modules: Iterable[str] | None = None,
         activations_every: int = 1,
         near_zero: float = 1e-3,
@@ -83,12 +104,17 @@ class Recorder(Answers):
             raise ImportError("gradops.Recorder needs numpy: pip install numpy")
         self._optimizer, self._callback = optimizer, callback
         self._file = None if path is None else RunFile(path)
+        self._findings = None if on_finding is None else FindingCalls(on_finding)
+        self._stuck = StuckWatch()
         names = {} if model is None else {id(param): name for name, param in model.named_parameters()}
         self._watch = None if model is None else ActivationWatch(model, modules, near_zero)
         self._tape = Tape(optimizer, names, self._watch, capacity, activations_every)
-        self._history = History([] if self._watch is None else self._watch.layers, list(names.values()))
+        layers = [] if self._watch is None else self._watch.layers
+        self._history = History(layers, list(names.values()), *_modules(model))
         self._readings: list[Reading] = []
         self._loss: Tensor | None = None
+        self._seen: tuple[weakref.ref[Tensor], bool] | None = None  # the last loss, and whether with its batch
+        self._samples: tuple[Held, ...] = ()
         self._about: dict[str, Any] | None = None  # once it is closed
         self._shown = 0  # steps that TensorBoard has
         self._attempted = 0  # steps up to the last one in the history
@@ -97,11 +123,28 @@ class Recorder(Answers):
         self._at_exit: Callable[[], None] | None = _closer(self)
         atexit.register(self._at_exit)
 
-    def loss(self, loss: Tensor | float) -> None:
+    def loss(self, loss: Tensor | float, batch: "Tensor | Sequence[int | str] | None" = None) -> None:
         """Records the loss of the step to come; called by `optimizer.backward`.
 
-        The losses of several calls before one step are added up, as their gradients are.
+        The losses of several calls before one step are added up, as their gradients are, and their batches joined.
+        A loss that is given here with its batch, and to `optimizer.backward` too, counts once.
+
+        Args:
+            loss: unscaled.
+            batch: indices or names of the samples that it is of, which the report names where the batch is a bad one.
+
+        Raises:
+            TypeError: the samples are neither integers nor strings.
         """
+        if batch is not None:
+            from gradops.record.samples import held
+
+            self._samples = (*self._samples, held(batch))
+        if isinstance(loss, Tensor):
+            seen, self._seen = self._seen, (weakref.ref(loss), batch is not None)
+            if seen is not None and seen[0]() is loss and seen[1] != (batch is not None):
+                self._seen = None
+                return
         device = self._tape.device
         if isinstance(loss, Tensor):
             value = loss.detach().sum().to(device, torch.float32, non_blocking=True, copy=True)
@@ -121,12 +164,14 @@ class Recorder(Answers):
             self._take()
         if self._loss is None and loss is not None:
             self.loss(loss)
-        full = self._tape.record(self._loss)
-        self._loss = None
+        full = self._tape.record(self._loss, self._samples)
+        self._loss, self._samples, self._seen = None, (), None
         if full:
             self._take()
         if self._readings and self._readings[0].snapshot.arrived():
             self._collect(wait=False)
+            if self._findings is not None:
+                self._findings.look_if_cheap(self._lately)
             if self._file is not None:
                 self._file.write_if_cheap(self._so_far)
 
@@ -188,6 +233,8 @@ class Recorder(Answers):
         self._about = _about(self._optimizer)
         if self._file is not None:
             self._file.write(self.run())
+        if self._findings is not None:
+            self._findings.look(self._lately())
 
     def __enter__(self) -> "Recorder":
         return self
@@ -207,6 +254,10 @@ class Recorder(Answers):
         """What has arrived."""
         return self._history.run(self._tape.params, self._about or _about(self._optimizer))
 
+    def _lately(self) -> "Run":
+        """The last of it, which can be looked at in no time."""
+        return self._history.last_steps(STEPS).run(self._tape.params, self._about or _about(self._optimizer))
+
     def _take(self) -> None:
         reading = self._tape.take()
         if reading is not None:
@@ -217,6 +268,7 @@ class Recorder(Answers):
         count = 0
         while self._readings and (wait or self._readings[0].snapshot.arrived()):
             chunk = self._readings.pop(0).chunk(self._attempted)
+            self._stuck.see(chunk)
             self._history.chunks.append(chunk)
             self._attempted = int(chunk.attempted[-1]) if len(chunk.attempted) else self._attempted
             count += 1
@@ -238,6 +290,15 @@ def _closer(recorder: Recorder) -> Callable[[], None]:
     return close
 
 
+def _modules(model: nn.Module | None) -> tuple[dict[str, str], list[str]]:
+    """Types of the modules by name, and the names of those whose running statistics outlive a skipped step."""
+    if model is None:
+        return {}, []
+    named = {name: module for name, module in model.named_modules() if name}
+    types = {name: type(module).__name__ for name, module in named.items()}
+    return types, [name for name, module in named.items() if getattr(module, "running_mean", None) is not None]
+
+
 def _about(optimizer: OnePass) -> dict[str, Any]:
     policy = loss_scale_policy(optimizer.loss_scale)
     dynamic = isinstance(policy, DynamicLossScale)
@@ -245,6 +306,8 @@ def _about(optimizer: OnePass) -> dict[str, Any]:
         "optimizer": type(optimizer).__name__,
         "max_norm": optimizer.max_norm,
         "clip_value": optimizer.clip_value,
+        "clip_mode": optimizer.clip_mode if optimizer.clip_mode != "norm" else None,
+        "protect": getattr(optimizer, "protect", None) is not None or None,
         "max_relative_step": optimizer.max_relative_step and str(optimizer.max_relative_step),
         "loss_scale": str(policy) if dynamic else policy,
         "min_scale": policy.min_scale if isinstance(policy, DynamicLossScale) else None,

@@ -4,12 +4,22 @@ import json
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-FORMAT_VERSION = 1
+from gradops.record.answers import extra
+from gradops.record.samples import of_row
+
+if TYPE_CHECKING:
+    from gradops.diagnose.comparison import Comparison
+
+FORMAT_VERSION = 2
+# Files of these can be read; the first has no losses' flags, samples or modules.
+READABLE = (1, 2)
+# Written as JSON, all other fields as arrays.
+IN_JSON = ("about", "modules", "running")
 
 
 @dataclass
@@ -36,6 +46,11 @@ class Run:
         activation_histogram: [S, L, B] int64, counts of the finite values between the edges, the outermost bins open.
         histogram_edges: [B - 1] float32, the inner edges, ascending, negative ones included.
         about: settings and versions: "max_norm", "loss_scale" (policy), "min_scale", "optimizer", "torch", "device".
+        has_loss: [S] bool, whether a loss was given; None for a record that does not say, in which a NaN among losses
+            is one and no losses at all are none.
+        samples: [S, B] int64 or str, the samples of each step's batch, -1 or "" where it had fewer; B is 0 where nobody
+            gave them. `run.batch(row)` lists one step's.
+        modules: types of the model's modules by their names. running: names of those with running statistics.
     """
 
     names: list[str]
@@ -64,17 +79,41 @@ class Run:
     activation_histogram: NDArray[np.int64]
     histogram_edges: NDArray[np.float32]
     about: dict[str, Any] = field(default_factory=dict)
+    has_loss: NDArray[np.bool_] | None = None
+    samples: NDArray[Any] | None = None
+    modules: dict[str, str] = field(default_factory=dict)
+    running: list[str] = field(default_factory=list)
+
+    def batch(self, row: int) -> list[int] | list[str]:
+        """The samples of a row's batch; empty where nobody gave them."""
+        return [] if self.samples is None else of_row(self.samples[row])
+
+    def compare(self, other: "Run") -> "Comparison":
+        """Where this run and another part: at which step, in which layer, by how much. Print it, or `plot()` it.
+
+        Raises:
+            ModuleNotFoundError: the extra `report` is not installed.
+            ValueError: the runs have no step in common.
+        """
+        with extra("Run.compare"):
+            from gradops.diagnose.comparison import compare
+        return compare(self, other)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes an .npz file; whoever reads `path` meanwhile, or after a crash, finds the old file or the new one."""
-        arrays = {column.name: getattr(self, column.name) for column in fields(self) if column.name != "about"}
-        about = json.dumps({**self.about, "format_version": FORMAT_VERSION})
+        arrays = {column.name: getattr(self, column.name) for column in fields(self) if column.name not in IN_JSON}
+        arrays = {name: values for name, values in arrays.items() if values is not None}
+        more = {"modules": self.modules, "running": self.running, "format_version": FORMAT_VERSION}
+        about = json.dumps({**self.about, **more})
         unfinished = Path(f"{os.fspath(path)}.{os.getpid()}.part")
-        with unfinished.open("wb") as file:
-            np.savez_compressed(file, about=about, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
+        try:
+            with unfinished.open("wb") as file:
+                np.savez_compressed(file, about=about, **arrays)
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Run":
@@ -89,13 +128,14 @@ class Run:
                 arrays = {name: file[name] for name in file.files}
             about = json.loads(str(arrays.pop("about")))
             version = about.pop("format_version")
+            more = {name: about.pop(name) for name in IN_JSON if name in about}
         except (KeyError, ValueError, OSError) as error:
             if isinstance(error, FileNotFoundError):
                 raise
             raise ValueError(f"{path} is no recorded run: {error}") from error
-        if version != FORMAT_VERSION:
+        if version not in READABLE:
             raise ValueError(f"{path} has format {version}, this gradops reads {FORMAT_VERSION}")
-        columns: dict[str, Any] = {**arrays, "about": about}
+        columns: dict[str, Any] = {**arrays, "about": about, **more}
         for name in ("names", "layers"):
             columns[name] = [str(value) for value in columns[name]]
         return cls(**columns)

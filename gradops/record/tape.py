@@ -1,6 +1,7 @@
 """The device's side of a record: each step copied from the optimizer's live buffers into a ring."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,6 +11,9 @@ from gradops.param_groups import param_names, params_of
 from gradops.record.activations import ActivationWatch
 from gradops.record.history import ACTIVATIONS, PER_PARAM, Chunk, Params
 from gradops.record.ring import Column, Ring, Snapshot
+
+if TYPE_CHECKING:
+    from gradops.record.samples import Held
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,8 @@ class Reading:
         params: the parameters of the rows.
         lr: [S, G] float32; NaN where it is a tensor, whose values are in the snapshot.
         sampled: [S] bool, whether activations were looked at.
+        has_loss: [S] bool, whether a loss was given.
+        samples: [S] those of each step's batch, as `samples.held` gives them, part by part.
         before: attempted steps before some of the rows, by their index; where the row before does not say so.
     """
 
@@ -28,6 +34,8 @@ class Reading:
     params: Params
     lr: Tensor
     sampled: Tensor
+    has_loss: Tensor
+    samples: list[tuple["Held", ...]]
     before: dict[int, int]
 
     def chunk(self, attempted_before: int) -> Chunk:
@@ -50,7 +58,10 @@ class Reading:
         for name in ACTIVATIONS:
             if name in columns:
                 columns[name] = columns[name][sampled]
-        return Chunk(self.params, attempted[kept], sampled, columns)
+        from gradops.record.samples import table
+
+        samples = table(parts for parts, keep in zip(self.samples, kept.tolist(), strict=True) if keep)
+        return Chunk(self.params, attempted[kept], sampled, self.has_loss[kept], samples, kept, columns)
 
 
 class Tape:
@@ -91,9 +102,11 @@ class Tape:
         stats = self._optimizer.stats
         self._before[self._ring.filled] = int(stats.steps_taken) + int(stats.steps_skipped)
 
-    def record(self, loss: Tensor | None) -> bool:
+    def record(self, loss: Tensor | None, samples: tuple["Held", ...] = ()) -> bool:
         """Copies what the step left; true if the tape is full then."""
         index, row = self._ring.filled, self._ring.row()
+        self._has_loss[index] = loss is not None
+        self._samples[index] = samples
         targets, sources = [row[name] for name in self._sources], list(self._sources.values())
         if loss is not None:
             targets.append(row["loss"])
@@ -122,7 +135,8 @@ class Tape:
         reading = None
         if rows := self._ring.filled:
             snapshot = self._ring.take()
-            reading = Reading(snapshot, self.params, self._lr[:rows], self._sampled[:rows], self._before)
+            known = self._lr[:rows], self._sampled[:rows], self._has_loss[:rows], self._samples[:rows]
+            reading = Reading(snapshot, self.params, *known, self._before)
             self._clear()
         if self.is_stale():
             self._bind()
@@ -153,6 +167,8 @@ class Tape:
         """New memory for what is known on the CPU; a reading keeps the old."""
         self._lr = torch.full((self._capacity, len(self._optimizer.param_groups)), float("nan"))
         self._sampled = torch.zeros(self._capacity, dtype=torch.bool)
+        self._has_loss = torch.zeros(self._capacity, dtype=torch.bool)
+        self._samples: list[tuple[Held, ...]] = [()] * self._capacity
         self._before: dict[int, int] = {}
 
 
