@@ -143,6 +143,30 @@ def test_first_spike_is_the_first_norm_over_ten_times_the_usual_one():
     assert run_of([0.5] * 30, norms, skipped=True).first_spike is None
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("place", [0, 3, 10])
+def test_a_norm_that_is_no_number_is_a_spike_wherever_it_is(value, place):
+    norms = [0.1] * 12
+    norms[place:] = [value] * (12 - place)
+    assert run_of([0.5] * 12, norms).first_spike == place + 1
+
+
+def test_short_run_has_spikes_too():
+    norms = [0.1] * 8 + [1e6] + [0.1] * 11
+    assert run_of([0.5] * 20, norms).first_spike == 9
+
+
+def test_table_does_not_say_none_of_a_run_too_short_for_spikes():
+    cells = dict(screen.ROWS)
+    assert cells["first spike"](run_of([0.5] * 5, [0.1] * 5)) == "too few steps"
+    assert cells["first spike"](run_of([0.5] * 30, [0.1] * 30)) == "none"
+
+
+def test_losses_print_with_three_digits():
+    assert dict(screen.ROWS)["final loss"](run_of([3.06e18] * 12, [0.1] * 12)) == "3.06e+18"
+    assert "loss 3.06e+18" in verdict([run_of([3.06e18] * 12, [0.1] * 12)], guessing=0.533)
+
+
 def test_largest_norm_leaves_out_what_is_not_finite():
     assert run_of([0.5] * 3, [1.0, math.inf, 3.0]).largest_norm == 3.0
 
@@ -154,9 +178,21 @@ def test_guessing_loss_is_that_of_the_shares_of_the_labels(task):
 
 
 @pytest.mark.parametrize(
-    ("loss", "word"), [(0.05, "learned:"), (0.53, "nothing"), (math.nan, "nothing"), (math.inf, "nothing")]
+    ("loss", "steps", "words"),
+    [
+        (0.05, 320, "AdamW + clip learned: loss 0.05"),
+        (0.05, 60, "AdamW + clip learned: loss 0.05"),
+        (0.53, 320, "learned nothing"),
+        (0.457, 320, "learned nothing"),
+        (0.457, 60, "too few steps to judge, loss 0.457"),
+        (1e4, 20, "learned nothing"),
+        (math.nan, 320, "learned nothing"),
+        (math.nan, 20, "learned nothing"),
+        (math.inf, 20, "learned nothing"),
+    ],
 )
-def test_verdict_follows_from_the_final_loss(loss, word):
-    said = verdict([run_of([loss] * 12, [0.1] * 12, name="AdamW + clip")], guessing=0.53)
-    assert word in said
+def test_verdict_follows_from_the_final_loss_unless_the_run_was_too_short(loss, steps, words):
+    said = verdict([run_of([loss] * steps, [0.1] * steps, name="AdamW + clip")], guessing=0.533)
+    assert words in said
+    assert ("nothing" in said) == ("nothing" in words)
     assert len(said) <= 80

@@ -1,5 +1,6 @@
 """The range test's curve: what was measured, what it suggests, and why it looks as it does."""
 
+import dataclasses
 import math
 import sys
 
@@ -139,3 +140,33 @@ def test_picture_is_written_and_a_missing_matplotlib_names_the_extra(tmp_path, m
     monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
     with pytest.raises(ModuleNotFoundError, match=r"gradops\[report\]"):
         curve.plot()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [0, 30, 60, 99])
+def test_a_loss_that_is_no_number_moves_neither_curve_nor_suggestion(value, place):
+    losses = [1.0] * 40 + [1 - 0.02 * i for i in range(1, 26)] + [0.5] * 35
+    smooth, spoilt = made_curve(losses), made_curve([*losses[:place], value, *losses[place + 1 :]])
+    assert spoilt.suggestion == pytest.approx(smooth.suggestion, rel=0.2)
+    assert spoilt.diverged == (place == 99)
+    assert "never" not in str(spoilt) or "never rose" in str(spoilt)
+
+
+def test_the_loss_may_leave_after_one_that_was_no_number():
+    assert made_curve([1.0] * 50 + [math.nan] + [1.0] * 20 + [50.0] * 20).diverged
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_loss_that_was_never_a_number_is_not_the_rates_fault_and_has_a_picture(value, tmp_path):
+    curve = made_curve([value])
+    assert curve.suggestion is None
+    assert "No rate does that" in str(curve)
+    assert "smaller rate" not in str(curve)
+    curve.plot(tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").exists()
+
+
+def test_outputs_whose_spread_overflows_are_not_called_the_same_answer():
+    curve = made_curve([1.0] * 50 + [0.4] * 50)
+    curve.steps[:] = [dataclasses.replace(step, output_spread=math.inf) for step in curve.steps]
+    assert "same answer" not in str(curve)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import gradops
-from gradops.record.sinks import CsvFile
+from gradops.record.sinks import CsvFile, write_tensorboard
 
 
 def make(**options):
@@ -109,3 +109,17 @@ def test_a_real_summary_writer_takes_the_record(tmp_path):
     norms = [event.value for event in found.Scalars("grad_norm")]
     assert norms == recorder.run().grad_norm.tolist()
     assert [event.step for event in found.Histograms("activations/0")] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("name", ["mean", "std", "abs_max"])
+def test_histogram_of_outputs_whose_measures_overflowed_is_one_of_numbers(name, value):
+    model, _, recorder = make()
+    train(model, recorder._optimizer, 2)
+    run, writer = recorder.run(), Writer()
+    getattr(run, f"activation_{name}")[:] = value
+    write_tensorboard(run, writer)
+    assert writer.histograms
+    for _, raw in writer.histograms:
+        assert all(math.isfinite(raw[key]) for key in ("min", "max", "sum", "sum_squares"))
+        assert raw["bucket_limits"] == sorted(raw["bucket_limits"])

@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-from gradops.demo.training import Run, Task, guessing_loss
+from gradops.demo.training import SPIKE_LEAST, Run, Task, guessing_loss
 from gradops.demo.verdict import verdict
+from gradops.diagnose.finding import number
 
 
 class Screen:
@@ -48,7 +49,7 @@ class Screen:
             def report(run: Run) -> None:
                 last = run.steps[-1]
                 fields: dict[str, Any] = {
-                    "loss": f"{last.loss:.3f}",
+                    "loss": number(last.loss),
                     "norm": f"{last.grad_norm:8.2g}",
                     "skipped": run.skipped,
                 }
@@ -63,7 +64,7 @@ class Screen:
             step, last = len(run.steps), run.steps[-1]
             if step % max(1, task.steps // 4) == 0:
                 self.say(
-                    f"{run.name:12}  step {step:4} of {task.steps}  loss {last.loss:.3f}"
+                    f"{run.name:12}  step {step:4} of {task.steps}  loss {number(last.loss)}"
                     f"  norm {last.grad_norm:8.2g}  skipped {run.skipped}"
                 )
 
@@ -86,11 +87,13 @@ def _milliseconds(seconds: list[float]) -> str:
 
 
 def _spike(run: Run) -> str:
-    return "none" if run.first_spike is None else f"step {run.first_spike}"
+    if run.first_spike is not None:
+        return f"step {run.first_spike}"
+    return "none" if len(run.steps) > SPIKE_LEAST else "too few steps"
 
 
 ROWS: tuple[tuple[str, Callable[[Run], str]], ...] = (
-    ("final loss", lambda run: f"{run.final_loss:.3f}"),
+    ("final loss", lambda run: number(run.final_loss)),
     ("labels right, held-out digits", lambda run: f"{100 * run.accuracy:.1f} %"),
     ("largest gradient norm", lambda run: "-" if math.isnan(run.largest_norm) else f"{run.largest_norm:.2g}"),
     ("first spike", _spike),

@@ -19,7 +19,7 @@ from gradops.demo.recipes import Recipe
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LAST_STEPS = 10
 SPIKE = 10.0
-SPIKE_WINDOW = 20
+SPIKE_WINDOW, SPIKE_LEAST = 20, 5
 
 
 @dataclass(frozen=True)
@@ -91,13 +91,18 @@ class Run:
 
     @property
     def first_spike(self) -> int | None:
-        """The first step, from 1, whose norm is over ten times the median of the twenty before it."""
-        for last in range(SPIKE_WINDOW, len(self.steps)):
-            step = self.steps[last]
-            before = [earlier.grad_norm for earlier in self.steps[last - SPIKE_WINDOW : last]]
+        """The first step, from 1, whose norm is over ten times the median of the up to twenty before it.
+
+        Before the sixth step only a norm that is no number is one.
+        """
+        for last, step in enumerate(self.steps):
+            before = [earlier.grad_norm for earlier in self.steps[max(0, last - SPIKE_WINDOW) : last]]
+            if last < SPIKE_LEAST:
+                before = []
             usual = statistics.median([norm for norm in before if math.isfinite(norm)] or [math.inf])
-            # Not `norm > ...`: a NaN is a spike as well. A step that the loss scale gave up is not.
-            if not step.skipped and not step.grad_norm <= SPIKE * usual:
+            # A NaN is a spike as well. A step that the loss scale gave up is not.
+            calm = math.isfinite(step.grad_norm) and step.grad_norm <= SPIKE * usual
+            if not step.skipped and not calm:
                 return last + 1
         return None
 

@@ -3,14 +3,22 @@
 import math
 
 from gradops.demo.training import Run
+from gradops.diagnose.finding import number
 
 # Below this share of the loss of blind guessing a run counts as having learned something.
 LEARNED = 0.8
+# Half of what the demo takes by default: in fewer steps a sound run may not have learned yet, unless its loss left.
+ENOUGH_STEPS, LEFT = 160, 2.0
 
 
 def learned(run: Run, guessing: float) -> bool:
     """Whether the run ended better than answers that do not look at the canvas."""
     return math.isfinite(run.final_loss) and run.final_loss < LEARNED * guessing
+
+
+def too_few(run: Run, guessing: float) -> bool:
+    """Whether the run may have been too short to learn, so that not having learned says nothing."""
+    return len(run.steps) < ENOUGH_STEPS and run.final_loss < LEFT * guessing and not learned(run, guessing)
 
 
 def verdict(runs: list[Run], guessing: float) -> str:
@@ -27,5 +35,7 @@ def _sentence(run: Run, guessing: float) -> str:
     spike = "no spike" if run.first_spike is None else f"spike at step {run.first_spike}"
     if not math.isfinite(run.final_loss):
         return f"{run.name} learned nothing: its loss is no number any more, {spike}."
-    end = "learned" if learned(run, guessing) else "learned nothing"
-    return f"{run.name} {end}: loss {run.final_loss:.3f} (guessing {guessing:.3f}), {spike}."
+    end = " learned:" if learned(run, guessing) else " learned nothing:"
+    if too_few(run, guessing):
+        end = ": too few steps to judge,"
+    return f"{run.name}{end} loss {number(run.final_loss)} (guessing {number(guessing)}), {spike}."

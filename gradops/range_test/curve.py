@@ -57,14 +57,18 @@ class LRCurve:
     optimizer: str
     steps: list[LRStep] = field(default_factory=list)
     _running: float = 0.0
+    _finite: int = 0
     _lowest: float = math.inf
     _highest: float = -math.inf
 
     def append(self, step: LRStep) -> None:
         """Adds the next step."""
         self.steps.append(step)
+        if not math.isfinite(step.loss):
+            return  # it would be the mean for ever
+        self._finite += 1
         self._running = MEMORY * self._running + (1 - MEMORY) * step.loss
-        running = self._running / (1 - MEMORY ** len(self.steps))
+        running = self._running / (1 - MEMORY**self._finite)
         self._lowest = min(self._lowest, running)
         self._highest = max(self._highest, running / self._lowest if self._lowest > 0 else 0.0)
 
@@ -98,8 +102,9 @@ class LRCurve:
         """
         levels = self.smoothed
         lowest = self._index_of_lowest()
-        fall = levels[0] - levels[lowest]
-        if not fall > LEAST_FALL * abs(levels[0]):
+        first = next((level for level in levels if math.isfinite(level)), math.nan)
+        fall = first - levels[lowest]
+        if not fall > LEAST_FALL * abs(first):
             return None
         return next(
             lr
@@ -140,7 +145,9 @@ class LRCurve:
 
     def _outcome(self) -> Iterator[str]:
         last = self.steps[-1]
-        if self.suggestion is None:
+        if not any(map(math.isfinite, self.losses)):
+            yield "No suggestion: the loss was never a number. No rate does that; look at the loss and the targets."
+        elif self.suggestion is None:
             yield "No suggestion: the loss never fell. Begin at a smaller rate, or look for a mistake elsewhere."
         else:
             yield f"Suggested peak learning rate: {self.suggestion:.2g}, where the loss has made most of its fall."
@@ -183,6 +190,8 @@ class LRCurve:
         """The steps beyond the lowest loss at which the model no longer told its inputs apart."""
         lowest = self._index_of_lowest()
         usual = self.steps[lowest].output_spread
+        if not math.isfinite(usual):
+            return []
         return [step for step in self.steps[lowest:] if step.output_spread <= ALIKE * usual]
 
 

@@ -1,5 +1,6 @@
 """The picture of a learning-rate range test."""
 
+import math
 import os
 import textwrap
 from typing import TYPE_CHECKING
@@ -36,7 +37,7 @@ def _loss_panel(axes: Axes, curve: "LRCurve") -> None:
     axes.set_xscale("log")
     axes.plot(curve.lrs, curve.losses, ".", color=PALE, markersize=4, label="loss of a batch")
     axes.plot(curve.lrs, curve.smoothed, color=BLUE, linewidth=2.2, label="smoothed")
-    finite = [value for value in curve.smoothed if value == value]
+    finite = [value for value in curve.smoothed if math.isfinite(value)] or [0.0, 1.0]
     low, start = min(finite), finite[0]
     top = max(HEADROOM * start, start + 0.1 * abs(start - low))
     bottom = low - 0.25 * abs(start - low) - 1e-3 * abs(start)

@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from gradops.record.run import Run
 
 PER_STEP = ("loss", "grad_norm", "clip_coef", "loss_scale", "skipped")
@@ -84,8 +86,9 @@ def write_tensorboard(run: Run, writer: Any, first: int = 0) -> None:
 def _add_histogram(writer: Any, tag: str, run: Run, index: int, place: int, edges: list[float]) -> None:
     counts = run.activation_histogram[index, place]
     number = int(counts.sum())
-    mean, std = float(run.activation_mean[index, place]), float(run.activation_std[index, place])
-    largest = float(run.activation_abs_max[index, place])
+    measures = (run.activation_mean, run.activation_std, run.activation_abs_max)
+    # Of float32's overflow: a sum over values that are finite each may be none.
+    mean, std, largest = (float(np.nan_to_num(values[index, place], nan=0.0)) for values in measures)
     writer.add_histogram_raw(
         tag,
         min=-largest,
