@@ -154,6 +154,8 @@ def test_a_norm_that_is_no_number_is_a_spike_wherever_it_is(value, place):
 def test_short_run_has_spikes_too():
     norms = [0.1] * 8 + [1e6] + [0.1] * 11
     assert run_of([0.5] * 20, norms).first_spike == 9
+    norms[8] = 2.0  # as sound runs have in their first steps
+    assert run_of([0.5] * 20, norms).first_spike is None
 
 
 def test_table_does_not_say_none_of_a_run_too_short_for_spikes():

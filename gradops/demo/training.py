@@ -19,7 +19,9 @@ from gradops.demo.recipes import Recipe
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LAST_STEPS = 10
 SPIKE = 10.0
-SPIKE_WINDOW, SPIKE_LEAST = 20, 5
+SPIKE_WINDOW = 20
+# A few steps have no usual norm yet: sound runs reach twenty times their median in the first twenty.
+EARLY_SPIKE, SPIKE_LEAST = 100.0, 5
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,9 @@ class Run:
 
     @property
     def first_spike(self) -> int | None:
-        """The first step, from 1, whose norm is over ten times the median of the up to twenty before it.
+        """The first step, from 1, whose norm is over ten times the median of the twenty before it.
 
-        Before the sixth step only a norm that is no number is one.
+        With fewer before it, it must be over a hundred times, and with fewer than five, no number.
         """
         for last, step in enumerate(self.steps):
             before = [earlier.grad_norm for earlier in self.steps[max(0, last - SPIKE_WINDOW) : last]]
@@ -101,7 +103,8 @@ class Run:
                 before = []
             usual = statistics.median([norm for norm in before if math.isfinite(norm)] or [math.inf])
             # A NaN is a spike as well. A step that the loss scale gave up is not.
-            calm = math.isfinite(step.grad_norm) and step.grad_norm <= SPIKE * usual
+            most = (SPIKE if last >= SPIKE_WINDOW else EARLY_SPIKE) * usual
+            calm = math.isfinite(step.grad_norm) and step.grad_norm <= most
             if not step.skipped and not calm:
                 return last + 1
         return None
