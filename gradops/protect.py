@@ -82,7 +82,7 @@ class Protected:
         self._kept: dict[_Place, Tensor] = {}
         self._layout: dict[_Place, Any] | None = None  # None: must be laid out anew
         self._groups: list[_Group] = []
-        self._known: list[tuple[dict[str, Tensor | None], str, Tensor | None]] = []
+        self._known: list[tuple[dict[str, Any], str, Any]] = []  # every buffer and module, and where it stands
         self._dicts: list[dict[str, Any]] = []
         self._sizes = -1
         self._hooks: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
@@ -144,7 +144,7 @@ class Protected:
         modules = list(dict.fromkeys(part for module in self.modules for part in module.modules()))
         self._dicts = [entries for module in modules for entries in (module._buffers, module._modules)]
         self._sizes = sum(map(len, self._dicts))
-        self._known = [(module._buffers, *entry) for module in modules for entry in module._buffers.items()]
+        self._known = [(entries, *entry) for entries in self._dicts for entry in entries.items()]
         for module in modules:
             if module not in self._hooks:
                 self._hooks[module] = module.register_load_state_dict_post_hook(_AfterLoad(self))
@@ -165,7 +165,7 @@ class Protected:
     def _has_moved(self) -> bool:
         if sum(map(len, self._dicts)) != self._sizes:
             return True
-        return any(buffers.get(name) is not buffer for buffers, name, buffer in self._known)
+        return any(entries.get(name) is not entry for entries, name, entry in self._known)
 
     def _lay_out(self, live: dict[_Place, Tensor]) -> None:
         def kind(place: _Place) -> str:

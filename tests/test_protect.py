@@ -268,6 +268,16 @@ def test_buffers_that_come_change_shape_or_move_are_followed():
     assert finite(loop.run([BAD]).model)
 
 
+def test_modules_that_take_anothers_place_are_protected():
+    model = make_model()
+    del model[5]  # it makes new tensors in each forward, which are looked for anyway
+    loop = Loop(model=model).run([0])
+    loop.model[1] = nn.BatchNorm2d(3)
+    loop.run([1])
+    before = copy.deepcopy(loop.model)
+    assert_same_models(loop.run([BAD]).model, before)
+
+
 def test_lr_find_leaves_what_is_kept_as_it_was():
     loop, never = Loop().run([0]), Loop().run([0])
     loop.optimizer.zero_grad()
