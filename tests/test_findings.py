@@ -158,12 +158,22 @@ def test_nan_batch_says_what_is_safe_what_is_not_and_which_samples_it_had():
 
 
 def test_protected_statistics_and_networks_without_any_are_not_called_spoilt():
-    run = record(network(), batch=nan_batch).run()
-    protected = dataclasses.replace(run, about={**run.about, "protect": True})
-    found = gradops.diagnose.report(protected)
+    model = network()
+    found = record(model, batch=nan_batch, protect=model).report()
+    assert torch.isfinite(model[1].running_mean).all()
     assert "spoilt statistics" not in levels(found)
     assert "by protect the model's running statistics" in " ".join(str(found).split())
     assert "spoilt statistics" not in levels(record(network(normalise=False), batch=nan_batch).report())
+
+
+def test_statistics_that_protect_was_not_given_are_named():
+    model = network()
+    model.insert(2, nn.BatchNorm2d(4))
+    found = record(model, batch=nan_batch, protect=model[1]).report()
+    text = " ".join(str(found).split())
+    assert torch.isfinite(model[1].running_mean).all()
+    assert not torch.isfinite(model[2].running_mean).any()
+    assert "running_mean and running_var of `2` (BatchNorm2d) are not" in text
 
 
 def nothing(outputs, targets):

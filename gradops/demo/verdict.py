@@ -35,7 +35,8 @@ def _sentence(run: Run, guessing: float) -> str:
     spike = "no spike" if run.first_spike is None else f"spike at step {run.first_spike}"
     if not math.isfinite(run.final_loss):
         return f"{run.name} learned nothing: its loss is no number any more, {spike}."
-    end = " learned:" if learned(run, guessing) else " learned nothing:"
+    loss = f"loss {number(run.final_loss)} (guessing {number(guessing)})"
     if too_few(run, guessing):
-        end = ": too few steps to judge,"
-    return f"{run.name}{end} loss {number(run.final_loss)} (guessing {number(guessing)}), {spike}."
+        return f"{run.name}: too few steps to judge, {loss}."
+    end = "learned" if learned(run, guessing) else "learned nothing"
+    return f"{run.name} {end}: {loss}, {spike}."

@@ -78,7 +78,7 @@ def _weights_are_finite(view: View, row: int) -> bool:
 def spoilt_statistics(view: View) -> Finding | None:
     """Running statistics that an inf or NaN entered in a step which was skipped: it stays in them for ever."""
     run = view.run
-    if not run.running or run.about.get("protect"):
+    if not run.running:
         return None
     watched = [name for name in run.running if name in run.layers]
     hit = run.activation_nonfinite[:, [run.layers.index(name) for name in watched]] > 0

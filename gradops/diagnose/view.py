@@ -58,8 +58,12 @@ class View:
         """A sentence on what a step that was skipped left alone; nothing for others."""
         if not self.run.skipped[row]:
             return ""
-        also = ", and by protect the model's running statistics" if self.run.about.get("protect") else ""
+        also = ", and by protect the model's running statistics" if self._protects else ""
         return f" The step was skipped: the weights and the optimizer's moments{also} are as they were before it."
+
+    @property
+    def _protects(self) -> bool:
+        return bool(self.run.about.get("protect")) and not self.run.running
 
     def samples(self, row: int) -> str:
         """A sentence that names the samples of a row's batch; nothing where nobody gave them."""

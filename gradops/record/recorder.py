@@ -110,7 +110,8 @@ class Recorder(Answers):
         self._watch = None if model is None else ActivationWatch(model, modules, near_zero)
         self._tape = Tape(optimizer, names, self._watch, capacity, activations_every)
         layers = [] if self._watch is None else self._watch.layers
-        self._history = History(layers, list(names.values()), *_modules(model))
+        self._history = History(layers, list(names.values()), _types(model))
+        self._running = _with_running_statistics(model)
         self._readings: list[Reading] = []
         self._loss: Tensor | None = None
         self._seen: tuple[weakref.ref[Tensor], bool] | None = None  # the last loss, and whether with its batch
@@ -230,7 +231,7 @@ class Recorder(Answers):
             self._watch.close()
         self._take()
         self._collect()
-        self._about = _about(self._optimizer)
+        self._about, self._history.running = _about(self._optimizer), self._exposed()
         if self._file is not None:
             self._file.write(self.run())
         if self._findings is not None:
@@ -252,11 +253,24 @@ class Recorder(Answers):
 
     def _so_far(self) -> "Run":
         """What has arrived."""
-        return self._history.run(self._tape.params, self._about or _about(self._optimizer))
+        return self._made_of(self._history)
 
     def _lately(self) -> "Run":
         """The last of it, which can be looked at in no time."""
-        return self._history.last_steps(STEPS).run(self._tape.params, self._about or _about(self._optimizer))
+        return self._made_of(self._history.last_steps(STEPS))
+
+    def _made_of(self, history: History) -> "Run":
+        about = self._about
+        if about is None:
+            about = _about(self._optimizer)
+            self._history.running = self._exposed()
+        history.running = self._history.running
+        return history.run(self._tape.params, about)
+
+    def _exposed(self) -> list[str]:
+        """The modules whose running statistics a skipped step does not put back."""
+        kept = _protected(self._optimizer)
+        return [name for name, module in self._running.items() if module() not in kept]
 
     def _take(self) -> None:
         reading = self._tape.take()
@@ -290,13 +304,25 @@ def _closer(recorder: Recorder) -> Callable[[], None]:
     return close
 
 
-def _modules(model: nn.Module | None) -> tuple[dict[str, str], list[str]]:
-    """Types of the modules by name, and the names of those whose running statistics outlive a skipped step."""
-    if model is None:
-        return {}, []
-    named = {name: module for name, module in model.named_modules() if name}
-    types = {name: type(module).__name__ for name, module in named.items()}
-    return types, [name for name, module in named.items() if getattr(module, "running_mean", None) is not None]
+def _named(model: nn.Module | None) -> dict[str, nn.Module]:
+    return {} if model is None else {name: module for name, module in model.named_modules() if name}
+
+
+def _types(model: nn.Module | None) -> dict[str, str]:
+    return {name: type(module).__name__ for name, module in _named(model).items()}
+
+
+def _with_running_statistics(model: nn.Module | None) -> dict[str, "weakref.ref[nn.Module]"]:
+    """The modules, by name, whose statistics the forward pass of a skipped step has changed."""
+    named = _named(model).items()
+    return {name: weakref.ref(module) for name, module in named if getattr(module, "running_mean", None) is not None}
+
+
+def _protected(optimizer: OnePass) -> set[nn.Module | None]:
+    """The modules whose buffers a skipped step puts back."""
+    protect = optimizer.protect
+    roots = [protect] if isinstance(protect, nn.Module) else list(protect or ())
+    return {None, *(module for root in roots for module in root.modules())}
 
 
 def _about(optimizer: OnePass) -> dict[str, Any]:
@@ -307,7 +333,7 @@ def _about(optimizer: OnePass) -> dict[str, Any]:
         "max_norm": optimizer.max_norm,
         "clip_value": optimizer.clip_value,
         "clip_mode": optimizer.clip_mode if optimizer.clip_mode != "norm" else None,
-        "protect": getattr(optimizer, "protect", None) is not None or None,
+        "protect": optimizer.protect is not None or None,
         "max_relative_step": optimizer.max_relative_step and str(optimizer.max_relative_step),
         "loss_scale": str(policy) if dynamic else policy,
         "min_scale": policy.min_scale if isinstance(policy, DynamicLossScale) else None,

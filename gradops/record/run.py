@@ -50,7 +50,8 @@ class Run:
             is one and no losses at all are none.
         samples: [S, B] int64 or str, the samples of each step's batch, -1 or "" where it had fewer; B is 0 where nobody
             gave them. `run.batch(row)` lists one step's.
-        modules: types of the model's modules by their names. running: names of those with running statistics.
+        modules: types of the model's modules by their names. running: names of those with running
+            statistics that `protect` does not put back.
     """
 
     names: list[str]
