@@ -3,12 +3,13 @@
 from itertools import chain
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from gradops.backends.torch_math import arithmetic_of
 from gradops.loss_scale import DynamicLossScale
 from gradops.loss_scaling import LossScaled
 from gradops.param_groups import params_of
+from gradops.param_state import HALF_PRECISION
 from gradops.protect import Protected
 from gradops.settings import SETTINGS, Settings
 
@@ -106,7 +107,7 @@ class Checkpointed(LossScaled):
         """Moments of half-precision parameters become float32, where plain torch made them."""
         for state in self.state.values():
             for key, value in state.items():
-                if key != "step" and isinstance(value, Tensor) and value.is_floating_point():
+                if key != "step" and isinstance(value, Tensor) and value.dtype in HALF_PRECISION:
                     state[key] = value.float()
 
     def _restore_moments(self, state_dict: dict[str, Any]) -> None:
@@ -115,7 +116,7 @@ class Checkpointed(LossScaled):
         for index, param in zip(indices, params_of(self.param_groups), strict=True):
             for key, value in state_dict["state"].get(index, {}).items():
                 if key != "step" and isinstance(value, Tensor) and value.is_floating_point():
-                    self.state[param][key] = value.to(device=param.device, dtype=torch.float32)
+                    self.state[param][key] = value.to(device=param.device, dtype=arithmetic_of(param))
 
     def _publish(self) -> None:
         """Puts scale, counters and guard where a state dict takes them from."""

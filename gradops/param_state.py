@@ -12,6 +12,11 @@ HALF_PRECISION = (torch.bfloat16, torch.float16)
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
 
+def moments_dtype_of(param: Tensor, settings: Settings) -> torch.dtype:
+    """In which a parameter's moments are stored: as the settings say, but float64 for a float64 parameter."""
+    return torch.float64 if param.dtype == torch.float64 else settings.moments_dtype
+
+
 def wants_master(param: Tensor, settings: Settings) -> bool:
     """Whether a parameter's state has a float32 master.
 
@@ -29,7 +34,7 @@ def wants_master(param: Tensor, settings: Settings) -> bool:
 
 def zero_state(param: Tensor, amsgrad: bool, settings: Settings) -> dict[str, Tensor]:
     """The moments and the step count before the first update, in the parameter's layout."""
-    names, dtype = MOMENTS[: 2 + amsgrad], settings.moments_dtype
+    names, dtype = MOMENTS[: 2 + amsgrad], moments_dtype_of(param, settings)
     moments = {name: torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format) for name in names}
     return {"step": torch.zeros((), dtype=torch.float32, device=param.device), **moments}
 
@@ -37,12 +42,13 @@ def zero_state(param: Tensor, amsgrad: bool, settings: Settings) -> dict[str, Te
 def fit_state(state: dict[str, Any], param: Tensor, settings: Settings) -> None:
     """Gives a parameter's state the entries that the settings want, and takes those that they do not.
 
-    Moments are cast where they are of another dtype than the settings'.
+    Moments are cast where they are of another dtype than the settings'; those of complex numbers are left alone.
     """
+    dtype = moments_dtype_of(param, settings)
     for name in MOMENTS:
         moment = state.get(name)
-        if isinstance(moment, Tensor) and moment.dtype != settings.moments_dtype:
-            state[name] = moment.to(settings.moments_dtype)
+        if isinstance(moment, Tensor) and moment.is_floating_point() and moment.dtype != dtype:
+            state[name] = moment.to(dtype)
     _fit_master(state, param, wants_master(param, settings))
     _fit_compensation(state, param, settings.rounding == "kahan" and param.dtype in HALF_PRECISION)
 

@@ -24,6 +24,11 @@ def wide_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type in _WITHOUT_FLOAT64 else torch.float64
 
 
+def arithmetic_of(tensor: Tensor) -> torch.dtype:
+    """The dtype of an update's arithmetic: float64 for what is float64, float32 for everything else."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
 @dataclass(slots=True)
 class GradStats:
     """Statistics as 0-d tensors, of one tensor or of all; see csrc/math/grad_stats.h.
