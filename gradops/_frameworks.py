@@ -1,12 +1,17 @@
 """What the modules for other frameworks share."""
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import OptState
 
+import gradops
+from gradops.backends.checks import DTYPES
+from gradops.distributed.shards import full_tensor
 from gradops.one_pass import OnePass
 from gradops.param_groups import params_of
 from gradops.settings import Settings
@@ -48,9 +53,63 @@ def check_settings(settings: dict[str, Any]) -> None:
     Settings(**settings_with(settings, None)).checked()
 
 
-def clips_in_its_step(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor]) -> bool:
-    """Whether clipping the parameters' gradients is clipping the optimizer's: its own, no more and no fewer."""
-    if not isinstance(optimizer, OnePass):
+def clips_in_its_step(
+    optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], settings: dict[str, float]
+) -> bool:
+    """Whether the optimizer's step clips the parameters' gradients as the settings say.
+
+    They must be the optimizer's: its own, no more and no fewer. A step can clip to no 0, and with `clip_mode="agc"` its
+    `max_norm` is something else.
+    """
+    if not isinstance(optimizer, OnePass) or not all(value > 0 for value in settings.values()):
+        return False
+    if "max_norm" in settings and optimizer.clip_mode == "agc":
         return False
     with_grad = {param for param in parameters if param.grad is not None}
     return with_grad == {param for param in params_of(optimizer.param_groups) if param.grad is not None}
+
+
+def grad_scale_of(optimizer: OnePass, scaler: torch.amp.GradScaler | None) -> Tensor | None:
+    """What the gradients are multiplied by now, before the step: by a scaler or by the optimizer's own scale.
+
+    Raises:
+        RuntimeError: the optimizer has a loss scale, but no loss was scaled.
+    """
+    if scaler is None or not scaler.is_enabled() or optimizer.loss_scale is not None:
+        scale, carried, _ = optimizer._scaling()
+        return scale if carried else None
+    unscaled = scaler._per_optimizer_states[id(optimizer)]["stage"] is OptState.UNSCALED
+    return None if unscaled else scaler._scale
+
+
+@torch.no_grad()
+def measured_norm(optimizer: OnePass, grad_scale: Tensor | None, clip_value: float | None, norm_type: float) -> Tensor:
+    """The norm that the optimizer's next step would clip by, of the gradients as they are now."""
+    params = [param for param in params_of(optimizer.param_groups) if param.grad is not None]
+    grads = [param.grad for param in params]
+    if not grads or not all(type(g) is Tensor and g.layout == torch.strided and g.dtype in DTYPES for g in grads):
+        norm = full_tensor(gradops.clip_grad_norm_(params, math.inf, norm_type))
+        return norm if grad_scale is None else norm / grad_scale.to(norm.device)
+    return torch.ops.gradops.grad_stats(grads, grad_scale, clip_value, norm_type)[0]
+
+
+@torch.no_grad()
+def clip_now_(
+    optimizer: OnePass,
+    grad_scale: Tensor | None,
+    *,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    clip_value: float | None = None,
+) -> None:
+    """Clips the gradients themselves, where they are, as a step with these settings would."""
+    grads = [param.grad for param in params_of(optimizer.param_groups) if param.grad is not None]
+    if clip_value is not None:
+        limit: Any = clip_value if grad_scale is None else clip_value * grad_scale
+        for grad in grads:
+            grad.clamp_(-limit, limit)
+    if max_norm is not None and grads:
+        norm = measured_norm(optimizer, grad_scale, None, norm_type)
+        coef = torch.where(norm.isfinite(), (max_norm / (norm + 1e-6)).clamp(max=1.0), 1.0)
+        for grad in grads:
+            grad.mul_(coef.to(grad.dtype))

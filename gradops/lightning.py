@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 import gradops
-from gradops._frameworks import check_settings, needs, settings_with
+from gradops._frameworks import check_settings, clip_now_, grad_scale_of, measured_norm, needs, settings_with
 from gradops.one_pass import OnePass
 
 with needs("lightning"):
@@ -23,8 +23,10 @@ class GradOpsPrecision(MixedPrecision):
     """Precision plugin with which `gradient_clip_val` and mixed precision work, and are done in the one pass.
 
     The module's torch.optim.Adam and AdamW are wrapped when training starts; other optimizers stay torch's. Lightning's
-    own plugin refuses to clip for an optimizer that unscales in its step. `on_before_optimizer_step` sees gradients as
-    backward left them: still scaled, and unclipped.
+    own plugin refuses to clip for an optimizer that unscales in its step. The step clips, and writes no gradient: they
+    stay as backward left them, still scaled and unclipped, in `on_before_optimizer_step`, in a module's own
+    `configure_gradient_clipping` after its `super()`, and after the step. Their norm, unscaled and before clipping, is
+    `trainer.precision_plugin.grad_norm(optimizer)` until the step, and then in `optimizer.stats`.
 
     Args:
         precision: "32-true", "bf16-mixed" or "16-mixed".
@@ -71,18 +73,40 @@ class GradOpsPrecision(MixedPrecision):
         clip_val: int | float | None = 0.0,
         gradient_clip_algorithm: Any = GradClipAlgorithmType.NORM,
     ) -> None:
-        """Has the optimizer's next step clip, and only that one."""
+        """Has the optimizer's next step clip, and only that one; clips at once if it has `clip_mode="agc"`."""
         target = getattr(optimizer, "optimizer", optimizer)
         if not isinstance(target, OnePass):
             super().clip_gradients(optimizer, clip_val or 0.0, gradient_clip_algorithm)
             return
         if not clip_val or clip_val < 0:
             return
+        by_norm = gradient_clip_algorithm != GradClipAlgorithmType.VALUE
+        if by_norm and target.clip_mode == "agc":
+            clip_now_(target, grad_scale_of(target, self.scaler), max_norm=float(clip_val))
+            return
         self.clipped.setdefault(target, (target.max_norm, target.norm_type, target.clip_value))
-        if gradient_clip_algorithm == GradClipAlgorithmType.VALUE:
-            target.clip_value = float(clip_val)
-        else:
+        if by_norm:
             target.max_norm, target.norm_type = float(clip_val), 2.0
+        else:
+            target.clip_value = float(clip_val)
+
+    def grad_norm(self, optimizer: Any, norm_type: float = 2.0) -> torch.Tensor:
+        """The norm of a gradops optimizer's gradients as they are between backward and the step, unscaled.
+
+        For hooks, `on_before_optimizer_step` for one. Reads every gradient once; waits for nothing.
+
+        Args:
+            optimizer: the optimizer, or Lightning's wrapper of it.
+            norm_type: positive, may be inf.
+
+        Returns:
+            0-d, on the gradients' device; after clipping by value, before clipping by norm. NaN or inf if a gradient
+            holds one.
+        """
+        target = getattr(optimizer, "optimizer", optimizer)
+        if not isinstance(target, OnePass):
+            raise TypeError(f"grad_norm takes a gradops optimizer, got {type(target).__name__}")
+        return measured_norm(target, grad_scale_of(target, self.scaler), target.clip_value, norm_type)
 
     def optimizer_step(self, optimizer: Any, model: Any, closure: Callable[[], Any], **kwargs: Any) -> Any:
         """Lightning's, after which the optimizer's own settings hold again."""

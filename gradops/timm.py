@@ -29,8 +29,11 @@ for _info in OPTIMIZERS:
 class NativeScaler:
     """timm.utils.NativeScaler with a `gradops.GradScaler`, whose norm and value clipping are done in the step.
 
-    A clipping of other parameters than the optimizer's, and `clip_mode="agc"`, go through timm's own, which reads and
-    writes the gradients once more. So does everything for an optimizer that is not gradops's.
+    The gradients are afterwards what backward made them, unclipped and times the scale, where timm leaves them unscaled
+    and clipped; the norm before clipping is `optimizer.stats.grad_norm`. A clipping of other parameters than the
+    optimizer's, or to 0, `clip_mode="agc"`, and a clipping by norm for an optimizer that has `clip_mode="agc"` itself,
+    go through timm's own, which reads and writes the gradients once more. So does everything for an optimizer that is
+    not gradops's.
 
     Args:
         device: the scaler's.
@@ -81,10 +84,10 @@ class NativeScaler:
         self, optimizer: torch.optim.Optimizer, clip_grad: float, clip_mode: str, parameters: list[Tensor]
     ) -> dict[str, float]:
         """The step's settings that clip as asked; clips here and now where there are none."""
-        if clip_mode in ("norm", "value") and clips_in_its_step(optimizer, parameters):
-            if clip_mode == "value":
-                return {"clip_value": float(clip_grad)}
-            return {"max_norm": float(clip_grad), "norm_type": 2.0}
+        value = float(clip_grad)
+        settings = {"norm": {"max_norm": value, "norm_type": 2.0}, "value": {"clip_value": value}}.get(clip_mode)
+        if settings is not None and clips_in_its_step(optimizer, parameters, settings):
+            return settings
         self._scaler.unscale_(optimizer)
         utils.dispatch_clip_grad(parameters, clip_grad, mode=clip_mode)
         return {}

@@ -206,6 +206,54 @@ def test_resumed_run_is_bitwise_the_whole_one(precision, tmp_path):
         assert torch.equal(ours, expected)
 
 
+class Looking(Module):
+    """Notes what the hooks see: the norm of the gradients themselves, and what the plugin says of it."""
+
+    def __init__(self, ours, **options):
+        super().__init__(**options)
+        self.ours, self.raw, self.norms, self.after_clipping = ours, [], [], []
+
+    def total(self):
+        return torch.stack([param.grad.norm() for param in self.net.parameters()]).norm().item()
+
+    def on_before_optimizer_step(self, optimizer):
+        self.raw.append(self.total())
+        self.norms.append(self.trainer.precision_plugin.grad_norm(optimizer).item() if self.ours else self.raw[-1])
+
+    def configure_gradient_clipping(self, *args, **kwargs):
+        super().configure_gradient_clipping(*args, **kwargs)
+        self.after_clipping.append(self.total())
+
+
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
+def test_hooks_see_gradients_as_backward_left_them_and_learn_their_norm_from_the_plugin(precision):
+    theirs, ours = Looking(False), Looking(True)
+    fit(theirs, None, gradient_clip_val=0.1)
+    plugin = GradOpsPrecision(precision, "cpu", scaler() if precision == "16-mixed" else None)
+    fit(ours, plugin, gradient_clip_val=0.1)
+    assert ours.norms == pytest.approx(theirs.norms, rel=0.05)
+    assert max(theirs.after_clipping) < 0.11
+    assert ours.after_clipping == ours.raw
+    scale = 256.0 if precision == "16-mixed" else 1.0
+    assert ours.raw[0] == pytest.approx(scale * ours.norms[0], rel=1e-5)
+
+
+def test_norm_of_an_optimizer_that_is_not_ours_is_refused():
+    with pytest.raises(TypeError, match="SGD"):
+        GradOpsPrecision(device="cpu").grad_norm(torch.optim.SGD(Module().parameters(), lr=0.1))
+
+
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
+def test_clipping_by_norm_is_not_taken_for_adaptive_clipping(precision):
+    """With clip_mode="agc" an optimizer's max_norm is a factor of weights, gradient_clip_val is not."""
+    plugin = GradOpsPrecision(
+        precision, "cpu", scaler() if precision == "16-mixed" else None, max_norm=10.0, clip_mode="agc"
+    )
+    trainer = fit(Module(), plugin, gradient_clip_val=1e-3)
+    assert trainer.optimizers[0].stats.grad_norm.item() == pytest.approx(1e-3, rel=1e-2)
+    assert trainer.optimizers[0].max_norm == 10.0
+
+
 class Waits(TorchDispatchMode):
     """Counts what would wait for a GPU."""
 

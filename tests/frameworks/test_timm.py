@@ -96,6 +96,20 @@ def test_clipping_in_the_step_leaves_gradients_as_they_are(mode, in_step):
     assert untouched == in_step
 
 
+@pytest.mark.parametrize("mode", ["norm", "value"])
+def test_clipping_to_0_is_timms(mode):
+    clip = {"clip_grad": 0.0, "clip_mode": mode}
+    expected, training = Training(timms(), "adamw").run(**clip), Training(ours()).run(**clip)
+    torch.testing.assert_close(training.weights(), expected.weights(), **CLOSE)
+
+
+def test_clipping_by_norm_is_not_taken_for_adaptive_clipping():
+    """With clip_mode="agc" an optimizer's max_norm is a factor of the weights; clip_grad is one of the gradients."""
+    training = Training(ours(), max_norm=10.0, clip_mode="agc").run(clip_grad=1e-3)
+    assert training.optimizer.stats.grad_norm.item() == pytest.approx(1e-3, rel=1e-2)
+    assert training.optimizer.max_norm == 10.0
+
+
 def test_clipping_of_some_of_the_parameters_is_timms():
     """timm leaves the head out of agc, for one."""
     body = {"clip_grad": 0.01, "parameters": lambda model: list(model.blocks.parameters())}

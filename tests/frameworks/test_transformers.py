@@ -80,9 +80,9 @@ def test_trains_and_logs_as_transformers_does(train, options):
     assert len(logged(ours, "grad_norm")) == int(ours.optimizer.stats.steps_taken)
 
 
-def test_max_grad_norm_is_done_by_the_step_and_only_there(train, monkeypatch):
+def test_max_grad_norm_is_done_by_the_step(train, monkeypatch):
     def fail(*_, **__):
-        raise AssertionError("the gradients were read outside the step")
+        raise AssertionError("the gradients were clipped outside the step")
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", fail)
     monkeypatch.setattr(torch.nn.utils, "get_total_norm", fail)
@@ -92,6 +92,28 @@ def test_max_grad_norm_is_done_by_the_step_and_only_there(train, monkeypatch):
     assert logged(trainer, "grad_norm")[-1] == stats.grad_norm.item()
     with pytest.raises(AssertionError, match="outside the step"):
         train(transformers.Trainer, max_grad_norm=0.01)
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.1, 0.0])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_norm_is_known_before_the_step(train, max_grad_norm, scaled):
+    """Trainers that override a hook read it there; transformers' own reads it when it logs."""
+
+    class Looking(transformers.Trainer):
+        def _get_grad_norm(self, *args, **kwargs):
+            norm = super()._get_grad_norm(*args, **kwargs)
+            self.seen = [*getattr(self, "seen", []), norm.item()]
+            return norm
+
+    class Ours(gt.GradOpsMixin, Looking):
+        pass
+
+    def seen(cls, scaler):
+        trainer = train(cls, scaler=scaler("cpu", init_scale=256.0) if scaled else None, max_grad_norm=max_grad_norm)
+        assert logged(trainer, "grad_norm") == trainer.seen
+        return trainer.seen
+
+    assert seen(Ours, gradops.GradScaler) == pytest.approx(seen(Looking, torch.amp.GradScaler), rel=1e-2)
 
 
 def test_optimizer_is_named_and_wrapped(train):
