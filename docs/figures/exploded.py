@@ -1,0 +1,22 @@
+"""The first page's record: a run that explodes under norm clipping, its picture, and what its report says."""
+
+import pathlib
+
+import torch
+
+import gradops
+from docs.figures.trainings import task, trained
+from gradops.demo import MAX_NORM
+from gradops.demo.network import ResidualNet
+
+
+def draw(path: pathlib.Path) -> dict[str, list[str]]:
+    """Draws the recorded run; returns the lines of its report."""
+    torch.manual_seed(0)
+    network = ResidualNet()
+    optimizer = gradops.wrap(torch.optim.AdamW(network.named_parameters()), max_norm=MAX_NORM)
+    with gradops.Recorder(optimizer, network) as recorder:
+        for loss in trained(network, optimizer, task(lr=0.1)):
+            recorder.loss(torch.tensor(loss))
+    recorder.plot(path)
+    return {"report": str(recorder.report()).splitlines()}
