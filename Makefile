@@ -27,6 +27,7 @@ SANITIZED := build/sanitized
 EMULATED := build/emulated
 library = $$(g++ -print-file-name=lib$(1).so)
 GPU_CASES := resnet18 resnet50 resnet152 efficientnet_b0 convnext_tiny vit_b_16 10x64 161x64 1000x64 10000x64
+THREAD_CASES := --model resnet18 resnet50 --recipes fused foreach gradops
 EXTRAS_demo := demo
 EXTRAS_test := demo,frameworks,test
 EXTRAS_dev := demo,dev
@@ -80,6 +81,8 @@ bench: $(STAMPS)/test $(STAMPS)/build
 	mkdir -p benchmarks/results
 	$(PY) -m pytest benchmarks/bench_step.py --benchmark-enable --benchmark-json=benchmarks/results/step.json $(ARGS)
 	$(PY) -m pytest benchmarks/bench_ranges.py --benchmark-enable --benchmark-json=benchmarks/results/ranges.json
+	$(PY) -m gradops bench $(THREAD_CASES) --threads 1 --json benchmarks/results/one_thread.json
+	$(PY) -m gradops bench $(THREAD_CASES) --threads 2 --json benchmarks/results/two_threads.json
 	$(PY) -m gradops bench --scaling --json benchmarks/results/scaling.json $(SCALING)
 	$(PY) -m gradops profile $(PROFILE) --output build/profile
 	cp build/profile/timeline.png docs/profile.png

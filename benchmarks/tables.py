@@ -19,7 +19,12 @@ from gradops.profile.loop import UPDATE
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = [ROOT / "benchmarks" / "README.md", ROOT / "README.md"]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "benchmarks" / "README.md",
+    ROOT / "docs" / "speed.md",
+    ROOT / "docs" / "bench-and-profile.md",
+]
 SCALING_PICTURE = ROOT / "docs" / "scaling.png"
 
 FUSED, FUSED_SCALED = "torch fused + clip", "torch fused + GradScaler + clip"
@@ -131,7 +136,7 @@ def tensors(results: Results) -> str:
 
 
 def summary(results: Results) -> str:
-    """The README's short form."""
+    """The short form on the page about speed."""
     body = []
     for case in filter(MODELS.__contains__, results.cases()):
         native, ours = results.row(case, FUSED_SCALED), results.row(case, GRADOPS_SCALED)
@@ -140,6 +145,36 @@ def summary(results: Results) -> str:
         body.append([case, *times, f"{foreach['gradops_speedup']:.1f}x", f"{native['gradops_speedup']:.2f}x"])
     header = ["model", "foreach (default)", "fused", "gradops", "against foreach", "against fused"]
     return markdown(header, body)
+
+
+def headline(results: Results) -> str:
+    """The README's one sentence, for one thread and for two."""
+    parts = []
+    for name, count in (("one_thread", "one thread"), ("two_threads", "two")):
+        rows = {row["recipe"]: row for row in results.documents[name]["rows"] if row["case"] == "resnet18"}
+        ours, fused, foreach = (rows[recipe] for recipe in (GRADOPS_SCALED, FUSED_SCALED, FOREACH_SCALED))
+        parts.append(
+            f"{duration(ours['seconds'])} on {count} ({fused['gradops_speedup']:.2f}x against fused, "
+            f"{foreach['gradops_speedup']:.1f}x against foreach)"
+        )
+    return (
+        "What follows the backward pass of a ResNet-18 (GradScaler, norm clipping, AdamW, float32) takes "
+        f"{' and '.join(parts)}. {source(results.documents['two_threads'])} No GPU times have been taken."
+    )
+
+
+def threads(results: Results) -> str:
+    """Two networks on one thread and on two."""
+    parts = []
+    for name in ("one_thread", "two_threads"):
+        document = results.documents[name]
+        body = [
+            [row["case"], row["recipe"], duration(row["seconds"]), f"{row['gradops_speedup']:.2f}x"]
+            for row in document["rows"]
+            if row["gradops_speedup"]
+        ]
+        parts.append(source(document) + "\n\n" + markdown(["model", "recipe", "time", "gradops is faster by"], body))
+    return "\n\n".join(parts)
 
 
 def source(document: dict) -> str:
@@ -196,8 +231,8 @@ def profile(results: Results) -> str:
         for name, loop in found["loops"].items()
     }
     return (
-        f"What comes after the backward pass takes {after['native']} natively (fused AdamW, GradScaler, clip) and "
-        f"{after['gradops']} with gradops; whole steps are {middle:.2f} times as fast (quartiles {low:.2f} and "
+        f"What comes after the backward pass takes {after['native']} with torch (fused AdamW, GradScaler, clip) "
+        f"and {after['gradops']} with gradops; whole steps are {middle:.2f} times as fast (quartiles {low:.2f} and "
         f"{high:.2f}). {source(document)}"
     )
 
@@ -208,6 +243,8 @@ FIGURES: dict[str, Callable[[Results], str]] = {
     "models": models,
     "tensors": tensors,
     "summary": summary,
+    "headline": headline,
+    "threads": threads,
     "ranges": ranges,
     "scaling": scaling,
     "profile": profile,

@@ -252,3 +252,12 @@ def test_a_recipe_that_fails_leaves_the_others_standing():
     assert (steps, failed) == ({}, {RECIPES[0].name: "no such device"})
     steps, failed = measure.build_all(RECIPES[:1], [(3,)], make_grads([(3,)]), lambda recipe, step, params: step)
     assert (list(steps), failed) == ([RECIPES[0].name], {})
+
+
+def test_threads_are_set_and_a_wrong_number_is_refused(tmp_path):
+    before = torch.get_num_threads()
+    document = bench(tmp_path, "--model", "2x64", "--recipes", "gradops", "--threads", "1")
+    torch.set_num_threads(before)
+    assert document["machine"]["threads"] == 1
+    with pytest.raises(SystemExit, match="--threads must be at least 1, got 0"):
+        main(["bench", "--threads", "0"])

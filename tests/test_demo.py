@@ -87,6 +87,7 @@ def test_demo_prints_a_table_within_80_columns_and_writes_the_picture(precision,
     assert status == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert all(name in printed for name in demo.RUNS)
+    assert all(line in printed for line in demo.LINE.splitlines())
     assert "final loss" in printed
     assert "\x1b" not in printed
     table = [line for line in printed.splitlines() if line.startswith(("|", "+"))]

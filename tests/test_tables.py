@@ -28,6 +28,13 @@ def results():
             "results": [{"speedup_quartiles": [1.0, 1.25, 1.5], "loops": {"native": loop, "gradops": loop}}],
         },
     }
+    for threads in ("one_thread", "two_threads"):
+        faster = {tables.GRADOPS_SCALED: None, tables.FUSED_SCALED: 3.0, tables.FOREACH_SCALED: 4.0}
+        of_threads = [
+            Row("resnet18", name, 1, 1, seconds=1e-3 * (times or 1), gradops_speedup=times)
+            for name, times in faster.items()
+        ]
+        documents[threads] = {**HEAD, "rows": [row.figures() for row in of_threads]}
     return tables.Results(documents)
 
 
@@ -56,5 +63,10 @@ def test_scaling_shows_where_work_is_least_and_most(results):
 
 def test_profile_says_what_comes_after_the_backward_pass(results):
     text = tables.profile(results)
-    assert "takes 3 ms natively" in text
+    assert "takes 3 ms with torch" in text
     assert "1.25 times as fast" in text
+
+
+def test_headline_tells_one_thread_and_two(results):
+    assert "1 ms on one thread (3.00x against fused, 4.0x against foreach) and 1 ms on two" in tables.headline(results)
+    assert "| resnet18 | torch fused + GradScaler + clip | 3 ms | 3.00x |" in tables.threads(results)

@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipes", nargs="+", metavar="WORD", help="only recipes whose name has one of the words")
     parser.add_argument("--seconds", type=float, default=15.0, help="samples of a model on a CPU (15)")
     parser.add_argument("--rounds", type=int, default=100, help="samples of each recipe on a GPU (100)")
+    parser.add_argument("--threads", type=int, help="of torch and the streams, on a CPU (torch's own choice)")
     parser.add_argument("--memory", type=float, help="GiB for arrays (half of what is free)")
     parser.add_argument("--json", type=Path, help="write every figure to this file")
     parser.add_argument("--plot", type=Path, help="write a picture to this file")
@@ -56,6 +57,10 @@ def main(args: argparse.Namespace) -> int:
     for path in (args.json, args.plot):
         if path is not None and not path.parent.is_dir():
             sys.exit(f"there is no directory {path.parent}")
+    if args.threads is not None:
+        if args.threads < 1:
+            sys.exit(f"--threads must be at least 1, got {args.threads}")
+        torch.set_num_threads(args.threads)
     console = Console(highlight=False)
     head = machine.provenance(args.device)
     console.print(machine.sentence(head), markup=False)

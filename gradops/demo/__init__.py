@@ -7,6 +7,7 @@ clipping, and with that AdamW wrapped by gradops, with clipping and `max_relativ
 import argparse
 import pathlib
 import sys
+import textwrap
 from collections.abc import Callable
 
 import torch
@@ -19,7 +20,13 @@ from gradops.demo.training import PRECISIONS, Run, Task, train
 
 MAX_NORM = 0.3
 CAP = gradops.RelativeStepCap(0.1, warmup_steps=100)
-RUNS = ("AdamW", "AdamW + clip", "gradops")
+# The runs, called by their settings.
+PLAIN, CLIPPED, CAPPED = "AdamW", f"clip {MAX_NORM:g}", f"clip {MAX_NORM:g} + cap {CAP.cap:g}"
+RUNS = (PLAIN, CLIPPED, CAPPED)
+# What the last run does, for any optimizer.
+LINE = f"""\
+cap = gradops.RelativeStepCap({CAP.cap:g}, warmup_steps={CAP.warmup_steps})
+optimizer = gradops.wrap(optimizer, max_norm={MAX_NORM:g}, max_relative_step=cap)"""
 TRAIN_CANVASES = 6000
 HELD_OUT_CANVASES = 1000
 
@@ -52,6 +59,7 @@ def main(args: argparse.Namespace) -> int:
             train(task, run, network, make_recipe(name, network, task), report)
     display.table(task, runs)
     picture.draw(task, runs, args.output)
+    display.say(f"\nThe last run is the one before with these two lines:\n\n{textwrap.indent(LINE, '    ')}\n")
     display.say(f"Picture: {args.output}")
     return 0
 
@@ -78,9 +86,9 @@ def make_task(
 
 def make_recipe(name: str, network: ResidualNet, task: Task) -> Recipe:
     """The optimizer of one of `RUNS`."""
-    if name == "AdamW":
+    if name == PLAIN:
         return TorchRecipe(network, task.lr, task.scaled)
-    if name == "AdamW + clip":
+    if name == CLIPPED:
         return TorchRecipe(network, task.lr, task.scaled, max_norm=MAX_NORM)
     return GradopsRecipe(network, task.lr, task.scaled, max_norm=MAX_NORM, max_relative_step=CAP)
 
