@@ -1,10 +1,12 @@
 """Loss scaling: the policy for an optimizer of its own, and the scaler that several optimizers share."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
+
+from gradops.numbers import check_numbers
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class DynamicLossScale:
         max_scale: the scale never rises above it; at least `init_scale`.
 
     Raises:
+        TypeError: an argument is no number.
         ValueError: an argument is out of its range.
     """
 
@@ -36,6 +39,7 @@ class DynamicLossScale:
     max_scale: float = 2.0**24
 
     def __post_init__(self) -> None:
+        check_numbers(self, *(field.name for field in fields(self)))
         if not 0 < self.init_scale < math.inf:
             raise ValueError(f"init_scale must be positive and finite, got {self.init_scale}")
         if not 1 <= self.growth_factor < math.inf:

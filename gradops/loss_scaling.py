@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from gradops import backends
+from gradops.attributes import CheckedAttributes
 from gradops.loss_scale import DynamicLossScale
 from gradops.param_groups import local_grads
-from gradops.settings import SettingsAttributes, loss_scale_policy
-from gradops.stats import StepBuffers
+from gradops.settings import loss_scale_policy
 from gradops.step_watcher import StepWatcher
 
 _OUT_OF_ORDER = (
@@ -22,7 +22,7 @@ _TWO_SCALERS = (
 )
 
 
-class LossScaled(SettingsAttributes, torch.optim.Optimizer):
+class LossScaled(CheckedAttributes):
     """What an optimizer does with its `loss_scale`, and with the scale that a GradScaler hands it."""
 
     # A GradScaler sets both around step().
@@ -32,7 +32,6 @@ class LossScaled(SettingsAttributes, torch.optim.Optimizer):
     # On the class: a copy of an optimizer is not watched.
     _watchers: tuple[StepWatcher, ...] = ()
 
-    _buffers: StepBuffers
     _plan: backends.Plan
     _scale_policy: None | float | DynamicLossScale
     _scaled: bool  # a loss was scaled since the last step

@@ -8,6 +8,7 @@ import torch
 from torch.optim import optimizer as torch_optimizer
 from typing_extensions import Unpack
 
+from gradops.attributes import shown
 from gradops.checkpoint import CHECKPOINT_KEYS, torchs_step
 from gradops.distributed.zero import check_owner
 from gradops.one_pass import OnePass
@@ -169,16 +170,9 @@ def _check_same(optimizer: OnePass, settings: Settings) -> None:
         now, wanted = getattr(optimizer, name), getattr(settings, name)
         if now != wanted:
             raise ValueError(
-                f"this optimizer is wrapped already with {name}={_shown(now)}, not {_shown(wanted)}; set "
+                f"this optimizer is wrapped already with {name}={shown(now)}, not {shown(wanted)}; set "
                 f"optimizer.{name} instead"
             )
-
-
-def _shown(setting: Any) -> str:
-    """The setting as text; of modules the class alone, since theirs fills pages."""
-    if isinstance(setting, tuple):
-        return f"({', '.join(map(_shown, setting))})"
-    return type(setting).__name__ if isinstance(setting, torch.nn.Module) else repr(setting)
 
 
 def _raw_step(cls: type) -> Any:

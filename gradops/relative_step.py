@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from gradops.numbers import check_numbers
+
 
 @dataclass(frozen=True)
 class RelativeStepCap:
@@ -21,6 +23,7 @@ class RelativeStepCap:
         floor: RMS below which a tensor counts as this large, so that zeros can leave zero; not negative.
 
     Raises:
+        TypeError: an argument is no number.
         ValueError: an argument is out of its range.
     """
 
@@ -29,6 +32,7 @@ class RelativeStepCap:
     floor: float = 0.01
 
     def __post_init__(self) -> None:
+        check_numbers(self, "cap", "warmup_steps", "floor")
         if not 0 < self.cap < math.inf:
             raise ValueError(f"cap must be positive and finite, got {self.cap}")
         if not self.warmup_steps >= 0:

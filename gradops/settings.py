@@ -1,25 +1,27 @@
 """The keywords that gradops adds to an optimizer: what they may be."""
 
 import inspect
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, TypedDict, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar, get_args
 
 import torch
 
 from gradops.loss_scale import DynamicLossScale
+from gradops.numbers import not_negative, positive, positive_and_finite
 from gradops.protect import Protect, protect_setting
 from gradops.relative_step import RelativeStepCap
 from gradops.spike_guard import SpikeGuard
 
 # In the order in which they are tried.
-BACKENDS = ("native", "triton", "torch")
+Backend = Literal["native", "triton", "torch"]
+Rounding = Literal["nearest", "kahan"]
+ClipMode = Literal["norm", "agc"]
+LossScale = None | float | Literal["dynamic"] | DynamicLossScale
 
-ROUNDINGS = ("nearest", "kahan")
-CLIP_MODES = ("norm", "agc")
-
-LossScale = None | float | str | DynamicLossScale
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
+CLIP_MODES: tuple[ClipMode, ...] = get_args(ClipMode)
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
@@ -54,13 +56,13 @@ class Settings:
     max_relative_step: float | RelativeStepCap | None = None
     loss_scale: LossScale = None
     guard: SpikeGuard | None = None
-    backend: str | None = None
+    backend: Backend | None = None
     master_weights: bool = False
     moments_dtype: torch.dtype = torch.float32
-    rounding: str = "nearest"
+    rounding: Rounding = "nearest"
     track_updates: bool = False
     l1: float = 0.0
-    clip_mode: str = "norm"
+    clip_mode: ClipMode = "norm"
     protect: Protect = None
 
     def __post_init__(self) -> None:
@@ -73,28 +75,12 @@ class Settings:
             ValueError: a value is out of its range.
             TypeError: a value is of the wrong kind.
         """
-        if self.backend not in (None, *BACKENDS):
-            raise ValueError(f"backend must be None or one of {', '.join(BACKENDS)}, got {self.backend!r}")
-        if self.clip_mode not in CLIP_MODES:
-            raise ValueError(f"clip_mode must be one of {', '.join(CLIP_MODES)}, got {self.clip_mode!r}")
+        checked = Settings(**{name: check_setting(name, getattr(self, name)) for name in SETTINGS})
         if self.clip_mode == "agc" and self.max_norm is None:
             raise ValueError("clip_mode='agc' needs max_norm: what a gradient may be of its weights, such as 0.01")
-        return Settings(
-            max_norm=None if self.max_norm is None else _positive("max_norm", self.max_norm),
-            norm_type=_positive("norm_type", self.norm_type),
-            clip_value=None if self.clip_value is None else _positive("clip_value", self.clip_value),
-            max_relative_step=relative_step_cap(self.max_relative_step),
-            loss_scale=loss_scale_policy(self.loss_scale),
-            guard=_spike_guard(self.guard),
-            backend=self.backend,
-            master_weights=_flag("master_weights", self.master_weights),
-            moments_dtype=_moments_dtype(self.moments_dtype),
-            rounding=_rounding(self.rounding, self.master_weights),
-            track_updates=_flag("track_updates", self.track_updates),
-            l1=_penalty("l1", self.l1),
-            clip_mode=self.clip_mode,
-            protect=self.protect,
-        )
+        if self.master_weights and self.rounding != "nearest":
+            raise ValueError(f"rounding={self.rounding!r} takes the place of master_weights; set one of them")
+        return checked
 
     @property
     def of_state(self) -> tuple[Any, ...]:
@@ -114,13 +100,13 @@ class SettingsDict(TypedDict, total=False):
     max_relative_step: float | RelativeStepCap | None
     loss_scale: LossScale
     guard: SpikeGuard | None
-    backend: str | None
+    backend: Backend | None
     master_weights: bool
     moments_dtype: torch.dtype
-    rounding: str
+    rounding: Rounding
     track_updates: bool
     l1: float
-    clip_mode: str
+    clip_mode: ClipMode
     protect: Protect
 
 
@@ -133,13 +119,13 @@ class SettingsAttributes:
     max_relative_step: float | RelativeStepCap | None
     loss_scale: LossScale
     guard: SpikeGuard | None
-    backend: str | None
+    backend: Backend | None
     master_weights: bool
     moments_dtype: torch.dtype
-    rounding: str
+    rounding: Rounding
     track_updates: bool
     l1: float
-    clip_mode: str
+    clip_mode: ClipMode
     protect: Protect
 
 
@@ -160,11 +146,13 @@ def spelt_out(function: FunctionT, like: Callable[..., Any] | None = None) -> Fu
     return function
 
 
-def _number(name: str, value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number, got {value!r}") from None
+def with_l1(groups: list[dict[str, Any]], l1: float) -> list[dict[str, Any]]:
+    """The groups, each with an "l1": its own, or that of the settings.
+
+    Raises:
+        ValueError: a group's own is out of range.
+    """
+    return [{**group, "l1": not_negative("l1", group.get("l1", l1))} for group in groups]
 
 
 def _flag(name: str, value: Any) -> bool:
@@ -173,41 +161,23 @@ def _flag(name: str, value: Any) -> bool:
     return value
 
 
-def _moments_dtype(value: Any) -> torch.dtype:
+def _one_of(*known: Any) -> Callable[[str, Any], Any]:
+    def check(name: str, value: Any) -> Any:
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(map(str, known))}, got {value!r}")
+        return value
+
+    return check
+
+
+def _moments_dtype(name: str, value: Any) -> torch.dtype:
     if value not in (torch.float32, torch.bfloat16):
-        raise ValueError(f"moments_dtype must be torch.float32 or torch.bfloat16, got {value!r}")
+        raise ValueError(f"{name} must be torch.float32 or torch.bfloat16, got {value!r}")
     return value
 
 
-def _rounding(value: Any, master_weights: bool) -> str:
-    if value not in ROUNDINGS:
-        raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, got {value!r}")
-    if master_weights and value != "nearest":
-        raise ValueError(f"rounding={value!r} takes the place of master_weights; set one of them")
-    return value
-
-
-def _penalty(name: str, value: float) -> float:
-    number = _number(name, value)
-    if not 0 <= number < math.inf:
-        raise ValueError(f"{name} must be finite and not negative, got {value}")
-    return number
-
-
-def with_l1(groups: list[dict[str, Any]], l1: float) -> list[dict[str, Any]]:
-    """The groups, each with an "l1": its own, or that of the settings.
-
-    Raises:
-        ValueError: a group's own is out of range.
-    """
-    return [{**group, "l1": _penalty("l1", group.get("l1", l1))} for group in groups]
-
-
-def _positive(name: str, value: float) -> float:
-    number = _number(name, value)
-    if not number > 0:
-        raise ValueError(f"{name} must be positive, got {value}")
-    return number
+def _or_none(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
+    return lambda name, value: None if value is None else check(name, value)
 
 
 def _spike_guard(value: Any) -> SpikeGuard | None:
@@ -220,10 +190,7 @@ def relative_step_cap(value: float | RelativeStepCap | None) -> RelativeStepCap 
     """The policy that `max_relative_step` stands for."""
     if value is None or isinstance(value, RelativeStepCap):
         return value
-    number = _number("max_relative_step", value)
-    if not 0 < number < math.inf:
-        raise ValueError(f"max_relative_step must be positive and finite, got {value}")
-    return RelativeStepCap(number)
+    return RelativeStepCap(positive_and_finite("max_relative_step", value))
 
 
 def loss_scale_policy(value: LossScale) -> None | float | DynamicLossScale:
@@ -234,7 +201,39 @@ def loss_scale_policy(value: LossScale) -> None | float | DynamicLossScale:
         if value != "dynamic":
             raise ValueError(f'loss_scale must be "dynamic", a number or a DynamicLossScale, got {value!r}')
         return DynamicLossScale()
-    number = _number("loss_scale", value)
-    if not 0 < number < math.inf:
-        raise ValueError(f"loss_scale must be positive and finite, got {value}")
-    return number
+    if isinstance(value, bool):
+        raise TypeError(f'loss_scale must be "dynamic", a number or a DynamicLossScale, got {value!r}')
+    return positive_and_finite("loss_scale", value)
+
+
+# What each setting may be by itself; gives it with every number a float and every policy an object.
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "max_norm": _or_none(positive),
+    "norm_type": positive,
+    "clip_value": _or_none(positive),
+    "max_relative_step": lambda _, value: relative_step_cap(value),
+    "loss_scale": lambda _, value: loss_scale_policy(value),
+    "guard": lambda _, value: _spike_guard(value),
+    "backend": _one_of(None, *BACKENDS),
+    "master_weights": _flag,
+    "moments_dtype": _moments_dtype,
+    "rounding": _one_of(*ROUNDINGS),
+    "track_updates": _flag,
+    "l1": not_negative,
+    "clip_mode": _one_of(*CLIP_MODES),
+    "protect": lambda _, value: protect_setting(value),
+}
+
+
+def check_setting(name: str, value: Any) -> Any:
+    """The value as a step takes it.
+
+    Args:
+        name: of the setting.
+        value: what was given for it.
+
+    Raises:
+        ValueError: it is out of its range.
+        TypeError: it is of the wrong kind.
+    """
+    return _CHECKS[name](name, value)

@@ -1,7 +1,9 @@
 """The policy behind `guard`: what a spike of the gradient norm is, and what is done about one."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+
+from gradops.numbers import check_numbers
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class SpikeGuard:
         warmup_steps: norms that must have been seen before the first spike can be; at least 1.
 
     Raises:
+        TypeError: an argument is no number.
         ValueError: an argument is out of its range, or the recovery too slow for float32.
     """
 
@@ -50,6 +53,7 @@ class SpikeGuard:
     warmup_steps: int = 32
 
     def __post_init__(self) -> None:
+        check_numbers(self, *(field.name for field in fields(self) if field.name != "action"))
         if self.action not in ("skip", "clip"):
             raise ValueError(f'action must be "skip" or "clip", got {self.action!r}')
         if not 1 <= self.ratio < math.inf:

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# What runs the steps before the first one.
+NO_BACKEND = "none yet"
+
 
 @dataclass(frozen=True)
 class StepStats:
@@ -141,5 +144,5 @@ class StepBuffers:
             self.update_ratio,
             self.param_rms,
             names,
-            backend="none yet",
+            backend=NO_BACKEND,
         )

@@ -91,9 +91,13 @@ def test_backend_that_cannot_run_assigned_later_moves_nothing(monkeypatch):
     optimizer, _ = make()
     optimizer.step()
     before = snapshot(optimizer)
-    optimizer.backend = "xla"
     with pytest.raises(ValueError, match="backend"):
-        optimizer.step()
+        optimizer.backend = "xla"
+    optimizer.backend = "triton"
+    with monkeypatch.context() as patched:
+        patched.setattr(backends, "missing", lambda name, device_type: "it rains")
+        with pytest.raises(RuntimeError, match="it rains"):
+            optimizer.step()
     assert_bitwise(snapshot(optimizer), before)
     optimizer.backend = None
     optimizer.step()

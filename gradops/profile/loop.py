@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -158,7 +158,7 @@ class GradopsLoop(Loop):
 
     def prepare(self) -> None:
         optimizer: Any = self.training.optimizer
-        loss_scale = "dynamic" if self.settings.scaled else None
+        loss_scale: Literal["dynamic"] | None = "dynamic" if self.settings.scaled else None
         self.optimizer: Any = gradops.wrap(optimizer, max_norm=self.settings.max_norm, loss_scale=loss_scale)
 
     def scale(self, loss: Tensor) -> Tensor:

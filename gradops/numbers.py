@@ -1,0 +1,73 @@
+"""Numbers that people give: what counts as one, and in which range."""
+
+import math
+from typing import Any
+
+
+def number(name: str, value: Any) -> float:
+    """The value as a float. Texts and flags are none, whatever `float` says of them; numpy's numbers are.
+
+    Args:
+        name: of the argument, for the message.
+        value: what was given.
+
+    Raises:
+        TypeError: it is no number.
+    """
+    kind = type(value)
+    is_flag = isinstance(value, bool) or str(getattr(value, "dtype", "")).removeprefix("torch.") == "bool"
+    if not is_flag and (hasattr(kind, "__float__") or hasattr(kind, "__index__")):
+        try:
+            return float(value)
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            pass  # a tensor of several elements, say
+    raise TypeError(f"{name} must be a number, got {value!r}")
+
+
+def positive(name: str, value: Any) -> float:
+    """A number above 0, inf among them.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is out of its range.
+    """
+    given = number(name, value)
+    if not given > 0:
+        raise ValueError(f"{name} must be positive, got {value}")
+    return given
+
+
+def positive_and_finite(name: str, value: Any) -> float:
+    """A number above 0 and below inf.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is out of its range.
+    """
+    given = number(name, value)
+    if not 0 < given < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+    return given
+
+
+def not_negative(name: str, value: Any) -> float:
+    """A number of at least 0 and below inf.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is out of its range.
+    """
+    given = number(name, value)
+    if not 0 <= given < math.inf:
+        raise ValueError(f"{name} must be finite and not negative, got {value}")
+    return given
+
+
+def check_numbers(policy: Any, *names: str) -> None:
+    """Refuses attributes that are no numbers.
+
+    Raises:
+        TypeError: naming the first.
+    """
+    for name in names:
+        number(name, getattr(policy, name))
