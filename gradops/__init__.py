@@ -4,6 +4,9 @@ Unscale, inf/NaN detection, global gradient norm, clipping, the Adam/AdamW updat
 `optimizer = gradops.wrap(torch.optim.AdamW(model.named_parameters(), lr=1e-3), max_norm=1.0)`.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from gradops import ops as ops
 from gradops._version import __version__
 from gradops.clip import clip_grad_norm_
@@ -39,3 +42,19 @@ __all__ = [
     "unwrap",
     "wrap",
 ]
+
+# Modules for other frameworks, which are imported when somebody asks for them.
+_FRAMEWORKS = ("accelerate", "fastai", "lightning", "timm", "transformers")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+# Type checkers would take it for a promise that every name is there.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name in _FRAMEWORKS:
+            return importlib.import_module(f"gradops.{name}")
+        raise AttributeError(f"module 'gradops' has no attribute {name!r}")

@@ -1,12 +1,14 @@
-"""Command line: `python -m gradops env`, `demo`, `bench`, `profile` and `report`."""
+"""Find out why a training explodes, keep it alive, and see what its steps cost."""
 
 import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from gradops import env
+from gradops._version import __version__
 
 
 class Command(NamedTuple):
@@ -41,7 +43,7 @@ def _add_env(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one subcommand.
+    """Runs one subcommand, or prints what there are.
 
     Args:
         argv: the arguments after the program's name; those of the process when None.
@@ -50,8 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="python -m gradops", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    as_module = Path(sys.argv[0]).resolve() == Path(__file__).resolve()
+    parser = argparse.ArgumentParser(prog="python -m gradops" if as_module else "gradops", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"gradops {__version__}")
+    parser.set_defaults(run=lambda _: parser.print_help())
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_env(commands)
     for command in COMMANDS:
         added = commands.add_parser(command.name, help=command.purpose, description=command.purpose)
