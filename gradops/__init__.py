@@ -11,6 +11,7 @@ from gradops import ops as ops
 from gradops._version import __version__
 from gradops.clip import clip_grad_norm_
 from gradops.decay_groups import no_decay_groups
+from gradops.distributed.absent_keys import allow_absent_keys
 from gradops.distributed.saving import load_checkpoint, save_checkpoint
 from gradops.init import init_cnn_
 from gradops.loss_scale import DynamicLossScale, GradScaler
@@ -21,6 +22,8 @@ from gradops.record.recorder import Recorder
 from gradops.relative_step import RelativeStepCap
 from gradops.spike_guard import SpikeGuard
 from gradops.stats import StepStats
+
+allow_absent_keys()
 
 __all__ = [
     "Adam",

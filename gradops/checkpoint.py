@@ -3,6 +3,7 @@
 from itertools import chain
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gradops.backends.torch_math import arithmetic_of
@@ -15,6 +16,7 @@ from gradops.settings import SETTINGS, Settings
 
 # Values of the state dict that hold what plain torch has no place for. They ride in the first group, as flat scalars:
 # distributed checkpoints keep those and plain torch ignores them.
+# A checkpoint may lack any of them, being older or plain torch's: then they have their start values.
 CHECKPOINT_KEYS = (
     "gradops_loss_scale",
     "gradops_growth_tracker",
@@ -24,7 +26,11 @@ CHECKPOINT_KEYS = (
     "gradops_usual_norm",
     "gradops_norm_deviation",
     "gradops_norms_seen",
+    "gradops_last_step",
 )
+
+# Of learning-rate factor, usual norm, deviation and norms seen.
+GUARD_STARTS = (1.0, 0.0, 0.0, 0)
 
 
 def torchs_step(step: Tensor, group: dict[str, Any]) -> Tensor:
@@ -45,20 +51,19 @@ class Checkpointed(LossScaled):
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """torch's state dict; scale, counters and guard are `gradops_*` scalars in its first group. Synchronises."""
+        """torch's state dict; scale, counters and guard are `gradops_*` scalars in its first group. Synchronises.
+
+        As in torch's, its tensors are the live ones, step counts included: copy it (`copy.deepcopy`) to keep it while
+        training goes on.
+        """
         self._publish()
-        packed = super().state_dict()
-        for group in packed["param_groups"]:
-            for index in group["params"]:
-                if "step" in (entry := packed["state"].get(index, {})):
-                    packed["state"][index] = {**entry, "step": torchs_step(entry["step"], group)}
-        return packed
+        return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, for state dicts of gradops and of plain torch; the moments stay float32.
 
         The settings given to the constructor or to `wrap` stay; a dynamic loss scale, the counters and what a guard
-        knows are restored.
+        knows are restored, or begin anew where the state dict has none of them.
         """
         final: dict[str, Any] = {}
         handles = [
@@ -82,7 +87,8 @@ class Checkpointed(LossScaled):
         runtime = {
             "settings": Settings(**{name: getattr(self, name) for name in SETTINGS}),
             "policy": self._scale_policy,
-            "buffers": [buffer.clone() for buffer in self._buffers.all()],
+            # As lists: tensors made here would be gone before a spawned process could open their memory.
+            "buffers": [buffer.tolist() for buffer in self._buffers.all()],
             "scaled": self._scaled,
             "unscaled": self._unscaled,
             "protected": None if self._protected is None else self._protected.saved(),
@@ -96,7 +102,7 @@ class Checkpointed(LossScaled):
             return  # torch's load_state_dict comes this way too
         self._setup(runtime["settings"])
         for buffer, saved in zip(self._buffers.all(), runtime["buffers"], strict=True):
-            buffer.copy_(saved)
+            buffer.copy_(torch.as_tensor(saved, dtype=buffer.dtype, device="cpu"))
         if self._protected is not None:
             self._protected.restore(runtime["protected"])
         self._scale_policy = runtime["policy"]
@@ -126,17 +132,27 @@ class Checkpointed(LossScaled):
             int(self._buffers.stats.steps_taken),
             int(self._buffers.stats.steps_skipped),
             *(value.item() for value in self._buffers.guard),
+            self._last_step(),
         )
         self.param_groups[0].update(zip(CHECKPOINT_KEYS, values, strict=True))
 
+    def _last_step(self) -> int:
+        """The largest step count of a parameter; waits for the device."""
+        steps = [state["step"] for state in self.state.values() if state.get("step") is not None]
+        if not steps:
+            return 0
+        return int(torch.stack([torch.as_tensor(step, dtype=torch.float32).reshape(()) for step in steps]).max())
+
     def _restore_scalars(self, saved: dict[str, Any]) -> None:
-        scale, tracker, taken, skipped, *guard = (saved[key] for key in CHECKPOINT_KEYS)
-        if taken is not None:
-            self._buffers.stats.steps_taken.fill_(taken)
-            self._buffers.stats.steps_skipped.fill_(skipped)
-        if None not in guard:
-            for value, was in zip(self._buffers.guard, guard, strict=True):
-                value.fill_(was)
-        if scale is not None and isinstance(self._scale_policy, DynamicLossScale):
-            self._buffers.current_scale.fill_(scale).clamp_(self._scale_policy.min_scale, self._scale_policy.max_scale)
-            self._buffers.growth_tracker.fill_(tracker)
+        """Takes what a checkpoint says; where it says nothing (None), things are as at the start."""
+        scale, tracker, taken, skipped, *guard, last = (saved[key] for key in CHECKPOINT_KEYS)
+        # Plain torch hands our counters on as they were: what it has stepped since shows in the step counts alone.
+        since = 0 if last is None else max(0, self._last_step() - last)
+        self._buffers.stats.steps_taken.fill_((taken or 0) + since)
+        self._buffers.stats.steps_skipped.fill_(skipped or 0)
+        for value, was, start in zip(self._buffers.guard, guard, GUARD_STARTS, strict=True):
+            value.fill_(start if None in guard else was)
+        if isinstance(policy := self._scale_policy, DynamicLossScale):
+            self._buffers.current_scale.fill_(policy.init_scale if scale is None else scale)
+            self._buffers.current_scale.clamp_(policy.min_scale, policy.max_scale)
+            self._buffers.growth_tracker.fill_(tracker or 0)

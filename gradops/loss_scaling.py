@@ -16,6 +16,10 @@ _OUT_OF_ORDER = (
     "loss_scale is set, but neither scale() nor backward() ran since the last step(): these gradients belong to an "
     "unscaled loss, and dividing them by the scale would hide that. Call optimizer.backward(loss)"
 )
+_STALE_UNSCALE = (
+    "unscale_() has been called since the last step(): gradients of another scaled loss would be added to unscaled "
+    "ones. Call unscale_() after the last backward"
+)
 _TWO_SCALERS = (
     "this optimizer has its own loss_scale and is stepped by a GradScaler too: the gradients would be unscaled twice. "
     "Use one of them"
@@ -52,9 +56,14 @@ class LossScaled(CheckedAttributes):
 
         Returns:
             The same structure, scaled. The scale is a float32 scalar on the device, never synchronised.
+
+        Raises:
+            RuntimeError: `unscale_` was called since the last step.
         """
         if self.loss_scale is None:
             return outputs
+        if self._unscaled is not None:
+            raise RuntimeError(_STALE_UNSCALE)
         if not self._scaled:
             self._plan_settings()
             self._follow_policy()
@@ -76,7 +85,12 @@ class LossScaled(CheckedAttributes):
         """`self.scale(loss).backward(**kwargs)`: the line that replaces `loss.backward()`."""
         for watcher in self._watchers:
             watcher.loss(loss)
-        self.scale(loss).backward(**kwargs)
+        before = self._scaled
+        try:
+            self.scale(loss).backward(**kwargs)
+        except BaseException:
+            self._scaled = before  # or a step after an unscaled backward would divide by the scale
+            raise
 
     @torch.no_grad()
     def unscale_(self) -> None:

@@ -1,6 +1,6 @@
 """The optimizer's Python side: everything between `loss.backward()` and the next forward as one call."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from operator import attrgetter
 from typing import Any
 
@@ -11,6 +11,7 @@ from gradops import backends
 from gradops.checkpoint import CHECKPOINT_KEYS, Checkpointed
 from gradops.distributed.shards import full_tensor
 from gradops.distributed.zero import check_builder
+from gradops.known_optimizers import remember, settings_of_groups
 from gradops.param_groups import check_groups, choose_backend, param_names, params_of
 from gradops.param_state import fit_state, zero_state
 from gradops.protect import Protect, protect_setting, protected
@@ -47,7 +48,10 @@ class OnePass(Checkpointed):
     )
 
     def __init__(self, params: Any, *args: Any, **keywords: Any) -> None:
-        settings = Settings(**{name: keywords.pop(name) for name in SETTINGS if name in keywords})
+        given = {name: keywords.pop(name) for name in SETTINGS if name in keywords}
+        if isinstance(params, Iterator):
+            params = list(params)
+        settings = Settings(**{**settings_of_groups(params, given), **given})
         settings.checked()
         check_builder()
         super().__init__(params, *args, **keywords)
@@ -59,6 +63,7 @@ class OnePass(Checkpointed):
         settings.checked()
         for name in SETTINGS:
             setattr(self, name, getattr(settings, name))
+        remember(self)
         saved = {key: self.param_groups[0].get(key) for key in CHECKPOINT_KEYS}
         self._settings_key: tuple[Any, ...] | None = None
         self._buffers = StepBuffers()
@@ -150,7 +155,10 @@ class OnePass(Checkpointed):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's; the new parameters must be ones that the one pass can step."""
+        own = set(param_group)
         super().add_param_group(param_group)
+        for name in set(SETTINGS) - own:
+            param_group.pop(name, None)  # the defaults have the settings, which are of no group
         if not hasattr(self, "_plan"):
             return  # torch's constructor adds the first groups; _setup follows
         try:
@@ -168,6 +176,7 @@ class OnePass(Checkpointed):
             self._bind()
             self._prepared = self._plan.prepare(settings)
             self._settings_key = values
+            self.defaults.update(zip(SETTINGS, values, strict=True))
             if settings.of_state != self._fitted:
                 self._fit_states()
         return self._prepared
@@ -215,14 +224,25 @@ class OnePass(Checkpointed):
         self._plan.bind_state(self.state)
 
     def _gather_steps(self) -> None:
-        """Makes every step counter a 0-d view of one buffer on the parameters' device, without waiting for it."""
+        """Makes every step counter a 0-d view of one buffer on the parameters' device, without waiting for it.
+
+        Counters in memory that processes share stay where they are, or the others would not see them move.
+        """
+        device = self._buffers.scalars.device
         states = [state for state in self.state.values() if state.get("step") is not None]
+        states = [state for state in states if not _shared_counter(state["step"], device)]
         if not states:
             return
-        device = self._buffers.scalars.device
         base, *others = (getattr(state["step"], "_base", None) for state in states)
         if base is not None and base.device == device and all(other is base for other in others):
             return
         steps = [torch.as_tensor(state["step"]).reshape(()).to(device, torch.float32) for state in states]
         for state, view in zip(states, torch.stack(steps).unbind(), strict=True):
             state["step"] = view
+
+
+def _shared_counter(step: Any, device: torch.device) -> bool:
+    """Whether other processes may count with this tensor, and the step can, too."""
+    if not isinstance(step, Tensor) or device.type != "cpu":  # CUDA tensors all say that they are shared
+        return False
+    return step.device == device and step.dtype == torch.float32 and step.numel() == 1 and step.is_shared()

@@ -11,6 +11,7 @@ from typing_extensions import Unpack
 from gradops.attributes import shown
 from gradops.checkpoint import CHECKPOINT_KEYS, torchs_step
 from gradops.distributed.zero import check_owner
+from gradops.known_optimizers import forget
 from gradops.one_pass import OnePass
 from gradops.param_groups import check_groups
 from gradops.settings import SETTINGS, Settings, SettingsDict, spelt_out
@@ -159,6 +160,7 @@ def unwrap(optimizer: OptimizerT) -> OptimizerT:
                 state[name] = torchs_step(value, group) if name == "step" else value.to(param.dtype)
     for key in CHECKPOINT_KEYS:
         optimizer.param_groups[0].pop(key, None)
+    forget(optimizer)
     for name in (*SETTINGS, *OnePass.RUNTIME):
         optimizer.__dict__.pop(name, None)
     _swap_class(optimizer, _downgraded_class(type(optimizer)), has_scheduler)

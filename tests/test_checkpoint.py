@@ -213,18 +213,6 @@ def test_live_param_groups_are_not_cluttered_by_saving():
     assert set(optimizer.param_groups[0]) == before
 
 
-def test_steps_in_a_state_dict_are_copies_on_the_cpu():
-    _, optimizer = make({})
-    train(optimizer, range(2))
-    saved = optimizer.state_dict()
-    train(optimizer, range(2, 3))
-    steps = [state["step"] for state in saved["state"].values()]
-    assert all(
-        step.item() == 2 and step.device.type == "cpu" and step.dtype == torch.float32 and step.dim() == 0
-        for step in steps
-    )
-
-
 def test_loading_does_not_tie_two_optimizers_together():
     """As with torch, moments of the same dtype are shared; the step counters must not be."""
     _, source = make({})

@@ -187,3 +187,35 @@ def test_two_losses_may_be_scaled_before_one_step(device):
     assert param.grad.tolist() == [16.0] * 4
     optimizer.step()
     assert optimizer.stats.grad_norm.item() == pytest.approx(4.0)
+
+
+def test_failed_backward_leaves_the_next_unscaled_one_refused(device):
+    param = torch.ones(3, device=device).requires_grad_()
+    optimizer = gradops.AdamW([param], loss_scale="dynamic")
+    with pytest.raises(RuntimeError, match="scalar"):
+        optimizer.backward(param * 2)
+    param.sum().backward()
+    with pytest.raises(RuntimeError, match="neither scale\\(\\) nor backward\\(\\)"):
+        optimizer.step()
+    optimizer.zero_grad()
+    optimizer.backward(param.sum())
+    with pytest.raises(RuntimeError, match="scalar"):
+        optimizer.backward(param * 2)
+    optimizer.step()  # of the loss that was scaled before the one that failed
+    assert optimizer.stats.grad_norm.item() == pytest.approx(math.sqrt(3))
+
+
+@pytest.mark.parametrize("again", ["scale", "backward"])
+def test_another_scaled_loss_after_unscale_is_refused(device, again):
+    param = torch.ones(3, device=device).requires_grad_()
+    optimizer = gradops.AdamW([param], loss_scale=1024.0)
+    optimizer.backward(param.sum())
+    optimizer.unscale_()
+    with pytest.raises(RuntimeError, match="unscale_\\(\\) has been called since the last step"):
+        getattr(optimizer, again)(param.sum())
+    optimizer.step()
+    assert optimizer.stats.grad_norm.item() == pytest.approx(math.sqrt(3))
+    optimizer.zero_grad()
+    optimizer.backward(param.sum())
+    optimizer.step()
+    assert int(optimizer.stats.steps_taken) == 2

@@ -2,6 +2,9 @@
 
 import os
 import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +41,8 @@ def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, optimizer: O
             if left_over != before:
                 shutil.rmtree(left_over)
     _wait_for_all()
-    dcp.save(_state_of(model, optimizer, extra), checkpoint_id=following, no_dist=not dist.is_initialized())
+    with _one_process_is_meant():
+        dcp.save(_state_of(model, optimizer, extra), checkpoint_id=following, no_dist=not dist.is_initialized())
     if _is_first():
         _sync(following)
         _replace(folder / _LATEST, following.name)
@@ -66,8 +70,17 @@ def load_checkpoint(path: str | os.PathLike[str], model: nn.Module, optimizer: O
     if folder is None:
         raise FileNotFoundError(f"no complete checkpoint in {os.fspath(path)}")
     state = _state_of(model, optimizer, extra)
-    dcp.load(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
+    with _one_process_is_meant():
+        dcp.load(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+
+
+@contextmanager
+def _one_process_is_meant() -> Iterator[None]:
+    """torch warns of every save and load without a process group."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 def _state_of(model: nn.Module, optimizer: Optimizer, extra: dict[str, Any]) -> dict[str, Any]:
