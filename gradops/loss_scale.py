@@ -62,8 +62,8 @@ class GradScaler(torch.amp.GradScaler):
 
     Args:
         device: as for torch's scaler, like the arguments up to `enabled`.
-        min_scale: the scale never falls below it.
-        max_scale: the scale never rises above it.
+        min_scale: the scale never falls below it; None for 2**-14, or `init_scale` if that is less.
+        max_scale: the scale never rises above it; None for 2**24, or `init_scale` if that is more.
 
     Raises:
         ValueError: `init_scale` is not between `min_scale` and `max_scale`.
@@ -78,10 +78,12 @@ class GradScaler(torch.amp.GradScaler):
         growth_interval: int = 2000,
         enabled: bool = True,
         *,
-        min_scale: float = 2.0**-14,
-        max_scale: float = 2.0**24,
+        min_scale: float | None = None,
+        max_scale: float | None = None,
     ) -> None:
         super().__init__(device, init_scale, growth_factor, backoff_factor, growth_interval, enabled)
+        min_scale = min(2.0**-14, init_scale) if min_scale is None else min_scale
+        max_scale = max(2.0**24, init_scale) if max_scale is None else max_scale
         if not 0 < min_scale <= init_scale <= max_scale:
             raise ValueError(
                 f"min_scale, init_scale and max_scale must be positive and ascending, got {min_scale}, {init_scale}, "
@@ -107,10 +109,15 @@ class GradScaler(torch.amp.GradScaler):
         """As torch's."""
         from gradops.one_pass import OnePass
 
+        if isinstance(optimizer, OnePass):
+            # Until the step fills it, it must not hold what the last step found.
+            optimizer.stats.found_inf.zero_()
         result = super().step(optimizer, *args, **kwargs)
         self._last_found_inf = ()
         if isinstance(optimizer, OnePass):
             self._last_found_inf = (optimizer.stats.found_inf,)
+            if self._enabled:
+                self._add_found_inf(optimizer, optimizer.stats.found_inf)
         elif self._enabled:
             self._last_found_inf = tuple(self._per_optimizer_states[id(optimizer)]["found_inf_per_device"].values())
         return result
@@ -120,12 +127,31 @@ class GradScaler(torch.amp.GradScaler):
 
         if not isinstance(optimizer, OnePass):
             return super()._check_inf_per_device(optimizer)
-        # The optimizer's live buffer: its step fills it before update() reads it. Until then it must not hold what the
-        # last step found, since torch hands a copy of it to this step.
-        found_inf = optimizer.stats.found_inf.zero_()
+        # The optimizer's live buffer: its step fills it before update() reads it.
+        found_inf = optimizer.stats.found_inf
         per_device: dict[Any, Any] = {found_inf.device: found_inf}
         self._per_optimizer_states[id(optimizer)]["found_inf_per_device"] = per_device
         return per_device
+
+    def _add_found_inf(self, optimizer: torch.optim.Optimizer, found_inf: torch.Tensor) -> None:
+        """Has update() know what the step found, too: after unscale_ somebody may have edited the gradients."""
+        per_device = self._per_optimizer_states[id(optimizer)]["found_inf_per_device"]
+        before = per_device.get(found_inf.device)
+        if before is not found_inf:
+            per_device[found_inf.device] = found_inf.clone() if before is None else torch.maximum(before, found_inf)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's; a scale outside of the bounds becomes the nearer bound.
+
+        Raises:
+            ValueError: the scale is NaN.
+        """
+        if self._enabled and "scale" in state_dict:
+            scale = float(state_dict["scale"])
+            if math.isnan(scale):
+                raise ValueError("the state dict's scale is NaN; load another one, or begin with a new scaler")
+            state_dict = {**state_dict, "scale": min(max(scale, self.min_scale), self.max_scale)}
+        super().load_state_dict(state_dict)
 
     def update(self, new_scale: float | torch.Tensor | None = None) -> None:
         """Moves the scale as torch's scaler does, and keeps it inside its bounds."""

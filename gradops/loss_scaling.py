@@ -118,7 +118,7 @@ class LossScaled(CheckedAttributes):
         if hasattr(self, "found_inf"):
             if self.loss_scale is not None:
                 raise RuntimeError(_TWO_SCALERS)
-            return self.grad_scale, True, self.found_inf
+            return self._scalar(self.grad_scale), True, self._scalar(self.found_inf)
         if self.loss_scale is None and not self._scaled:
             return None, True, None
         if not self._scaled:
@@ -126,6 +126,12 @@ class LossScaled(CheckedAttributes):
         if self._scale_policy != loss_scale_policy(self.loss_scale):
             raise RuntimeError("loss_scale was changed between scale() and step(); change it right after a step")
         return self._buffers.current_scale, self._unscaled is None, self._unscaled
+
+    def _scalar(self, value: Any) -> Tensor | None:
+        """What a GradScaler handed over; torch's hands over the int 0 where no parameter has a gradient."""
+        if value is None or isinstance(value, Tensor):
+            return value
+        return torch.tensor(float(value), dtype=torch.float32, device=self._buffers.scalars.device)
 
     def _follow_policy(self) -> None:
         """Makes the current scale one that the policy allows, when the policy has changed."""

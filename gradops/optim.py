@@ -202,7 +202,8 @@ def _upgraded_class(cls: type) -> type[OnePass]:
         return type(cls.__name__, (upgraded, cls), {"__module__": cls.__module__, "__reduce_ex__": _reduce_upgraded})
     raise TypeError(
         "gradops.wrap takes torch.optim.Adam, torch.optim.AdamW and subclasses of them that keep their step, "
-        f"got {cls.__name__}"
+        f"got {cls.__name__}; leave it to torch, with gradops.clip_grad_norm_ for clipping and gradops.GradScaler for "
+        "float16"
     )
 
 

@@ -191,11 +191,67 @@ def test_bad_arguments_are_refused_and_gradients_stay(options, message, device):
     assert param.grad.tolist() == [3.0, 4.0]
 
 
-def test_sparse_gradients_are_refused_or_clipped_right(device):
-    embedding = torch.nn.Embedding(4, 3, sparse=True).to(device)
-    embedding(torch.tensor([1, 1], device=device)).sum().backward()
-    with pytest.raises(RuntimeError, match=r"(?i)sparse"):
-        gradops.clip_grad_norm_(embedding.parameters(), 1.0)
+@pytest.mark.parametrize("norm_type", NORM_TYPES)
+@pytest.mark.parametrize("dense_beside", [False, True])
+def test_sparse_gradients_are_clipped_as_torch_clips_them(norm_type, dense_beside, device):
+    grads, norms = [], []
+    for clip in (gradops.clip_grad_norm_, torch.nn.utils.clip_grad_norm_):
+        embedding = torch.nn.Embedding(4, 3, sparse=True, device=device)
+        embedding(torch.tensor([1, 1, 2], device=device)).sum().backward()
+        params = [embedding.weight]
+        if dense_beside:
+            params.append(torch.zeros(2, device=device).requires_grad_())
+            params[1].grad = torch.tensor([3.0, 4.0], device=device)
+        norms.append(clip(params, 1.0, norm_type))
+        grads.append([param.grad.to_dense() for param in params])
+    torch.testing.assert_close(norms[0], norms[1])
+    torch.testing.assert_close(grads[0], grads[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+@pytest.mark.parametrize("norm_type", NORM_TYPES)
+@pytest.mark.parametrize("element", [3 + 4j, 4j, 3])
+def test_complex_gradients_are_clipped_as_torch_clips_them(element, norm_type, dtype, device):
+    grads, norms = [], []
+    for clip in (gradops.clip_grad_norm_, torch.nn.utils.clip_grad_norm_):
+        param = torch.zeros(4, dtype=dtype, device=device).requires_grad_()
+        real = torch.zeros(2, device=device).requires_grad_()
+        param.grad = torch.full((4,), element, dtype=dtype, device=device)
+        real.grad = torch.tensor([1.0, -2.0], device=device)
+        norms.append(clip([param, real], 1.0, norm_type))
+        grads.append([param.grad, real.grad])
+    torch.testing.assert_close(norms[0].double(), norms[1].double(), rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("element", "norm"), [(3 + 4j, 10.0), (4j, 8.0), (3e20 + 4e20j, 1e21), (complex(0.0, math.inf), math.inf)]
+)
+def test_norm_of_complex_gradients(element, norm, device):
+    param = torch.zeros(4, dtype=torch.complex64, device=device).requires_grad_()
+    param.grad = torch.full((4,), element, dtype=torch.complex64, device=device)
+    assert gradops.clip_grad_norm_([param], 1.0).item() == pytest.approx(norm, rel=1e-6)
+    if math.isinf(norm):
+        assert param.grad.tolist() == [element] * 4
+
+
+def test_empty_generator_warns_as_torchs_does():
+    for clip in (torch.nn.utils.clip_grad_norm_, gradops.clip_grad_norm_):
+        exhausted = (param for param in [])
+        with pytest.warns(UserWarning, match="`parameters` is an empty generator, no gradient clipping will occur"):
+            assert clip(exhausted, 1.0) == 0.0
+
+
+@pytest.mark.parametrize("norm_type", [2, "inf", 1])
+def test_error_names_the_norm_as_torchs_does(norm_type, device):
+    messages = []
+    for clip in (torch.nn.utils.clip_grad_norm_, gradops.clip_grad_norm_):
+        param = torch.zeros(3, device=device).requires_grad_()
+        param.grad = torch.full((3,), math.inf, device=device)
+        with pytest.raises(RuntimeError) as caught:
+            clip([param], 1.0, norm_type, error_if_nonfinite=True)
+        messages.append(str(caught.value).split(",")[0])
+    assert messages[0] == messages[1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

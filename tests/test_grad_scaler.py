@@ -200,3 +200,34 @@ def test_scale_moves_at_real_steps_only_and_a_bad_micro_batch_skips_the_step(sca
     assert scales == [1024.0] * 3 + [2048.0] * 3 + [1024.0] * 3
     assert (int(optimizer.stats.steps_taken), int(optimizer.stats.steps_skipped)) == (2, 1)
     assert optimizer.stats.grad_norm.item() == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("unscale", [False, True])
+@pytest.mark.parametrize("scaler_cls", SCALERS)
+def test_idle_half_of_a_gan_is_left_alone(scaler_cls, unscale, device):
+    """An optimizer that got no gradients this time: torch's scaler hands over the int 0 as found_inf."""
+    params = [torch.ones(3, device=device).requires_grad_() for _ in range(2)]
+    busy, idle = (gradops.AdamW([param], lr=0.1) for param in params)
+    scaler = scaler_cls(device.type, **OPTIONS)
+    for _ in range(2):
+        busy.zero_grad()
+        scaler.scale(params[0].sum()).backward()
+        for optimizer in (busy, idle):
+            if unscale:
+                scaler.unscale_(optimizer)
+            scaler.step(optimizer)
+        scaler.update()
+    assert params[1].tolist() == [1.0] * 3
+    assert not idle.state
+    assert [int(one.stats.steps_taken) for one in (busy, idle)] == [2, 0]
+
+
+@pytest.mark.parametrize("found_inf", [0, 1.0, True])
+def test_numbers_in_place_of_tensors_are_taken(found_inf, device):
+    param = torch.ones(3, device=device).requires_grad_()
+    optimizer = gradops.AdamW([param], lr=0.1)
+    param.grad = torch.full_like(param, 8.0)
+    optimizer.grad_scale, optimizer.found_inf = 4, found_inf
+    optimizer.step()
+    assert int(optimizer.stats.steps_skipped) == bool(found_inf)
+    assert optimizer.stats.norms.item() == pytest.approx(2.0 * math.sqrt(3))

@@ -126,3 +126,68 @@ def test_an_inf_written_after_unscale_is_known_too(device):
     scaler.step(optimizer)
     assert bool(scaler.last_step_skipped)
     assert param.tolist() == [1.0] * 3
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_scale_backs_off_when_an_inf_is_written_after_unscale(others, device):
+    """Others: with a second optimizer, all of whose steps are fine."""
+    params = [torch.ones(3, device=device).requires_grad_() for _ in range(1 + others)]
+    optimizers = [gradops.AdamW([param]) for param in params]
+    scaler = gradops.GradScaler(device.type, init_scale=64.0, growth_interval=2)
+    scales = []
+    for poisoned in (True, True, False, False, True):
+        for param, optimizer in zip(params, optimizers, strict=True):
+            optimizer.zero_grad()
+            scaler.scale(param.sum()).backward()
+            scaler.unscale_(optimizer)
+        if poisoned:
+            params[0].grad[0] = math.inf
+        for optimizer in optimizers:
+            scaler.step(optimizer)
+        scaler.update()
+        scales.append(scaler.get_scale())
+    assert scales == [32.0, 16.0, 16.0, 32.0, 16.0]
+    assert [int(optimizer.stats.steps_skipped) for optimizer in optimizers] == [3] + [0] * others
+
+
+def test_optimizer_without_gradients_leaves_the_scale_as_it_was_seen(device):
+    params = [torch.ones(3, device=device).requires_grad_() for _ in range(2)]
+    optimizers = [gradops.AdamW([param]) for param in params]
+    scaler = gradops.GradScaler(device.type, init_scale=64.0, growth_interval=10)
+    scaler.scale((params[0] * math.inf).sum() + params[1].sum()).backward()
+    for optimizer in optimizers:
+        scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() == 32.0
+    optimizers[0].zero_grad()  # what its last step found is no matter of this one
+    params[1].grad = torch.ones_like(params[1])
+    for optimizer in optimizers:
+        scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() == 32.0
+    assert not scaler.last_step_skipped
+
+
+@pytest.mark.parametrize(("saved", "loaded"), [(2.0**30, 2.0**24), (0.0, 2.0**-14), (math.inf, 2.0**24), (8.0, 8.0)])
+@pytest.mark.parametrize("used", [False, True])
+def test_loaded_scale_is_kept_inside_the_bounds(saved, loaded, used, device):
+    scaler = gradops.GradScaler(device.type)
+    if used:
+        scaler.scale(torch.ones((), device=device))
+    scaler.load_state_dict({**scaler.state_dict(), "scale": saved})
+    assert scaler.get_scale() == loaded
+    assert scaler.scale(torch.ones((), device=device)).item() == loaded
+
+
+def test_loaded_scale_that_is_no_number_is_refused(device):
+    scaler = gradops.GradScaler(device.type, init_scale=8.0)
+    with pytest.raises(ValueError, match="scale is NaN"):
+        scaler.load_state_dict({**scaler.state_dict(), "scale": math.nan})
+    assert scaler.get_scale() == 8.0
+
+
+@pytest.mark.parametrize("init_scale", [2.0**25, 2.0**-20])
+def test_any_first_scale_of_torchs_is_taken(init_scale, device):
+    scaler = gradops.GradScaler(device.type, init_scale=init_scale)
+    assert scaler.get_scale() == torch.amp.GradScaler(device.type, init_scale=init_scale).get_scale() == init_scale
+    assert scaler.min_scale <= init_scale <= scaler.max_scale

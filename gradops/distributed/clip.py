@@ -2,17 +2,19 @@
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Replicate
 
 from gradops.backends import torch_math
 from gradops.distributed.gather import Gathering
-from gradops.distributed.shards import check_placements, local_tensor
+from gradops.distributed.shards import check_placements, is_sharded, local_tensor
 
 
 def clip_sharded_grads_(grads: list[Tensor], max_norm: float, norm_type: float, error_if_nonfinite: bool) -> Tensor:
     """As `gradops.clip_grad_norm_`, for gradients of which some are DTensors; every process of theirs must call it.
 
     Returns:
-        The norm of the full gradients before clipping: 0-d, float32, a plain tensor and the same on every process.
+        The norm of the full gradients before clipping: 0-d, float32, the same on every process; a DTensor, replicated
+        over the first sharded gradient's mesh, as torch's `clip_grad_norm_` returns one.
 
     Raises:
         RuntimeError: `error_if_nonfinite` and the norm is not finite; no gradient has changed. A gradient is partial.
@@ -36,4 +38,5 @@ def clip_sharded_grads_(grads: list[Tensor], max_norm: float, norm_type: float, 
     for grad in local:
         grad.mul_(coef)
     torch.autograd.graph.increment_version([grad for grad, own in zip(grads, local, strict=True) if grad is not own])
-    return norm.float()
+    mesh = next(grad for grad in grads if is_sharded(grad)).device_mesh
+    return DTensor.from_local(norm.float(), mesh, [Replicate()] * mesh.ndim, run_check=False)

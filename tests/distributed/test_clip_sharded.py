@@ -7,6 +7,7 @@ import pytest
 import tolerances as tol
 import torch
 from beside import assert_close, assert_same_bits
+from torch.distributed.tensor import DTensor
 
 import gradops
 
@@ -17,7 +18,8 @@ def clip(layout, world, norm_type, poison):
     for index, grad in enumerate(layouts.gradients(0, poison)):
         params[index].grad = layouts.spread(grad, where(index))
     norm = gradops.clip_grad_norm_(params, 0.5, norm_type)
-    return norm, [layouts.full(param.grad) for param in params]
+    assert isinstance(norm, DTensor) == (layout is not None)  # as torch's, on which code calls full_tensor()
+    return layouts.full(norm), [layouts.full(param.grad) for param in params]
 
 
 @pytest.mark.parametrize("poison", [None, (0, 4, math.inf), (0, 1, math.nan)])
