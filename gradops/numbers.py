@@ -24,6 +24,15 @@ def number(name: str, value: Any) -> float:
     raise TypeError(f"{name} must be a number, got {value!r}")
 
 
+# What switches a setting off, in scripts where that is 0.
+_OFF = {
+    "max_norm": "; None for no clipping",
+    "clip_value": "; None for no clamping",
+    "max_relative_step": "; None for no cap",
+    "loss_scale": "; None for no scaling",
+}
+
+
 def positive(name: str, value: Any) -> float:
     """A number above 0, inf among them.
 
@@ -33,7 +42,7 @@ def positive(name: str, value: Any) -> float:
     """
     given = number(name, value)
     if not given > 0:
-        raise ValueError(f"{name} must be positive, got {value}")
+        raise ValueError(f"{name} must be positive, got {value}{_OFF.get(name, '')}")
     return given
 
 
@@ -46,7 +55,7 @@ def positive_and_finite(name: str, value: Any) -> float:
     """
     given = number(name, value)
     if not 0 < given < math.inf:
-        raise ValueError(f"{name} must be positive and finite, got {value}")
+        raise ValueError(f"{name} must be positive and finite, got {value}{_OFF.get(name, '')}")
     return given
 
 
