@@ -1,6 +1,6 @@
 """`torch.ops.gradops`: the phases of a step as functional operators for torch.compile and for people who build their
-own optimizer. The tensors of a call are on one device, in float32, bfloat16 or float16, strided in any way; where no
-native code was built for it, torch's own operations do the same.
+own optimizer. The tensors of a call are on one device, in float32, bfloat16 or float16 (float64 is refused), strided in
+any way; where no native code was built for it, torch's own operations do the same.
 
 * `grad_stats(grads, grad_scale=None, clip_value=None, norm_type=2.0) -> (grad_norm, norms, abs_max, nonfinite)`:
   what `gradops.StepStats` has under these names. `grad_scale` is one float32 value, which the gradients are divided by.
@@ -17,10 +17,16 @@ native code was built for it, torch's own operations do the same.
   `gradops.record.activations.histogram_edges()`, its outermost bins open.
 """
 
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from gradops.backends import activations, extension, torch_ops
+from gradops.backends.checks import check_tensor
 from gradops.backends.torch_activations import BINS, COUNTS
 
 _WRITTEN = {
@@ -32,10 +38,26 @@ _WRITTEN = {
     "activation_stats": (),
 }
 
+
+def _for_kernels_dtypes(operator: Callable[..., Any]) -> Callable[..., Any]:
+    """The operator without float64, which no native code takes: what it takes does not depend on the build."""
+    signature = inspect.signature(operator)
+
+    @functools.wraps(operator)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        for role, tensors in signature.bind(*args, **kwargs).arguments.items():
+            for index, tensor in enumerate(tensors if isinstance(tensors, list) else ()):
+                if tensor.dtype == torch.float64 and role != "steps":
+                    check_tensor(tensor, tensor.device, role, str(index))
+        return operator(*args, **kwargs)
+
+    return checked
+
+
 # Kept, since the operators vanish with it.
 _library = torch.library.Library("gradops", "FRAGMENT")
 for _name, _written in _WRITTEN.items():
-    _kernel = getattr(activations if _name == "activation_stats" else torch_ops, _name)
+    _kernel = _for_kernels_dtypes(getattr(activations if _name == "activation_stats" else torch_ops, _name))
     if extension.MISSING:
         _schema = torch.library.infer_schema(_kernel, mutates_args=_written)
         _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))

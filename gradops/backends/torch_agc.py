@@ -19,21 +19,20 @@ def unit_norms(values: Tensor) -> Tensor:
     """
     if values.ndim <= 1 or values.numel() == 0:
         return torch_math.grad_stats(values, None, None, 2.0).norm
-    flat = values.float().reshape(values.shape[0], -1)
-    largest = flat.abs().amax(1, keepdim=True).clamp(min=2.0**-126)
-    unit = (largest.view(torch.int32) & 0x7F800000).view(torch.float32)  # a power of two: dividing by it is exact
+    flat = values.to(torch_math.arithmetic_of(values)).reshape(values.shape[0], -1)
+    unit = torch_math.power_of_two(flat.abs().amax(1, keepdim=True))
     wide = torch_math.wide_dtype(values.device)
     norms = (flat / unit).square_().sum(1, keepdim=True).to(wide).sqrt() * unit
     return norms.view(-1, *[1] * (values.ndim - 1))
 
 
 def unit_coefs(weight: Tensor, grad: Tensor, ratio: float) -> Tensor:
-    """What each unit of a gradient is multiplied by: float32, at most 1, in the shape of `unit_norms`.
+    """What each unit of a gradient is multiplied by: in its dtype, at most 1, in the shape of `unit_norms`.
 
     Args:
         weight: the parameter, or its master.
-        grad: unscaled and clamped.
+        grad: unscaled and clamped, in its arithmetic's dtype.
         ratio: the largest norm of a unit's gradient, relative to that of its weights.
     """
     limit, norm = ratio * unit_norms(weight).clamp(min=EPS), unit_norms(grad)
-    return torch.where(norm > limit, limit / norm, 1.0).float()
+    return torch.where(norm > limit, limit / norm, 1.0).to(grad.dtype)

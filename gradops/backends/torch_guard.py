@@ -66,7 +66,7 @@ class Verdict:
 
     Attributes:
         grad_norm: in the wide dtype.
-        clip_coef: float32, what the gradients are multiplied by.
+        clip_coef: in the wide dtype, what the gradients are multiplied by, rounded to their arithmetic's.
         skip: bool, whether nothing is updated.
         found_inf: bool, whether an inf or NaN is why.
         guarded: bool, whether the guard found a spike.
@@ -98,6 +98,6 @@ def judge(call: StepCall, grad_norm: Tensor, found_inf: Tensor) -> Verdict:
     if guard.skips:
         coef = torch.where(guarded, 1.0, coef)
         return Verdict(grad_norm, coef, found_inf | guarded, found_inf, guarded, before)
-    to_usual = (before.usual_norm / grad_norm).float()
+    to_usual = before.usual_norm / grad_norm
     coef = torch.where(guarded, torch.minimum(coef, to_usual), coef)
     return Verdict(grad_norm, coef, found_inf, found_inf, guarded, before)

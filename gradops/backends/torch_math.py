@@ -35,7 +35,7 @@ class GradStats:
 
     Attributes:
         norm: in the wide dtype, of clamped values; NaN or inf as `abs_max` where an element is not finite.
-        abs_max: float32, before clamping; NaN if any element is NaN, else inf if any is inf.
+        abs_max: in the wide dtype, before clamping; NaN if any element is NaN, else inf if any is inf.
         nonfinite: int64.
     """
 
@@ -45,13 +45,14 @@ class GradStats:
 
 
 def inv_loss_scale(loss_scale: Tensor) -> Tensor:
-    """float32(1 / float64(loss_scale)), 0-d."""
-    return loss_scale.reshape(()).to(wide_dtype(loss_scale.device)).reciprocal().float()
+    """1 / float64(loss_scale), 0-d, in the wide dtype."""
+    return loss_scale.reshape(()).to(wide_dtype(loss_scale.device)).reciprocal()
 
 
 def unscale(grad: Tensor, inv_scale: Tensor | None) -> Tensor:
-    """The gradient in float32, divided by the loss scale if it carries one."""
-    return grad.float() if inv_scale is None else grad.float() * inv_scale
+    """The gradient in its arithmetic's dtype, divided by the loss scale if it carries one."""
+    grad = grad.to(arithmetic_of(grad))
+    return grad if inv_scale is None else grad * inv_scale.to(grad.dtype)
 
 
 def clamp(grad: Tensor, clip_value: float | None) -> Tensor:
@@ -74,11 +75,8 @@ def norm_of(values: Tensor, largest: Tensor, norm_type: float) -> Tensor:
     """The norm of finite values, whose largest magnitude is known, in the wide dtype; right for huge and tiny ones."""
     if math.isinf(norm_type):
         return largest.to(wide_dtype(values.device))
-    # Not subnormal, or dividing by it would overflow.
-    unit = largest.clamp(min=2.0**-126)
-    if norm_type in (1.0, 2.0):
-        # A power of two, so that dividing by it is exact.
-        unit = (unit.view(torch.int32) & 0x7F800000).view(torch.float32)
+    # A power of two where that makes dividing by it exact.
+    unit = power_of_two(largest) if norm_type in (1.0, 2.0) else largest.clamp(min=torch.finfo(largest.dtype).tiny)
     values = values / unit
     if norm_type == 2.0:
         root = block_sum(values.square_()).sqrt()
@@ -89,16 +87,24 @@ def norm_of(values: Tensor, largest: Tensor, norm_type: float) -> Tensor:
     return root * unit
 
 
+def power_of_two(magnitudes: Tensor) -> Tensor:
+    """The powers of two at or below finite magnitudes; none is subnormal, or dividing by it would overflow."""
+    bounded = magnitudes.clamp(min=torch.finfo(magnitudes.dtype).tiny)
+    bits, exponent = (torch.int64, 0x7FF << 52) if bounded.dtype == torch.float64 else (torch.int32, 0xFF << 23)
+    return (bounded.view(bits) & exponent).view(bounded.dtype)
+
+
 def grad_stats(grad: Tensor, inv_scale: Tensor | None, clip_value: float | None, norm_type: float) -> GradStats:
     """Statistics of one gradient as it is stored; `inv_scale` is None where it carries no loss scale."""
     if grad.numel() == 0:
-        zero = torch.zeros((), device=grad.device)
-        return GradStats(zero.to(wide_dtype(grad.device)), zero, zero.long())
+        zero = torch.zeros((), dtype=wide_dtype(grad.device), device=grad.device)
+        return GradStats(zero, zero, zero.long())
     values = unscale(grad, inv_scale)
     abs_max = torch.linalg.vector_norm(values, math.inf)
     nonfinite = torch.count_nonzero(values - values)  # 0 for a number, NaN for inf and NaN
     largest = abs_max if clip_value is None else abs_max.clamp(max=clip_value)
     norm = norm_of(clamp(values, clip_value), largest, norm_type)
+    abs_max = abs_max.to(norm.dtype)
     return GradStats(torch.where(nonfinite > 0, abs_max, norm), abs_max, nonfinite)
 
 
@@ -121,11 +127,11 @@ def merge_norms(norms: Tensor, norm_type: float) -> Tensor:
 
 
 def clip_coef(grad_norm: Tensor, max_norm: float | None) -> Tensor:
-    """min(1, max_norm / (grad_norm + 1e-6)), float32; 1 where the norm is not finite."""
+    """min(1, max_norm / (grad_norm + 1e-6)), in the wide dtype; 1 where the norm is not finite."""
     if max_norm is None or math.isinf(max_norm):
-        return torch.ones((), device=grad_norm.device)
+        return torch.ones((), dtype=grad_norm.dtype, device=grad_norm.device)
     coef = max_norm / (grad_norm + 1e-6)
-    return torch.where(grad_norm.isfinite() & (coef < 1.0), coef, 1.0).float()
+    return torch.where(grad_norm.isfinite() & (coef < 1.0), coef, 1.0)
 
 
 def update_ratio(moved: Tensor, norm: Tensor) -> Tensor:
@@ -148,27 +154,29 @@ def next_loss_scale(
 
 @dataclass(slots=True)
 class AdamRule:
-    """What a parameter's update takes besides its group's hyper-parameters; float32, 0-d."""
+    """What a parameter's update takes besides its group's hyper-parameters; 0-d, in its arithmetic's dtype."""
 
     step_size: Tensor  # lr / (1 - beta1^step)
     inv_bias_correction2_sqrt: Tensor  # 1 / sqrt(1 - beta2^step)
     decay: Tensor  # lr * weight_decay
 
 
-def adam_rules(group: dict[str, Any], lr: Tensor, step: Tensor) -> list[AdamRule]:
+def adam_rules(params: list[Tensor], group: dict[str, Any], lr: Tensor, step: Tensor) -> list[AdamRule]:
     """One rule for each of a group's parameters.
 
     Args:
+        params: the parameters.
         group: the param group.
         lr: the rate that each takes, in the wide dtype.
         step: the number of each one's update, from 1, in the wide dtype.
     """
     beta1, beta2 = (float(beta) for beta in group["betas"])
-    step_size = (lr / _bias_correction(beta1, step)).float()
-    inv_bias_correction2_sqrt = _bias_correction(beta2, step).rsqrt().float()
-    decay = (lr * float(group["weight_decay"])).float()
-    scalars = zip(step_size.unbind(), inv_bias_correction2_sqrt.unbind(), decay.unbind(), strict=True)
-    return [AdamRule(*of_one) for of_one in scalars]
+    step_size = lr / _bias_correction(beta1, step)
+    inv_bias_correction2_sqrt = _bias_correction(beta2, step).rsqrt()
+    scalars = torch.stack([step_size, inv_bias_correction2_sqrt, lr * float(group["weight_decay"])], dim=1)
+    dtypes = [arithmetic_of(param) for param in params]
+    rounded = {dtype: scalars.to(dtype).unbind() for dtype in set(dtypes)}
+    return [AdamRule(*rounded[dtype][index].unbind()) for index, dtype in enumerate(dtypes)]
 
 
 def _bias_correction(beta: float, step: Tensor) -> Tensor:
@@ -179,10 +187,11 @@ def _bias_correction(beta: float, step: Tensor) -> Tensor:
 def adam_update(
     param: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any], rule: AdamRule, skip: Tensor
 ) -> None:
-    """One parameter's update in place, or none; `grad` is float32, unscaled and clipped."""
+    """One parameter's update in place, or none; `grad` is unscaled and clipped, in its arithmetic's dtype."""
     updated = state.get("master", param)
-    weight, weight_decay = updated.float(), float(group["weight_decay"])
+    weight, weight_decay = updated.to(arithmetic_of(param)), float(group["weight_decay"])
     compensation = state.get("compensation")
+    grad = grad.to(weight.dtype)
     if compensation is not None:
         weight = weight + compensation
     beta1, beta2 = (float(beta) for beta in group["betas"])

@@ -1,4 +1,4 @@
-"""The operators of `gradops.ops` in torch's own operations, for devices without native code.
+"""The operators of `gradops.ops` in torch's own operations, for devices without native code and for float64.
 
 Signatures are the operators' schemas where no native code defines them; the arguments are described in `gradops.ops`.
 """
@@ -37,8 +37,13 @@ def _measured(
     rows = [torch_math.grad_stats(grad, inv_scale, clip_value, norm_type) for grad in grads]
     if rows:
         return torch_math.merge(rows, norm_type), rows
-    zero = torch.zeros(())
+    zero = torch.zeros((), dtype=torch.float32, device="cpu")
     return GradStats(zero, zero, zero.long()), rows
+
+
+def _told(values: Tensor, tensors: list[Tensor]) -> Tensor:
+    """What was measured of these tensors as it is handed out: float64 where one of them is, else float32."""
+    return values.to(torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32)
 
 
 def _inverse(grad_scale: Tensor | None) -> Tensor | None:
@@ -54,10 +59,12 @@ def grad_stats(
     _check(grads, "grads", writable=False)
     every, rows = _measured(grads, _inverse(grad_scale), clip_value, norm_type)
     if not rows:
-        return every.norm, torch.zeros(0), torch.zeros(0), torch.zeros(0, dtype=torch.int64)
-    norms = torch.stack([row.norm.float() for row in rows])
-    abs_max = torch.stack([row.abs_max for row in rows])
-    return every.norm.float(), norms, abs_max, torch.stack([row.nonfinite for row in rows])
+        nothing = torch.zeros(0, dtype=torch.float32, device="cpu")
+        return every.norm, nothing, nothing.clone(), nothing.long()
+    norms, abs_max, nonfinite = (
+        torch.stack([getattr(row, name) for row in rows]) for name in ("norm", "abs_max", "nonfinite")
+    )
+    return _told(every.norm, grads), _told(norms, grads), _told(abs_max, grads), nonfinite
 
 
 def adam_step_(
@@ -99,11 +106,11 @@ def adam_step_(
     skip = torch.zeros((), dtype=torch.bool, device=device) if found_inf is None else found_inf.reshape(()) != 0
     wide = torch_math.wide_dtype(device)
     numbers = torch.stack([step.reshape(()) for step in steps]).to(wide) + 1
-    rules = torch_math.adam_rules(group, lr.to(device, wide).reshape(()).expand_as(numbers), numbers)
+    rules = torch_math.adam_rules(params, group, lr.to(device, wide).reshape(()).expand_as(numbers), numbers)
     inv_scale = _inverse(grad_scale)
     for index, (param, rule) in enumerate(zip(params, rules, strict=True)):
         grad = torch_math.clamp(torch_math.unscale(grads[index], inv_scale), clip_value)
-        grad = grad if clip_coef is None else grad * clip_coef.reshape(())
+        grad = grad if clip_coef is None else grad * clip_coef.reshape(()).to(grad.dtype)
         torch_math.adam_update(
             param, grad, {name: tensors[index] for name, tensors in moments.items()}, group, rule, skip
         )
@@ -130,7 +137,7 @@ def clip_grad_norm_(grads: list[Tensor], max_norm: float, norm_type: float = 2.0
     if max_norm != float("inf"):
         coef = torch_math.clip_coef(every.norm, max_norm)
         _scale(grads, torch.where(every.nonfinite > 0, 1.0, coef))
-    return every.norm.float()
+    return _told(every.norm, grads)
 
 
 def unscale_(grads: list[Tensor], grad_scale: Tensor) -> Tensor:
@@ -143,7 +150,7 @@ def unscale_(grads: list[Tensor], grad_scale: Tensor) -> Tensor:
 
 def _scale(grads: list[Tensor], factor: Tensor) -> None:
     for grad in grads:
-        grad.copy_(grad.float() * factor)
+        grad.copy_(torch_math.unscale(grad, factor))
     _increment(grads)
 
 

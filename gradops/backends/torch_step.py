@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gradops.backends import torch_agc, torch_math
 from gradops.backends.call import Row, StepCall
+from gradops.backends.checks import DTYPES
 from gradops.backends.torch_guard import Verdict, judge
 from gradops.backends.torch_math import GradStats
 from gradops.loss_scale import DynamicLossScale
@@ -25,6 +26,8 @@ class TorchStep:
         reason: why it was chosen, for people.
     """
 
+    DTYPES: tuple[torch.dtype, ...] = (*DTYPES, torch.float64)
+
     def __init__(self, reason: str) -> None:
         self._reason = reason
 
@@ -38,7 +41,8 @@ class TorchStep:
     def step(self, call: StepCall) -> None:
         """One step; see `gradops.backends.call`."""
         settings, device = call.settings, call.buffers.scalars.device
-        scale = torch.ones((), device=device) if call.loss_scale is None else call.loss_scale.reshape(()).to(device)
+        one = torch.ones((), dtype=torch.float32, device=device)
+        scale = one if call.loss_scale is None else call.loss_scale.reshape(()).to(device)
         scaled = call.loss_scale is not None and call.grads_scaled
         inv_scale = torch_math.inv_loss_scale(scale) if scaled else None
         rows = [row for row in call.rows if row.grad is not None]
@@ -52,7 +56,7 @@ class TorchStep:
         if call.found_inf is not None:
             found_inf = found_inf | (call.found_inf.reshape(()).to(device) != 0)
         verdict = judge(call, every.norm, found_inf)
-        before = [row.updated.to(torch.float32, copy=True) for row in rows if settings.track_updates]
+        before = [widened(row.updated, copy=True) for row in rows if settings.track_updates]
         capped = _update(call, rows, inv_scale, verdict)
         write_scalars(call, verdict, scale)
         _write_rows(call, stats, capped)
@@ -75,9 +79,11 @@ def _update(call: StepCall, rows: list[Row], inv_scale: Tensor | None, verdict: 
         rms = None if cap is None else torch.stack([_rms(row.updated) for row in members])
         lr, step, limited = rates(group["lr"], verdict.before.lr_factor, members, cap, rms)
         capped += (limited & ~skip).unbind()
-        for row, rule in zip(members, torch_math.adam_rules(group, lr, step), strict=True):
+        rules = torch_math.adam_rules([row.param for row in members], group, lr, step)
+        for row, rule in zip(members, rules, strict=True):
             assert row.grad is not None
-            grad = torch_math.clamp(torch_math.unscale(row.grad, inv_scale), call.settings.clip_value) * coef
+            grad = torch_math.clamp(torch_math.unscale(row.grad, inv_scale), call.settings.clip_value)
+            grad = grad * coef.to(grad.dtype)
             if call.settings.clip_mode == "agc" and group.get("agc", True) and grad.numel():
                 coefs = torch_agc.unit_coefs(row.updated, grad, call.settings.max_norm or math.inf)
                 verdict.clip_coef = torch.where(skip, verdict.clip_coef, verdict.clip_coef.minimum(coefs.amin()))
@@ -122,6 +128,11 @@ def _norm(values: Tensor) -> Tensor:
     return torch_math.grad_stats(values, None, None, 2.0).norm
 
 
+def widened(values: Tensor, copy: bool = False) -> Tensor:
+    """The values in the dtype of their arithmetic."""
+    return values.to(torch_math.arithmetic_of(values), copy=copy)
+
+
 def state_of(row: Row) -> dict[str, Tensor]:
     assert row.state is not None
     return row.state
@@ -136,7 +147,7 @@ def write_scalars(call: StepCall, verdict: Verdict, scale: Tensor) -> None:
     guard, skip = verdict.next_guard(call.settings.guard), verdict.skip
     taken, skipped, *_ = buffers.counters.unbind()
     counters = torch.stack([taken + ~skip, skipped + skip, tracker, guard.norms_seen])
-    step = [verdict.grad_norm.float(), verdict.clip_coef, verdict.found_inf.float(), scale, following]
+    step = [verdict.grad_norm.float(), verdict.clip_coef.float(), verdict.found_inf.float(), scale, following]
     guarding = [verdict.guarded.float(), verdict.before.lr_factor, guard.lr_factor, guard.usual_norm, guard.deviation]
     buffers.scalars.copy_(torch.stack([*step, *guarding]))
     buffers.counters.copy_(counters)
@@ -156,7 +167,7 @@ def _write_rows(call: StepCall, stats: list[GradStats], capped: list[Tensor]) ->
 
 def _write_updates(call: StepCall, rows: list[Row], before: list[Tensor], skip: Tensor) -> None:
     norms = [_norm(row.updated) for row in rows]
-    moved = [_norm(row.updated.float() - values) for row, values in zip(rows, before, strict=True)]
+    moved = [_norm(widened(row.updated) - values) for row, values in zip(rows, before, strict=True)]
     ratios = [torch_math.update_ratio(*pair) for pair in zip(moved, norms, strict=True)]
     call.buffers.update_ratio.copy_(_row_of(call, [torch.where(skip, torch.nan, ratio) for ratio in ratios]))
     rms = [norm / max(1, row.param.numel()) ** 0.5 for row, norm in zip(rows, norms, strict=True)]
