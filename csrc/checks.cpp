@@ -4,8 +4,19 @@
 
 #include <algorithm>
 #include <numeric>
+#include <string_view>
 
 namespace gradops {
+namespace {
+
+// What a user who has edited the state can do about an entry of another shape.
+const char* way_out(std::string_view role) {
+  if (role == "master" || role == "compensation") return "; delete this entry of its state, so that it is made anew";
+  const bool is_moment = role.substr(0, 7) == "exp_avg" || role == "max_exp_avg_sq";
+  return is_moment ? "; give it the parameter's shape, or clear this parameter's state" : "";
+}
+
+}  // namespace
 
 std::vector<int64_t> memory_order(const at::Tensor& tensor) {
   std::vector<int64_t> order(tensor.dim());
@@ -55,6 +66,8 @@ void check_tensor(const at::Tensor& tensor, at::Device device, const char* role,
               "; only dense (strided) tensors are supported");
   TORCH_CHECK(!tensor.key_set().has_any(kNotPlain), "gradops: ", role, " of '", name,
               "' is a tensor subclass or a lazy view; only plain tensors are supported");
+  TORCH_CHECK(!tensor.is_meta() || std::string_view(role) != "parameter", "gradops: ", role, " of '", name,
+              "' is on meta; wrap after materialising it");
   TORCH_CHECK(tensor.device() == device, "gradops: ", role, " of '", name, "' is on ", tensor.device(), "; expected ",
               device);
   TORCH_CHECK(kernel_dtype(tensor.scalar_type()).has_value(), "gradops: ", role, " of '", name, "' is ",
@@ -66,7 +79,7 @@ void check_tensor(const at::Tensor& tensor, at::Device device, const char* role,
 void check_like(const at::Tensor& tensor, const at::Tensor& param, const char* role, const std::string& name) {
   check_tensor(tensor, param.device(), role, name);
   TORCH_CHECK(tensor.sizes() == param.sizes(), "gradops: ", role, " of '", name, "' has shape ", tensor.sizes(),
-              ", its parameter ", param.sizes());
+              ", its parameter ", param.sizes(), way_out(role));
 }
 
 void check_writable(const at::Tensor& tensor, const char* role, const std::string& name) {

@@ -71,14 +71,14 @@ PYBIND11_MODULE(_C, m) {
   plan.def(py::init<>())
       .def(
           "bind_params",
-          [](StepPlan& self, const py::list& param_groups, const std::vector<std::string>& names,
+          [](StepPlan& self, py::handle param_groups, const std::vector<std::string>& names,
              const std::vector<at::Tensor>& buffers) { self.bind_params(param_groups, names, make_buffers(buffers)); },
           py::arg("param_groups"), py::arg("names"), py::arg("buffers"))
       .def("bind_state", &StepPlan::bind_state, py::arg("state"))
       .def("params_without_state", &StepPlan::params_without_state)
       .def(
           "step",
-          [](StepPlan& self, const py::list& param_groups, const py::dict& state, const StepSettings& settings,
+          [](StepPlan& self, py::handle param_groups, py::handle state, const StepSettings& settings,
              std::optional<at::Tensor> loss_scale, bool grads_scaled, std::optional<at::Tensor> found_inf) {
             return self.step(param_groups, state, settings,
                              {std::move(loss_scale), grads_scaled, std::move(found_inf)});

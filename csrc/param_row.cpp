@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "checks.h"
+#include "containers.h"
 
 namespace gradops {
 namespace {
@@ -51,18 +52,19 @@ ParamRow::ParamRow(py::handle param, std::string name, int64_t group, at::Device
       name_(std::move(name)),
       group_(group),
       device_(device) {
-  link_param();
+  if (param_.requires_grad() || grad().defined()) link_param();
 }
 
 bool ParamRow::param_moved() const {
-  return address_of(param_) != data_ || param_.scalar_type() != dtype_ || !same(param_.sizes(), sizes_) ||
+  return !checked_ || address_of(param_) != data_ || param_.scalar_type() != dtype_ || !same(param_.sizes(), sizes_) ||
          !same(param_.strides(), strides_);
 }
 
 void ParamRow::link_param() {
   check_tensor(param_, device_, "parameter", name_);
   check_writable(param_, "parameter", name_);
-  const bool new_shape = sizes_ != param_.sizes() || strides_ != param_.strides() || order_.empty();
+  const bool new_shape = !checked_ || sizes_ != param_.sizes() || strides_ != param_.strides();
+  checked_ = true;
   data_ = address_of(param_);
   forget_values();
   state_stale_ |= dtype_ != param_.scalar_type();
@@ -85,9 +87,9 @@ void ParamRow::link_grad(const at::Tensor& grad) {
 }
 
 bool ParamRow::follow(cpu::TensorRow& views) {
-  if (param_moved()) link_param();
   const at::Tensor& grad = this->grad();
   if (!grad.defined()) return false;
+  if (param_moved()) link_param();
   // The keys first: of a sparse tensor not even the address may be asked.
   const bool known = grad.key_set() == grad_keys_ && grad.scalar_type() == grad_type_ && same(grad.sizes(), sizes_) &&
                      same(grad.strides(), grad_strides_) && address_of(grad) != nullptr;
@@ -126,21 +128,27 @@ void ParamRow::prefetch_grad() const { prefetch_tensor(grad()); }
 
 void ParamRow::bind_state(py::handle state) {
   step_ = nullptr;
-  state_stale_ = false;
+  state_stale_ = true;
   state_object_ = py::reinterpret_borrow<py::object>(state);
   state_values_.clear();
-  if (state.is_none() || py::len(state) == 0) return;
-  const auto dict = py::reinterpret_borrow<py::dict>(state);
-  for (const auto item : dict) state_values_.push_back(py::reinterpret_borrow<py::object>(item.second));
+  const py::dict entries = state.is_none() ? py::dict() : as_dict(state.ptr(), "the state", name_);
+  for (const auto item : entries) state_values_.push_back(py::reinterpret_borrow<py::object>(item.second));
+  if (!state_values_.empty()) {
+    if (!grad().defined()) return;
+    link_state(entries);
+  }
+  state_stale_ = false;
+}
 
+void ParamRow::link_state(const py::dict& state) {
   constexpr const char* kKeys[kStateEntries] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "master", "compensation"};
   for (int i = 0; i < kStateEntries; ++i) {
-    const at::Tensor tensor = state_entry(dict, kKeys[i], name_, i >= kMaxExpAvgSq);
+    const at::Tensor tensor = state_entry(state, kKeys[i], name_, i >= kMaxExpAvgSq);
     state_[i] = LinkedTensor();
     if (tensor.defined()) state_[i].link(tensor, param_, order_, kKeys[i], name_);
   }
   link_unrounded();
-  step_tensor_ = state_entry(dict, "step", name_);
+  step_tensor_ = state_entry(state, "step", name_);
   TORCH_CHECK(step_tensor_.device() == device_ && step_tensor_.scalar_type() == at::kFloat && step_tensor_.numel() == 1,
               "gradops: step of '", name_, "' must be one Float on ", device_, ", got ", step_tensor_.toString(),
               " of shape ", step_tensor_.sizes());
@@ -162,6 +170,9 @@ void ParamRow::link_unrounded() {
 
 bool ParamRow::state_is(PyObject* state) const {
   if (state != state_object_.ptr()) return false;
+  if (state == Py_None) return true;
+  const py::object copied = PyDict_Check(state) ? py::object() : as_dict(state, "the state", name_);
+  if (copied) state = copied.ptr();
   PyObject* key = nullptr;
   PyObject* value = nullptr;
   size_t seen = 0;
@@ -172,8 +183,9 @@ bool ParamRow::state_is(PyObject* state) const {
 }
 
 bool ParamRow::state_moved() const {
+  if (state_stale_) return true;
   if (!has_state()) return false;
-  if (state_stale_ || (state_hangs_on_values() && values_version_ != param_._version())) return true;
+  if (state_hangs_on_values() && values_version_ != param_._version()) return true;
   for (const LinkedTensor& tensor : state_) {
     if (tensor.defined() && tensor.moved()) return true;
   }

@@ -43,7 +43,8 @@ class LinkedTensor {
 
 class ParamRow {
  public:
-  // Raises RuntimeError for a parameter that cannot be stepped.
+  // Raises RuntimeError for a parameter that cannot be stepped and is to be trained, or has a gradient. Whatever else
+  // is among the parameters, a frozen int8 weight say, may stay there.
   ParamRow(py::handle param, std::string name, int64_t group, at::Device device);
 
   const std::string& name() const { return name_; }
@@ -54,8 +55,8 @@ class ParamRow {
   PyObject* object() const { return object_.ptr(); }
   void rename(const std::string& name) { name_ = name; }
 
-  // Follows the parameter and its gradient to where they are now. Raises RuntimeError, with nothing changed, if the
-  // gradient does not fit. Returns whether there is a gradient. Touches no Python object, so any thread may call it.
+  // Follows a parameter that has a gradient to where both are now. Raises RuntimeError, with nothing changed, if one of
+  // them does not fit. Returns whether there is a gradient. Touches no Python object, so any thread may call it.
   bool follow(cpu::TensorRow& views);
 
   // Starts to fetch what follow() and state_moved() will look at. A network of thousands of small tensors is a
@@ -65,12 +66,13 @@ class ParamRow {
   void prefetch_pointees() const;
   void prefetch_grad() const;
 
-  // Takes this parameter's state dict, or None. Raises RuntimeError if an entry is missing or does not fit.
+  // Takes this parameter's state, or None. Raises RuntimeError if an entry is missing or does not fit; without a
+  // gradient nothing is looked at, and the state has moved as soon as there is one.
   void bind_state(py::handle state);
   bool has_state() const { return step_ != nullptr; }
   bool has_max_exp_avg_sq() const { return state_[kMaxExpAvgSq].defined(); }
 
-  // Whether `state` is the dict that was bound, with the same entries. Their addresses are state_moved()'s to check.
+  // Whether `state` is what was bound, with the same entries. Their addresses are state_moved()'s to check.
   bool state_is(PyObject* state) const;
   bool state_moved() const;
 
@@ -111,6 +113,7 @@ class ParamRow {
   bool param_moved() const;
   void link_param();
   void link_grad(const at::Tensor& grad);
+  void link_state(const py::dict& state);
   void link_unrounded();
 
   py::object object_;
@@ -119,6 +122,7 @@ class ParamRow {
   int64_t group_;
   at::Device device_;
 
+  bool checked_ = false;  // whether what follows is known
   void* data_ = nullptr;
   at::ScalarType dtype_ = at::kFloat;
   c10::DimVector sizes_;
@@ -135,7 +139,7 @@ class ParamRow {
 
   py::object state_object_;
   c10::SmallVector<py::object, kStateEntries + 1> state_values_;
-  bool state_stale_ = false;  // the state was bound to another shape, order or dtype, or to other values
+  bool state_stale_ = false;  // to be bound anew: to another shape, order or dtype, to other values, or at all
   LinkedTensor state_[kStateEntries];
   at::Tensor step_tensor_;
   float* step_ = nullptr;

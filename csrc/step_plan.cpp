@@ -8,7 +8,7 @@
 #include <atomic>
 #include <unordered_map>
 
-#include "checks.h"
+#include "containers.h"
 
 namespace gradops {
 namespace {
@@ -20,17 +20,20 @@ constexpr int64_t kManyRows = 1000;
 // How many parameters ahead their objects are fetched: about as many as memory needs.
 constexpr int64_t kPrefetchRows = 4;
 
-PyObject* group_entry(PyObject* group, PyObject* key) {
-  PyObject* value = PyDict_GetItemWithError(group, key);
+PyObject* group_entry(const py::dict& group, PyObject* key) {
+  PyObject* value = find_entry(group, key);
   TORCH_CHECK(value != nullptr, "gradops: a param_group has no '", PyUnicode_AsUTF8(key), "'");
   return value;
 }
 
-double to_double(PyObject* value) {
+double to_double(PyObject* value, PyObject* key) {
   if (THPVariable_Check(value)) return THPVariable_Unpack(value).item<double>();
   const double number = PyFloat_AsDouble(value);
-  if (number == -1.0 && PyErr_Occurred()) throw py::error_already_set();
-  return number;
+  if (number != -1.0 || !PyErr_Occurred()) return number;
+  if (!PyErr_ExceptionMatches(PyExc_TypeError)) throw py::error_already_set();
+  PyErr_Clear();
+  throw py::type_error(c10::str("gradops: '", PyUnicode_AsUTF8(key), "' of a param_group must be a number, got ",
+                                Py_TYPE(value)->tp_name));
 }
 
 // Whether a rate is a tensor that must be read on the device, since reading it here would wait for the device.
@@ -38,13 +41,17 @@ bool is_on_gpu(PyObject* rate, at::Device device) {
   return !device.is_cpu() && THPVariable_Check(rate) && THPVariable_Unpack(rate).device() == device;
 }
 
-double entry(PyObject* group, PyObject* key) { return to_double(group_entry(group, key)); }
+double entry(const py::dict& group, PyObject* key) { return to_double(group_entry(group, key), key); }
 
-bool flag(PyObject* group, PyObject* key) { return PyObject_IsTrue(group_entry(group, key)) == 1; }
+bool flag(const py::dict& group, PyObject* key) {
+  const int set = PyObject_IsTrue(group_entry(group, key));
+  if (set < 0) throw py::error_already_set();
+  return set == 1;
+}
 
 #define GRADOPS_INTERNED(NAME) static PyObject* const NAME = PyUnicode_InternFromString(#NAME)
 
-GroupHyper read_group(PyObject* group, at::Device device, double l1_of_settings) {
+GroupHyper read_group(const py::dict& group, at::Device device, double l1_of_settings) {
   GRADOPS_INTERNED(agc);
   GRADOPS_INTERNED(l1);
   GRADOPS_INTERNED(lr);
@@ -59,67 +66,84 @@ GroupHyper read_group(PyObject* group, at::Device device, double l1_of_settings)
   if (PyObject* rate = group_entry(group, lr); is_on_gpu(rate, device)) {
     result.lr = THPVariable_Unpack(rate);
   } else {
-    hyper.lr = to_double(rate);
+    hyper.lr = to_double(rate, lr);
   }
-  const auto pair = py::reinterpret_borrow<py::sequence>(group_entry(group, betas));
+  const py::object pair = as_sequence(group_entry(group, betas), "betas");
   TORCH_CHECK(py::len(pair) == 2, "gradops: betas must be two numbers, got ", py::len(pair));
-  hyper.beta1 = to_double(py::object(pair[0]).ptr());
-  hyper.beta2 = to_double(py::object(pair[1]).ptr());
+  hyper.beta1 = to_double(PySequence_Fast_GET_ITEM(pair.ptr(), 0), betas);
+  hyper.beta2 = to_double(PySequence_Fast_GET_ITEM(pair.ptr(), 1), betas);
   hyper.eps = entry(group, eps);
   hyper.weight_decay = entry(group, weight_decay);
-  hyper.l1 = PyDict_GetItemWithError(group, l1) == nullptr ? l1_of_settings : entry(group, l1);
+  hyper.l1 = find_entry(group, l1) == nullptr ? l1_of_settings : entry(group, l1);
   if (!(hyper.l1 >= 0.0 && std::isfinite(hyper.l1))) {
     throw py::value_error(c10::str("l1 must be finite and not negative, got ", hyper.l1));
   }
-  result.clips_units = PyDict_GetItemWithError(group, agc) == nullptr || flag(group, agc);
+  result.clips_units = find_entry(group, agc) == nullptr || flag(group, agc);
   hyper.amsgrad = flag(group, amsgrad);
   hyper.maximize = flag(group, maximize);
   hyper.decay_kind = flag(group, decoupled_weight_decay) ? WeightDecay::kDecoupled : WeightDecay::kL2;
   return result;
 }
 
-at::Device device_of(PyObject* param, const std::string& name) {
-  const at::Device device = THPVariable_Unpack(param).device();
-  TORCH_CHECK(has_backend(device), "gradops: parameter of '", name, "' is on ", device, "; this build runs on ",
-              backend_devices());
-  return device;
+py::object as_groups(py::handle param_groups) { return as_sequence(param_groups.ptr(), "param_groups"); }
+
+py::dict group_at(const py::object& groups, Py_ssize_t index) {
+  return as_dict(PySequence_Fast_GET_ITEM(groups.ptr(), index), "a param_group");
 }
 
-PyObject* group_params(PyObject* group) {
+py::object params_in(const py::dict& group) {
   GRADOPS_INTERNED(params);
-  return group_entry(group, params);
+  return as_sequence(group_entry(group, params), "'params' of a param_group");
+}
+
+// What a state's entries are in, or null where that is no dict and so of unknown size.
+const void* entries_of(PyObject* state) {
+  return PyDict_Check(state) ? &reinterpret_cast<PyDictObject*>(state)->ma_keys : nullptr;
 }
 
 }  // namespace
 
-void StepPlan::bind_params(const py::list& param_groups, const std::vector<std::string>& names, StepBuffers buffers) {
+void StepPlan::bind_params(py::handle param_groups, const std::vector<std::string>& names, StepBuffers buffers) {
   std::unordered_map<PyObject*, ParamRow*> known;
   for (ParamRow& row : rows_) known[row.object()] = &row;
-  std::vector<std::pair<PyObject*, int64_t>> params;
+  std::vector<std::pair<py::object, int64_t>> params;
   std::vector<int64_t> group_sizes;
-  for (const py::handle group : param_groups) {
-    const py::list list = py::reinterpret_borrow<py::list>(group_params(group.ptr()));
-    for (const py::handle param : list) params.emplace_back(param.ptr(), group_sizes.size());
-    group_sizes.push_back(py::len(list));
+  const py::object groups = as_groups(param_groups);
+  for (Py_ssize_t g = 0; g < PySequence_Fast_GET_SIZE(groups.ptr()); ++g) {
+    const py::object of_group = params_in(group_at(groups, g));
+    for (const py::handle param : of_group) {
+      if (!THPVariable_Check(param.ptr())) {
+        throw py::type_error(c10::str("gradops: 'params' of param_group ", g, " holds a ",
+                                      Py_TYPE(param.ptr())->tp_name, "; expected tensors"));
+      }
+      params.emplace_back(py::reinterpret_borrow<py::object>(param), g);
+    }
+    group_sizes.push_back(py::len(of_group));
   }
-  const at::Device device = params.empty() ? at::kCPU : device_of(params.front().first, names.front());
+  TORCH_CHECK(names.size() == params.size(), "gradops: ", params.size(), " parameters have ", names.size(), " names");
+  const at::Device device = buffers.scalars.device();
+  TORCH_CHECK(has_backend(device), "gradops: the parameters are on ", device, "; this build runs on ",
+              backend_devices());
   std::vector<ParamRow> fresh;  // made before anything known is taken apart, since making one may raise
   for (size_t i = 0; i < params.size(); ++i) {
-    const auto [param, group] = params[i];
-    const auto found = known.find(param);
-    if (found == known.end() || !found->second->is(param, group, device)) {
+    const auto& [param, group] = params[i];
+    const auto found = known.find(param.ptr());
+    if (found == known.end() || !found->second->is(param.ptr(), group, device)) {
       fresh.emplace_back(param, names[i], group, device);
     }
   }
   std::vector<ParamRow> rows;
   rows.reserve(params.size());
+  bool same_rows = rows_.size() == params.size();
   for (size_t i = 0, next = 0; i < params.size(); ++i) {
-    const auto [param, group] = params[i];
-    const auto found = known.find(param);
-    const bool keep = found != known.end() && found->second->is(param, group, device);
+    const auto& [param, group] = params[i];
+    const auto found = known.find(param.ptr());
+    const bool keep = found != known.end() && found->second->is(param.ptr(), group, device);
+    same_rows &= keep && found->second == &rows_[i];
     rows.push_back(std::move(keep ? *found->second : fresh[next++]));
     rows.back().rename(names[i]);
   }
+  if (!same_rows) state_order_.clear();  // its rows are others now
   rows_ = std::move(rows);
   views_.assign(rows_.size(), {});
   if (backend_ == nullptr || device != device_) backend_ = make_backend(device);
@@ -129,51 +153,53 @@ void StepPlan::bind_params(const py::list& param_groups, const std::vector<std::
   buffers_ = std::move(buffers);
 }
 
-void StepPlan::bind_state(const py::dict& state) {
+void StepPlan::bind_state(py::handle states) {
   state_order_.clear();
   std::unordered_map<PyObject*, int64_t> row_of;
   for (size_t i = 0; i < rows_.size(); ++i) row_of[rows_[i].object()] = i;
   std::vector<bool> bound(rows_.size(), false);
-  for (const auto item : state) {
-    const auto found = row_of.find(item.first.ptr());
+  for (const auto& [param, state] : as_dict(states.ptr(), "the optimizer's state")) {
+    const auto found = row_of.find(param.ptr());
     const int64_t row = found == row_of.end() ? -1 : found->second;
     if (row >= 0) {
-      const bool known = rows_[row].state_is(item.second.ptr()) && !rows_[row].state_moved();
-      if (!known) rows_[row].bind_state(item.second);
+      const bool known = rows_[row].state_is(state.ptr()) && !rows_[row].state_moved();
+      if (!known) rows_[row].bind_state(state);
       bound[row] = true;
     }
-    state_order_.emplace_back(item.second.ptr(), row);
+    state_order_.push_back({state.ptr(), row, row < 0 ? nullptr : entries_of(state.ptr())});
   }
   for (size_t i = 0; i < rows_.size(); ++i) {
     if (!bound[i]) rows_[i].bind_state(py::none());
   }
 }
 
-bool StepPlan::same_params(const py::list& param_groups) const {
-  if (!rows_.empty() && THPVariable_Unpack(rows_.front().object()).device() != device_) return false;
-  if (py::len(param_groups) != group_sizes_.size()) return false;
+bool StepPlan::same_params(const py::object& groups) const {
+  if (PySequence_Fast_GET_SIZE(groups.ptr()) != static_cast<Py_ssize_t>(group_sizes_.size())) return false;
   size_t row = 0;
   for (size_t g = 0; g < group_sizes_.size(); ++g) {
-    PyObject* params = group_params(PyList_GET_ITEM(param_groups.ptr(), g));
-    if (PyList_Size(params) != group_sizes_[g]) return false;
+    const py::object params = params_in(group_at(groups, g));
+    if (PySequence_Fast_GET_SIZE(params.ptr()) != group_sizes_[g]) return false;
+    PyObject** const items = PySequence_Fast_ITEMS(params.ptr());
     for (int64_t i = 0; i < group_sizes_[g]; ++i, ++row) {
-      if (PyList_GET_ITEM(params, i) != rows_[row].object()) return false;
+      if (items[i] != rows_[row].object()) return false;
     }
   }
   return true;
 }
 
-bool StepPlan::same_state(const py::dict& state) const {
+bool StepPlan::same_state(const py::dict& states) const {
   PyObject* key = nullptr;
   PyObject* value = nullptr;
   size_t seen = 0;
-  for (Py_ssize_t position = 0; PyDict_Next(state.ptr(), &position, &key, &value); ++seen) {
-    if (seen >= state_order_.size() || state_order_[seen].first != value) return false;
+  for (Py_ssize_t position = 0; PyDict_Next(states.ptr(), &position, &key, &value); ++seen) {
+    if (seen >= state_order_.size() || state_order_[seen].state != value) return false;
     if (seen + 2 * kPrefetchRows < state_order_.size()) {
-      __builtin_prefetch(state_order_[seen + 2 * kPrefetchRows].first);
-      __builtin_prefetch(reinterpret_cast<PyDictObject*>(state_order_[seen + kPrefetchRows].first)->ma_keys);
+      __builtin_prefetch(state_order_[seen + 2 * kPrefetchRows].state);
+      if (const auto* keys = state_order_[seen + kPrefetchRows].keys; keys != nullptr) {
+        __builtin_prefetch(*static_cast<void* const*>(keys));
+      }
     }
-    const int64_t row = state_order_[seen].second;
+    const int64_t row = state_order_[seen].row;
     if (row >= 0 && !rows_[row].state_is(value)) return false;
   }
   return seen == state_order_.size();
@@ -217,22 +243,29 @@ void StepPlan::refresh() {
   for (ParamRow& row : rows_) row.forget_values();
 }
 
-bool StepPlan::step(const py::list& param_groups, const py::dict& state, const StepSettings& settings,
+bool StepPlan::step(py::handle param_groups, py::handle states, const StepSettings& settings,
                     const GradScaling& scaling) {
   RECORD_USER_SCOPE("gradops.step");
-  if (!same_params(param_groups) || !same_state(state)) return false;
-  if (follow_params() != Followed::kReady) return false;
+  const py::object groups = as_groups(param_groups);
+  if (!same_params(groups) || !same_state(as_dict(states.ptr(), "the optimizer's state"))) return false;
+  try {
+    if (follow_params() != Followed::kReady) return false;
+  } catch (const c10::Error&) {
+    return false;  // the model may have moved as a whole; where it has not, params_without_state() says what is wrong
+  }
   if (taking_part_.empty()) return true;
 
-  std::vector<GroupHyper> groups;
-  for (const py::handle group : param_groups) groups.push_back(read_group(group.ptr(), device_, settings.l1));
+  std::vector<GroupHyper> hypers;
+  for (size_t g = 0; g < group_sizes_.size(); ++g) {
+    hypers.push_back(read_group(group_at(groups, g), device_, settings.l1));
+  }
   for (const int64_t i : taking_part_) {
-    const bool amsgrad = groups[rows_[i].group()].hyper.amsgrad;
+    const bool amsgrad = hypers[rows_[i].group()].hyper.amsgrad;
     TORCH_CHECK(!amsgrad || rows_[i].has_max_exp_avg_sq(), "gradops: amsgrad is on, but the state of '",
                 rows_[i].name(), "' has no max_exp_avg_sq");
     rows_[i].set_state_views(views_[i], amsgrad);
   }
-  backend_->step({rows_, views_, taking_part_, groups, settings, scaling, buffers_});
+  backend_->step({rows_, views_, taking_part_, hypers, settings, scaling, buffers_});
   return true;
 }
 

@@ -13,19 +13,21 @@ namespace gradops {
 
 class StepPlan {
  public:
-  // Takes the parameters of all groups; `names` and the rows of `buffers` have one entry a parameter. What the plan
-  // knew of a parameter is kept. Raises RuntimeError for one that cannot be stepped; the plan is then as it was.
-  void bind_params(const py::list& param_groups, const std::vector<std::string>& names, StepBuffers buffers);
+  // Takes the parameters of all groups, which are to be on the device of `buffers`; `names` and the rows of `buffers`
+  // have one entry a parameter. What the plan knew of a parameter is kept. Raises RuntimeError for one that is to be
+  // trained, or has a gradient, and cannot be stepped; the plan is then as it was. Others are checked when they have.
+  void bind_params(py::handle param_groups, const std::vector<std::string>& names, StepBuffers buffers);
 
-  // Takes the optimizer's `state` dict, as it is now.
-  void bind_state(const py::dict& state);
+  // Takes the optimizer's `state`, as it is now.
+  void bind_state(py::handle states);
 
-  // Indices of the parameters that have a gradient but no state. Raises RuntimeError if a gradient does not fit.
+  // Indices of the parameters that have a gradient but no state. Raises RuntimeError if one of these, or its gradient,
+  // cannot be stepped.
   std::vector<int64_t> params_without_state();
 
-  // One step. False, and nothing has changed, if groups or state are not those that were bound.
-  bool step(const py::list& param_groups, const py::dict& state, const StepSettings& settings,
-            const GradScaling& scaling);
+  // One step. False, and nothing has changed, if groups or state are not those that were bound, or if a tensor cannot
+  // be stepped with them.
+  bool step(py::handle param_groups, py::handle states, const StepSettings& settings, const GradScaling& scaling);
 
   // What runs the steps, for people.
   std::string description() const { return backend_ == nullptr ? "" : backend_->description(); }
@@ -34,17 +36,24 @@ class StepPlan {
   void refresh();
 
  private:
-  bool same_params(const py::list& param_groups) const;
-  bool same_state(const py::dict& state) const;
+  // A parameter's state as it was bound; of those of rows, which keep it alive, where a dict's entries are.
+  struct BoundState {
+    PyObject* state;
+    int64_t row;  // -1 for none
+    const void* keys;
+  };
+
+  bool same_params(const py::object& groups) const;
+  bool same_state(const py::dict& states) const;
   enum class Followed { kReady, kStateMissing, kStateMoved };
   Followed follow_params();
 
   std::vector<ParamRow> rows_;
   std::vector<cpu::TensorRow> views_;
   std::vector<int64_t> group_sizes_;
-  std::vector<std::pair<PyObject*, int64_t>> state_order_;  // the state dict's values in order; their rows or -1
-  std::vector<int64_t> taking_part_;                        // rows with a gradient, in order
-  at::Device device_ = at::kCPU;                            // of every row
+  std::vector<BoundState> state_order_;  // in the order of the optimizer's state
+  std::vector<int64_t> taking_part_;     // rows with a gradient, in order
+  at::Device device_ = at::kCPU;         // of every row that takes part
   std::unique_ptr<StepBackend> backend_;
   StepBuffers buffers_;
 };

@@ -1,5 +1,6 @@
 """An optimizer's state on its way out and in: state dicts, pickles, copies."""
 
+from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
@@ -112,7 +113,7 @@ class Checkpointed(LossScaled):
     def _widen_moments(self) -> None:
         """Moments of half-precision parameters become float32, where plain torch made them."""
         for state in self.state.values():
-            for key, value in state.items():
+            for key, value in state.items() if isinstance(state, Mapping) else ():
                 if key != "step" and isinstance(value, Tensor) and value.dtype in HALF_PRECISION:
                     state[key] = value.float()
 

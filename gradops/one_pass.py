@@ -1,6 +1,6 @@
 """The optimizer's Python side: everything between `loss.backward()` and the next forward as one call."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from operator import attrgetter
 from typing import Any
 
@@ -12,7 +12,7 @@ from gradops.checkpoint import CHECKPOINT_KEYS, Checkpointed
 from gradops.distributed.shards import full_tensor
 from gradops.distributed.zero import check_builder
 from gradops.known_optimizers import remember, settings_of_groups
-from gradops.param_groups import check_groups, choose_backend, param_names, params_of
+from gradops.param_groups import check_groups, check_taking_part, choose_backend, param_names, params_of
 from gradops.param_state import fit_state, zero_state
 from gradops.protect import Protect, protect_setting, protected
 from gradops.settings import SETTINGS, Settings
@@ -185,8 +185,12 @@ class OnePass(Checkpointed):
     def _fit_states(self) -> None:
         """Makes every state what the settings want; the plan then sees by its entries that it is another."""
         settings = Settings(*_settings_of(self))
-        for param in params_of(self.param_groups):
-            if state := self.state.get(param):
+        for param, name in zip(params_of(self.param_groups), param_names(self.param_groups), strict=True):
+            state = self.state.get(param)
+            if state is not None and not isinstance(state, MutableMapping):
+                got = type(state).__name__
+                raise TypeError(f"gradops: the state of '{name}' must be a dict or another mapping, got {got}")
+            if state:
                 fit_state(state, param, settings)
         self._fitted = settings.of_state
 
@@ -209,17 +213,20 @@ class OnePass(Checkpointed):
     @torch.no_grad()
     def _link(self) -> None:
         """Binds the plan to the groups and the state as they are now, and creates the state that is missing."""
+        settings = Settings(*_settings_of(self))
         self._bind()
+        check_taking_part(self.param_groups, settings)
         self._plan.params_without_state()  # raises for a gradient that does not fit, before any state is made
         params = [(param, group) for group in self.param_groups for param in group["params"]]
         self._gather_steps()
         self._fit_states()
         self._plan.bind_state(self.state)
-        settings = Settings(*_settings_of(self))
         for index in self._plan.params_without_state():
             param, group = params[index]
-            self.state[param].update(zero_state(param, group["amsgrad"], settings))
-            fit_state(self.state[param], param, settings)
+            # Not self.state[param], which only torch's own defaultdict makes.
+            state = self.state.get(param) or self.state.setdefault(param, {})
+            state.update(zero_state(param, group["amsgrad"], settings))
+            fit_state(state, param, settings)
         self._gather_steps()
         self._plan.bind_state(self.state)
 
@@ -229,7 +236,9 @@ class OnePass(Checkpointed):
         Counters in memory that processes share stay where they are, or the others would not see them move.
         """
         device = self._buffers.scalars.device
-        states = [state for state in self.state.values() if state.get("step") is not None]
+        # torch lets users keep what they like beside the parameters' states.
+        states = [state for state in self.state.values() if isinstance(state, MutableMapping)]
+        states = [state for state in states if state.get("step") is not None]
         states = [state for state in states if not _shared_counter(state["step"], device)]
         if not states:
             return

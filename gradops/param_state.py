@@ -1,5 +1,6 @@
 """What the optimizer keeps for each parameter, as the settings want it."""
 
+from collections.abc import MutableMapping
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def zero_state(param: Tensor, amsgrad: bool, settings: Settings) -> dict[str, Te
     return {"step": torch.zeros((), dtype=torch.float32, device=param.device), **moments}
 
 
-def fit_state(state: dict[str, Any], param: Tensor, settings: Settings) -> None:
+def fit_state(state: MutableMapping[str, Any], param: Tensor, settings: Settings) -> None:
     """Gives a parameter's state the entries that the settings want, and takes those that they do not.
 
     Moments are cast where they are of another dtype than the settings'; those of complex numbers are left alone.
@@ -53,7 +54,7 @@ def fit_state(state: dict[str, Any], param: Tensor, settings: Settings) -> None:
     _fit_compensation(state, param, settings.rounding == "kahan" and param.dtype in HALF_PRECISION)
 
 
-def _fit_master(state: dict[str, Any], param: Tensor, wanted: bool) -> None:
+def _fit_master(state: MutableMapping[str, Any], param: Tensor, wanted: bool) -> None:
     """A master that is there stays where it still stands for the parameter.
 
     An element that is not the rounded master was written by somebody else since (a loaded model, an edit), and the
@@ -69,7 +70,7 @@ def _fit_master(state: dict[str, Any], param: Tensor, wanted: bool) -> None:
         torch.where(master.to(param.dtype) == param, master, param.float(), out=master)
 
 
-def _fit_compensation(state: dict[str, Any], param: Tensor, wanted: bool) -> None:
+def _fit_compensation(state: MutableMapping[str, Any], param: Tensor, wanted: bool) -> None:
     """A compensation that is there stays where rounding can have left it beside the parameter.
 
     That is half a unit in the parameter's last place at most, which rounding it may make a tie: half of it is looked

@@ -11,7 +11,6 @@ pytestmark = pytest.mark.usefixtures("backend")
 
 BAD_PARAMS = {
     "complex": lambda: torch.ones(3, dtype=torch.complex64).requires_grad_(),
-    "float64": lambda: torch.ones(3, dtype=torch.float64).requires_grad_(),
     "sparse": lambda: torch.ones(3, 3).to_sparse().requires_grad_(),
 }
 
@@ -30,7 +29,7 @@ def test_parameter_that_cannot_be_fused_is_named_at_construction(kind):
     assert type(optimizer) is torch.optim.AdamW
 
 
-@pytest.mark.parametrize("kind", ["complex", "float64"])
+@pytest.mark.parametrize("kind", ["complex"])
 def test_added_group_that_cannot_be_fused_is_refused_and_not_added(kind):
     optimizer = gradops.AdamW([("good", torch.ones(2).requires_grad_())])
     with pytest.raises((TypeError, ValueError, RuntimeError), match=r"bad\.weight"):
@@ -62,8 +61,10 @@ def test_parameter_whose_memory_was_freed_between_steps_is_refused(offset, devic
 def test_inference_parameter_is_refused(device):
     with torch.inference_mode():
         param = torch.ones(5, device=device)
+    optimizer = gradops.AdamW([("layer.weight", param)])
+    param.grad = torch.ones(5, device=device)
     with pytest.raises(RuntimeError, match=r"parameter of 'layer\.weight' is an inference tensor"):
-        gradops.AdamW([("layer.weight", param)])
+        optimizer.step()
 
 
 def test_expanded_parameter_is_refused(device):
@@ -99,5 +100,5 @@ def test_parameters_on_several_devices_are_refused_or_run(device):
         ("here", torch.ones(3, device=device).requires_grad_()),
         ("there", torch.ones(3, device="meta").requires_grad_()),
     ]
-    with pytest.raises(RuntimeError, match=rf"parameter of 'there' is on meta; expected {device.type}"):
+    with pytest.raises(RuntimeError, match="parameter of 'there' is on meta; wrap after materialising it"):
         gradops.AdamW(params)

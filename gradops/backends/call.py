@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from gradops.settings import Settings
@@ -62,7 +63,13 @@ class StepCall:
 
 
 class Backend(Protocol):
-    """Carries out steps on one kind of device."""
+    """Carries out steps on one kind of device.
+
+    Attributes:
+        DTYPES: those of parameters.
+    """
+
+    DTYPES: tuple[torch.dtype, ...]
 
     def forget_rows(self) -> None:
         """The rows are others than at the last step."""

@@ -5,8 +5,23 @@ from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
+_WAYS_OUT = {
+    **dict.fromkeys(("master", "compensation"), "; delete this entry of its state, so that it is made anew"),
+    **dict.fromkeys(
+        ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
+        "; give it the parameter's shape, or clear this parameter's state",
+    ),
+}
 
-def check_tensor(tensor: Tensor, device: torch.device, role: str, name: str) -> None:
+
+def takes_part(param: Tensor) -> bool:
+    """Whether a parameter is to be trained, or has a gradient all the same."""
+    return param.requires_grad or param.grad is not None
+
+
+def check_tensor(
+    tensor: Tensor, device: torch.device, role: str, name: str, dtypes: tuple[torch.dtype, ...] = DTYPES
+) -> None:
     """Refuses what no kernel can read.
 
     Args:
@@ -14,6 +29,7 @@ def check_tensor(tensor: Tensor, device: torch.device, role: str, name: str) -> 
         device: where it must be.
         role: what it is, for the message.
         name: of the parameter that it belongs to.
+        dtypes: those that can be read.
 
     Raises:
         RuntimeError: the tensor is sparse, a subclass, a lazy view, elsewhere, of another dtype or without memory.
@@ -23,20 +39,23 @@ def check_tensor(tensor: Tensor, device: torch.device, role: str, name: str) -> 
         raise RuntimeError(f"{of} is {_word(tensor.layout)}; only dense (strided) tensors are supported")
     if _is_lazy(tensor):
         raise RuntimeError(f"{of} is a tensor subclass or a lazy view; only plain tensors are supported")
+    if tensor.is_meta and role == "parameter":
+        raise RuntimeError(f"{of} is on meta; wrap after materialising it")
     if tensor.device != device:
         raise RuntimeError(f"{of} is on {tensor.device}; expected {device}")
-    if tensor.dtype not in DTYPES:
-        raise RuntimeError(f"{of} is {_word(tensor.dtype)}; expected {', '.join(map(_word, DTYPES))}")
+    if tensor.dtype not in dtypes:
+        raise RuntimeError(f"{of} is {_word(tensor.dtype)}; expected {', '.join(map(_word, dtypes))}")
     if tensor.numel() and tensor.untyped_storage().data_ptr() == 0:
         raise RuntimeError(f"{of} has no memory; its storage was freed")
 
 
 def check_like(tensor: Tensor, param: Tensor, role: str, name: str) -> None:
-    """Also refuses a tensor of another shape than its parameter's."""
-    check_tensor(tensor, param.device, role, name)
+    """Also refuses a tensor of another shape than its parameter's, and float64 beside other parameters than such."""
+    dtypes = (*DTYPES, torch.float64) if param.dtype == torch.float64 else DTYPES
+    check_tensor(tensor, param.device, role, name, dtypes)
     if tensor.shape != param.shape:
         shapes = f"{list(tensor.shape)}, its parameter {list(param.shape)}"
-        raise RuntimeError(f"gradops: {role} of '{name}' has shape {shapes}")
+        raise RuntimeError(f"gradops: {role} of '{name}' has shape {shapes}{_WAYS_OUT.get(role, '')}")
 
 
 def check_writable(tensor: Tensor, role: str, name: str) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gradops.backends.call import Row
-from gradops.backends.checks import check_like, check_tensor, check_writable
+from gradops.backends.checks import check_like, check_tensor, check_writable, takes_part
 
 _ENTRIES = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "master", "compensation")
 _OPTIONAL = ("max_exp_avg_sq", "master", "compensation")
@@ -27,34 +27,40 @@ class KnownRow:
 
     row: Row
     device: torch.device
-    param: Form | None = None
+    dtypes: tuple[torch.dtype, ...]  # that its parameter may have
+    param: Form | None = None  # None until it is to be stepped
     grad: tuple[Any, ...] | None = None
     # Every tensor with its address and shape; None where there is none, or where it must be bound again.
     state: tuple[tuple[Tensor, int, torch.Size], ...] | None = None
     version: int = -1  # of the parameter, after the update that gathered its sum of squares and rounded it
 
     def follow(self) -> None:
-        """Takes the parameter and its gradient as they are now.
+        """Takes the parameter and its gradient as they are now; one without a gradient is not looked at.
 
         Raises:
             RuntimeError: one of them does not fit. Nothing has changed.
         """
         row, param = self.row, self.row.param
-        if param.layout != torch.strided or form_of(param) != self.param:
-            self.link_param()
-        row.squares_known = row.squares_known and self.version == param._version
         row.grad = grad = param.grad
         if grad is None:
             return
+        if param.layout != torch.strided or form_of(param) != self.param:
+            self.link_param()
+        row.squares_known = row.squares_known and self.version == param._version
         kind = (type(grad), grad.layout, grad.is_neg(), grad.device, grad.dtype, grad.shape)
         if kind != self.grad or grad.untyped_storage().data_ptr() == 0:
             check_like(grad, param, "grad", row.name)
             self.grad = kind
 
+    def link_if_it_takes_part(self) -> None:
+        """`link_param`, but whatever else is among the parameters, a frozen int8 weight say, may stay there."""
+        if takes_part(self.row.param):
+            self.link_param()
+
     def link_param(self) -> None:
         """Takes the parameter as it is now; raises RuntimeError for one that cannot be stepped."""
         param, before = self.row.param, self.param
-        check_tensor(param, self.device, "parameter", self.row.name)
+        check_tensor(param, self.device, "parameter", self.row.name, self.dtypes)
         check_writable(param, "parameter", self.row.name)
         self.param = form_of(param)
         self.forget_values()
@@ -73,15 +79,15 @@ class KnownRow:
             self.state = None
 
     def bind_state(self, state: dict[str, Any] | None) -> None:
-        """Takes this parameter's state.
+        """Takes this parameter's state; without a gradient nothing is looked at, and nothing bound.
 
         Raises:
             RuntimeError: an entry is missing or does not fit.
         """
         self.row.state = self.state = None
-        if not state:
-            return
         row = self.row
+        if not state or row.param.grad is None:
+            return
         for key in _ENTRIES:
             if key in _OPTIONAL and key not in state:
                 continue

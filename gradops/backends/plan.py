@@ -32,20 +32,21 @@ class StepPlan:
     def bind_params(self, param_groups: list[dict[str, Any]], names: tuple[str, ...], buffers: StepBuffers) -> None:
         """Takes the parameters of all groups; `names` and the rows of `buffers` have one entry a parameter.
 
-        What the plan knew of a parameter is kept.
+        What the plan knew of a parameter is kept. One that is neither to be trained nor has a gradient is checked when
+        its first gradient comes.
 
         Raises:
-            RuntimeError: a parameter cannot be stepped; the plan is then as it was.
+            RuntimeError: another one cannot be stepped on the device of `buffers`; the plan is then as it was.
         """
         before = {id(known.row.param): known for known in self._known}
         params = [(param, index) for index, group in enumerate(param_groups) for param in group["params"]]
-        device = params[0][0].device if params else torch.device("cpu")
+        device = buffers.scalars.device
         known = []
         for (param, group), name in zip(params, names, strict=True):
             kept = before.get(id(param))
             if kept is None or (kept.row.group, kept.device) != (group, device):
-                kept = KnownRow(Row(param, name, group), device)
-                kept.link_param()
+                kept = KnownRow(Row(param, name, group), device, self._backend.DTYPES)
+                kept.link_if_it_takes_part()
             known.append(kept)
         for entry, name in zip(known, names, strict=True):
             entry.row.name = name
@@ -64,7 +65,7 @@ class StepPlan:
         """Indices of the parameters that have a gradient but no state.
 
         Raises:
-            RuntimeError: a gradient does not fit its parameter.
+            RuntimeError: a parameter that has a gradient cannot be stepped, or the gradient does not fit it.
         """
         try:
             return self._follow()
@@ -80,11 +81,15 @@ class StepPlan:
         grads_scaled: bool,
         found_inf: Tensor | None,
     ) -> bool:
-        """One step. False, and nothing has changed, if groups or state are not those that were bound."""
+        """One step.
+
+        False, and nothing has changed, if groups or state are not those that were bound, or if a tensor cannot be
+        stepped with them.
+        """
         if not self._same_params(param_groups):
             return False
         try:
-            if self._follow() or not all(known.state_is(state.get(known.row.param)) for known in self._known):
+            if not self._is_ready(state):
                 return False
             if any(known.row.grad is not None for known in self._known):
                 rows, groups = [known.row for known in self._known], with_l1(param_groups, settings.l1)
@@ -93,6 +98,14 @@ class StepPlan:
             return True
         finally:
             self._let_go_of_grads()
+
+    def _is_ready(self, state: dict[Tensor, Any]) -> bool:
+        try:
+            without_state = self._follow()
+        except RuntimeError:
+            return False  # the model may have moved as a whole; else params_without_state says what is wrong
+        taking_part = (known for known in self._known if known.row.grad is not None)
+        return not without_state and all(known.state_is(state.get(known.row.param)) for known in taking_part)
 
     def _follow(self) -> list[int]:
         for known in self._known:
@@ -127,8 +140,6 @@ class StepPlan:
 
     def _same_params(self, param_groups: list[dict[str, Any]]) -> bool:
         params = list(chain.from_iterable(group["params"] for group in param_groups))
-        if params and self._known and params[0].device != self._known[0].device:
-            return False
         groups = chain.from_iterable([index] * len(group["params"]) for index, group in enumerate(param_groups))
         return len(params) == len(self._known) and all(
             known.row.param is param and known.row.group == group

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gradops.backends import triton_rows as words
 from gradops.backends.call import Row, StepCall
+from gradops.backends.checks import DTYPES
 from gradops.backends.triton_adam_step import adam_step_kernel
 from gradops.backends.triton_agc import unit_coefs_kernel
 from gradops.backends.triton_grad_stats import grad_stats_kernel
@@ -65,6 +66,8 @@ class TritonStep:
     A tensor whose strides differ from its parameter's, or that begins off 16 bytes, is read and written element by
     element, in the order of the parameter's memory; nothing is copied.
     """
+
+    DTYPES: tuple[torch.dtype, ...] = DTYPES
 
     def __init__(self) -> None:
         self._rows, self._layouts = DeviceTable(torch.int64), DeviceTable(torch.int64)

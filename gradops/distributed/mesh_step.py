@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradops.backends import torch_math
+from gradops.backends import torch_math, torch_ops
 from gradops.backends.call import Row, StepCall
+from gradops.backends.checks import DTYPES
 from gradops.backends.torch_guard import Verdict, judge
-from gradops.backends.torch_step import rates, state_of, write_scalars
+from gradops.backends.torch_step import rates, state_of, widened, write_scalars
 from gradops.distributed.gather import Gathering
 from gradops.settings import relative_step_cap
 
@@ -43,6 +44,7 @@ class MeshStep:
     """
 
     def __init__(self, ops: Any) -> None:
+        self.DTYPES: tuple[torch.dtype, ...] = (*DTYPES, torch.float64) if ops is torch_ops else DTYPES
         self._ops = ops
         self._gathering: Gathering | None = None
         self._root_sizes = torch.zeros(0)
@@ -53,11 +55,11 @@ class MeshStep:
         """`set_full_params` follows, if they are those of other parameters."""
         self._indices.clear()
 
-    def set_full_params(self, params: list[Tensor]) -> None:
+    def set_full_params(self, params: list[Tensor], device: torch.device) -> None:
         """Takes the parameters that the rows are the local parts of."""
         self._gathering = Gathering(params)
-        sizes = torch.tensor([param.numel() for param in params], dtype=torch_math.wide_dtype(params[0].device))
-        self._root_sizes = sizes.clamp(min=1).sqrt().to(params[0].device)
+        sizes = torch.tensor([param.numel() for param in params], dtype=torch_math.wide_dtype(device), device="cpu")
+        self._root_sizes = sizes.clamp(min=1).sqrt().to(device)
 
     def description(self) -> str:
         """What ran the last step, for people."""
@@ -67,12 +69,13 @@ class MeshStep:
     def step(self, call: StepCall) -> None:
         """One step; see `gradops.backends.call`."""
         device = self._device = call.buffers.scalars.device
-        scale = torch.ones((), device=device) if call.loss_scale is None else call.loss_scale.reshape(()).to(device)
+        one = torch.ones((), dtype=torch.float32, device=device)
+        scale = one if call.loss_scale is None else call.loss_scale.reshape(()).to(device)
         divisor = scale.float() if call.loss_scale is not None and call.grads_scaled else None
         every = self._measure(call, divisor)
         verdict = judge(call, every.grad_norm, every.found_inf)
         rows = [row for row in call.rows if row.grad is not None]
-        before = [row.updated.to(torch.float32, copy=True) for row in rows if call.settings.track_updates]
+        before = [widened(row.updated, copy=True) for row in rows if call.settings.track_updates]
         capped = self._update(call, every, divisor, verdict)
         write_scalars(call, verdict, scale)
         buffers = call.buffers
@@ -107,7 +110,7 @@ class MeshStep:
         assert self._gathering is not None
         buffers = call.buffers
         part = self._index([index for index, row in enumerate(call.rows) if row.grad is not None], skip.device)
-        moved = [row.updated.float() - values for row, values in zip(rows, before, strict=True)]
+        moved = [widened(row.updated) - values for row, values in zip(rows, before, strict=True)]
         numbers = torch.zeros(2, len(call.rows), dtype=torch_math.wide_dtype(skip.device), device=skip.device)
         for line, tensors in zip(numbers, (moved, [row.updated for row in rows]), strict=True):
             line[part] = self._ops.grad_stats(tensors)[1].to(numbers.dtype)
@@ -157,7 +160,8 @@ class MeshStep:
             lr, _, capped[place] = rates(group["lr"], verdict.before.lr_factor, members, cap, rms)
             shared = {
                 "grad_scale": divisor,
-                "clip_coef": verdict.clip_coef,
+                # Kernels read float32.
+                "clip_coef": verdict.clip_coef if self._ops is torch_ops else verdict.clip_coef.float(),
                 "found_inf": verdict.skip.float(),
                 "clip_value": call.settings.clip_value,
             }

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradops.backends.checks import check_tensor, takes_part
 from gradops.backends.plan import StepPlan
 from gradops.distributed.mesh_step import MeshStep
 from gradops.distributed.shards import is_sharded, local_grad, local_tensor
@@ -34,8 +35,8 @@ class _Shard:
     local_state: dict[str, Any] | None = None
 
     def follow(self) -> None:
-        """Makes the local tensor that of the parameter as it is now."""
-        if self.local is self.param:
+        """Makes the local tensor that of the parameter as it is now; of one that takes no part nothing is looked at."""
+        if self.local is self.param or not takes_part(self.param):
             return
         now = local_tensor(self.param)
         if (now.data_ptr(), now.shape, now.stride()) != (self.local.data_ptr(), self.local.shape, self.local.stride()):
@@ -112,11 +113,14 @@ class ShardedPlan:
         before = {id(shard.param): shard for shard in self._shards}
         params = [param for group in param_groups for param in group["params"]]
         shards = [before.get(id(param)) or _shard_of(param, name) for param, name in zip(params, names, strict=True)]
-        for shard in shards:
+        for index, shard in enumerate(shards):
             shard.follow()
+            # The plan takes local tensors for frozen ones, since they require no gradient.
+            if shard.local is not shard.param and takes_part(shard.param):
+                check_tensor(shard.local, buffers.scalars.device, "parameter", names[index], self._backend.DTYPES)
         self._plan.bind_params(self._local_groups(param_groups, shards), names, buffers)
         if shards != self._shards:
-            self._backend.set_full_params(params)
+            self._backend.set_full_params(params, buffers.scalars.device)
         self._shards = shards
 
     def bind_state(self, state: dict[Tensor, Any]) -> None:
@@ -124,7 +128,8 @@ class ShardedPlan:
         for shard in self._shards:
             shard.bind_state(state.get(shard.param))
         self._local_state = {shard.local: shard.local_state for shard in self._shards if shard.local_state}
-        self._plan.bind_state(self._local_state)
+        with self._local_grads():
+            self._plan.bind_state(self._local_state)
 
     def params_without_state(self) -> list[int]:
         """As StepPlan's."""
