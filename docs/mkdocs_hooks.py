@@ -9,6 +9,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Pages of the site that are files outside docs/, with what their links are relative to.
 ELSEWHERE = {"index.md": ROOT / "README.md", "benchmarks.md": ROOT / "benchmarks" / "README.md"}
 OTHER_PAGES = "How it works"
+# The cell that says so of `**keywords`, in a table of parameters.
+ANY_REQUIRED = re.compile(r"(<code>\*\*\w+</code>(?:(?!</tr>).)*)<em>required</em>", re.DOTALL)
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#:]+)(#[^)]*)?\)")
 
 
@@ -48,6 +50,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         return f"{text} (`{path.relative_to(ROOT).as_posix()}`)" if path.exists() else match[0]
 
     return LINK.sub(relinked, markdown)
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
+    """Does not call `**keywords` required, as the tables of parameters do."""
+    return ANY_REQUIRED.sub(r"\1<em>any or none</em>", html)
 
 
 def completed(api: str) -> str:

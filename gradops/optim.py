@@ -2,7 +2,7 @@
 
 import functools
 import weakref
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import torch
 from torch.optim import optimizer as torch_optimizer
@@ -15,40 +15,17 @@ from gradops.known_optimizers import forget
 from gradops.one_pass import OnePass
 from gradops.param_groups import check_groups
 from gradops.settings import SETTINGS, Settings, SettingsDict, spelt_out
+from gradops.settings_text import arguments, with_settings
 
 OptimizerT = TypeVar("OptimizerT", bound=torch.optim.Optimizer)
 
-_ARGUMENTS = """
+_ARGUMENTS = f"""
     Args:
         params: parameters, named parameters or groups: float32, bfloat16 and float16 on one device, of any layout.
-        *args, **kwargs: torch's arguments.
-        max_norm: the gradients' norm is clipped to it, as by `torch.nn.utils.clip_grad_norm_`; positive.
-        norm_type: p of that norm; positive, may be inf.
-        clip_value: each unscaled gradient element is clamped to ±clip_value before the norm is taken; positive.
-        max_relative_step: caps each tensor's learning rate by the size of its weights; a float or a `RelativeStepCap`.
-        loss_scale: "dynamic", a `DynamicLossScale`, a fixed scale, or None for no scaling.
-        guard: a `SpikeGuard` against single steps whose norm is far out of its history; None for none.
-        backend: "native", "triton" or "torch" forces what runs the step; None for the first of them that can.
-        master_weights: whether bfloat16 and float16 parameters have a float32 master in their state, which the step
-            updates and writes, rounded, to the parameter. float32 parameters are left as they are.
-        moments_dtype: torch.bfloat16 stores the moments in half the memory, rounded to nearest.
-        rounding: "kahan" keeps what rounding takes off each bfloat16 and float16 parameter, in its own dtype in the
-            state, and adds it to the next update: an alternative to `master_weights`. "nearest" loses it.
-        l1: weight of an L1 penalty beside the weight decay: `l1 * sign(param)` is added to the clipped gradients.
-            A group's own "l1" wins over it; `gradops.no_decay_groups` makes groups that spare norms and biases.
-        clip_mode: "norm", or "agc" for adaptive gradient clipping (Brock et al. 2021): the gradient of each unit, a
-            filter or a row, is clipped to max_norm (0.01, say) times the norm of its weights, which counts as at least
-            1e-3. A group with "agc": False is spared, as the paper spares the last layer.
-        track_updates: whether each step also measures how far it moved every parameter: `stats.update_ratio` and
-            `stats.param_rms`, gathered while the update writes. Like every setting it may be set at run time.
-        protect: the model, a module or an iterable of them. Where a step is skipped, for an inf or NaN or by the guard,
-            its buffers go back to what they were after the last applied step: BatchNorm's running statistics, which the
-            forward of a NaN batch has made NaN for ever. All of its buffers are kept, of every dtype, by their names,
-            with what all micro-batches since the last step did to them; it takes twice their memory. Optimizers that
-            protect the same modules share what is kept. Buffers on the CPU beside parameters on a GPU are left alone.
-            See `refresh_` for buffers that you edit yourself.
+{arguments()}
 
     Raises:
+        TypeError: a keyword is of another kind.
         ValueError: a keyword is out of its range, a parameter stands twice in the groups, or `differentiable` is set.
         RuntimeError: a parameter cannot be stepped, or the backend cannot run; the message names it and says why.
 """
@@ -78,8 +55,8 @@ class AdamKeywords(AdamWKeywords, total=False):
 class Adam(OnePass, torch.optim.Adam):
     __doc__ = f"""torch.optim.Adam whose step also unscales, checks, measures, clips and moves the loss scale.
 
-    Moments are of `moments_dtype` whatever the parameter's dtype. A step's meaning is written down in
-    `gradops.reference`.
+    It takes all of torch's arguments, and after them the settings, which `gradops.wrap` has too. Moments are of
+    `moments_dtype` whatever the parameter's dtype. A step's meaning is written down in `gradops.reference`.
     {_ARGUMENTS}"""
 
     def __init__(self, params: Any, *args: Any, **keywords: Unpack[AdamKeywords]) -> None:
@@ -89,7 +66,7 @@ class Adam(OnePass, torch.optim.Adam):
 
 
 class AdamW(OnePass, torch.optim.AdamW):
-    __doc__ = f"""torch.optim.AdamW, as `gradops.Adam` is torch.optim.Adam.
+    __doc__ = f"""torch.optim.AdamW, as `gradops.Adam` is torch.optim.Adam: torch's arguments first, then the settings.
     {_ARGUMENTS}"""
 
     def __init__(self, params: Any, *args: Any, **keywords: Unpack[AdamWKeywords]) -> None:
@@ -98,8 +75,15 @@ class AdamW(OnePass, torch.optim.AdamW):
     spelt_out(__init__, like=torch.optim.AdamW.__init__)
 
 
+@overload
+def wrap(optimizer: torch.optim.AdamW, **settings: Unpack[SettingsDict]) -> AdamW: ...  # type: ignore[overload-overlap]
+@overload
+def wrap(optimizer: torch.optim.Adam, **settings: Unpack[SettingsDict]) -> Adam: ...
+@overload
+def wrap(optimizer: OptimizerT, **settings: Unpack[SettingsDict]) -> OptimizerT: ...
 @spelt_out
-def wrap(optimizer: OptimizerT, **settings: Unpack[SettingsDict]) -> OptimizerT:
+@with_settings
+def wrap(optimizer: torch.optim.Optimizer, **settings: Unpack[SettingsDict]) -> torch.optim.Optimizer:
     """Upgrades a torch.optim.Adam or AdamW in place: its step becomes the one pass.
 
     The object keeps its identity, groups, state, hooks and learning-rate schedulers; its class becomes the matching
@@ -107,14 +91,14 @@ def wrap(optimizer: OptimizerT, **settings: Unpack[SettingsDict]) -> OptimizerT:
 
     Args:
         optimizer: a torch.optim.Adam or AdamW, or an instance of a subclass that keeps torch's `step`.
-        **settings: max_norm, norm_type, clip_value, max_relative_step, loss_scale, guard, backend, master_weights,
-            moments_dtype, rounding, track_updates, l1, clip_mode, protect: as for `gradops.AdamW`.
+        **settings: every one of them, with its default.
 
     Returns:
-        The same object.
+        The same object, with `backward`, `scale`, `unscale_`, `refresh_` and `stats`, and with every keyword as an
+        attribute that each step reads anew.
 
     Raises:
-        TypeError: the optimizer is of another kind.
+        TypeError: the optimizer or a keyword is of another kind.
         ValueError: a keyword is out of its range, or the optimizer is wrapped already with other options.
         RuntimeError: a parameter cannot be stepped, the backend cannot run, or somebody has replaced the optimizer's
             `step`.

@@ -28,27 +28,7 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Settings:
-    """The keywords of `wrap`, `Adam` and `AdamW` besides torch's.
-
-    Args:
-        max_norm: the gradients' norm is clipped to it; positive, None for no clipping.
-        norm_type: p of that norm; positive, may be inf.
-        clip_value: each unscaled gradient element is clamped to ±clip_value; positive, None for no clamping.
-        max_relative_step: a `RelativeStepCap`, a float for a cap without warm-up, None for none.
-        loss_scale: a `DynamicLossScale`, "dynamic" for the default one, a float for a fixed scale, None for none.
-        guard: a `SpikeGuard`, None for none.
-        backend: "native", "triton" or "torch" forces what runs the step; None for the first of them that can.
-        master_weights: whether parameters in half precision have a float32 master that is updated in their place.
-        moments_dtype: in which moments are stored, torch.float32 or torch.bfloat16.
-        rounding: how parameters in half precision are rounded that have no master: "nearest", or "kahan", which keeps
-            what rounding took off each and adds it to the next update.
-        l1: weight of the L1 penalty, whose subgradient is added to the clipped gradients; not negative. A group's own
-            "l1" wins over it.
-        clip_mode: "norm" clips the norm of all gradients together; "agc" (adaptive gradient clipping) the norm of each
-            unit, to max_norm times the norm of its weights. A group's own "agc": False spares its parameters.
-        track_updates: whether `stats.update_ratio` and `stats.param_rms` are gathered while the update writes.
-        protect: a module, or several, whose buffers go back where a step is skipped.
-    """
+    """The keywords of `wrap`, `Adam` and `AdamW` besides torch's; `gradops.settings_text` says what they mean."""
 
     max_norm: float | None = None
     norm_type: float = 2.0

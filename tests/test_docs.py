@@ -126,3 +126,8 @@ def test_site_builds_without_a_warning_and_fetches_nothing(tmp_path):
     assert not any(fetched.search(text) for text in html)
     api = (tmp_path / "site" / "api" / "index.html").read_text()
     assert all(f'id="gradops.{name}"' in api for name in ("wrap", "AdamW", "lr_find", "StepStats"))
+    wrap = re.split('(?=<h3 id="gradops)', api)[1]
+    assert wrap.startswith('<h3 id="gradops.wrap"')
+    assert len(re.findall(r"<em>required</em>|>\s*required\s*<", wrap)) == 1, "the optimizer"
+    assert not re.search(r"<code>\*\*\w+</code>(?:(?!</tr>).)*required", api, re.DOTALL)
+    assert "def wrap(" in re.sub("<[^>]*>", "", wrap), "its source"
