@@ -114,8 +114,8 @@ def test_state_dicts_and_settings_work_with_containers_of_any_kind(name, device)
     backward(optimizer, 1)
     optimizer.step()
     assert all(optimizer.state[param]["exp_avg"].dtype == torch.bfloat16 for param in params_of(optimizer))
-    if name == "state's own":
-        return  # torch's loader takes states of parameters only
+    if name in ("state's own", "state entry UserDict"):
+        return  # torch's own loader takes dicts only
     fresh = make(device, max_norm=0.5, moments_dtype=torch.bfloat16)
     for mine, theirs in zip(params_of(fresh), params_of(optimizer), strict=True):
         mine.data.copy_(theirs)
