@@ -19,6 +19,7 @@ from trainings import recorded
 
 import gradops
 from gradops.__main__ import main
+from gradops.diagnose.report import report
 from gradops.picture import page, plot
 from gradops.picture.histograms import shares
 from gradops.picture.names import columns, rows_of, shorten, without_shared
@@ -32,9 +33,12 @@ const fire = (name, x, y, more) => canvas.dispatchEvent(
 const said = {}, hint = document.getElementById("hint");
 fire("pointermove", box.width - 2, HEAD + 2);
 said.hint = hint.textContent;
+said.opened = document.getElementById("layer").selectedOptions[0].text;
 fire("pointermove", box.width - 2, HEAD + map.mapHeight + 20);
 said.line = hint.textContent;
 fire("wheel", (LEFT + box.width) / 2, 30, {deltaY: -500, cancelable: true});
+said.scrolled = map.width;
+fire("wheel", (LEFT + box.width) / 2, 30, {deltaY: -500, cancelable: true, ctrlKey: true});
 said.zoomed = [map.width, histogram.width];
 document.getElementById("order").value = "worst";
 document.getElementById("order").dispatchEvent(new Event("change"));
@@ -181,8 +185,9 @@ def test_command_writes_page_and_picture(written):
 
 def test_page_asks_for_nothing_else(written):
     text = (written / "r.html").read_text()
-    assert not re.search(r"(src|href)=\"(?!data:)", text)
+    assert not re.search(r"(src|href)=\"(?!data:|#)", text)
     assert "://" not in text
+    assert set(re.findall(r'href="#([^"]*)"', text)) <= set(re.findall(r'id="([^"]*)"', text))
 
 
 def test_page_shows_values_zooms_and_sorts_in_a_browser(written, run):
@@ -196,7 +201,10 @@ def test_page_shows_values_zooms_and_sorts_in_a_browser(written, run):
     assert (layer, step) == ("1", "step 89")
     assert float(value.removeprefix("gradient norm ")) == pytest.approx(norm, rel=5e-3)
     assert "step 89\ngradient norm" in said["line"]
+    assert said["scrolled"] == 90, "a wheel without Ctrl scrolls the page"
     assert said["zoomed"][0] == said["zoomed"][1] < 45
+    named = re.findall(r"`([^`]*)`", " ".join(finding.text for finding in report(run).findings))
+    assert said["opened"] == next(name for name in named if name in run.layers)
     assert said["all"] == 90
     assert sorted(said["order"]) == list(range(14)) != said["order"]
     assert said["clicked"] in run.layers

@@ -1,13 +1,19 @@
-// A canvas over a range of values: scroll to zoom, drag to move, point for a hint. What extends it has `height`,
+// A colour of the page's style, which is another in the dark.
+const colour_of = name => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
+
+// A canvas over a range of values: Ctrl and scroll to zoom, drag to move, point for a hint. What extends it has `height`,
 // `least` and `most`, the bounds of the range, and `finest`, the narrowest one, draws by `paint(pen, wide)`, and says by
 // `at(x, y)` what the pointer is on, or nothing.
 class Zoomed {
   constructor(canvas, left) {
     this.canvas = canvas;
-    this.left = left;
+    this.widest = left;
     this.hint = document.getElementById("hint");
     this.listen();
   }
+
+  // Where the range begins: the names on the left have at most three tenths of a narrow window.
+  get left() { return Math.min(this.widest, 0.3 * this.canvas.clientWidth); }
 
   x(value) { return this.left + (value - this.start) / this.width * (this.canvas.clientWidth - this.left); }
   value(x) { return this.start + (x - this.left) / (this.canvas.clientWidth - this.left) * this.width; }
@@ -35,6 +41,7 @@ class Zoomed {
     const canvas = this.canvas;
     let held = null;
     canvas.addEventListener("wheel", event => {
+      if (!event.ctrlKey && !event.metaKey) return;  // the page scrolls
       event.preventDefault();
       const at = this.value(event.offsetX), factor = Math.exp(event.deltaY * 0.002);
       this.show(at - (at - this.start) * factor, at + (this.start + this.width - at) * factor);
@@ -43,7 +50,7 @@ class Zoomed {
       held = {x: event.offsetX, start: this.start};
       if (event.isTrusted) canvas.setPointerCapture(event.pointerId);
     });
-    canvas.addEventListener("pointerup", () => { held = null; });
+    for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => { held = null; });
     canvas.addEventListener("pointerleave", () => { this.hint.style.display = "none"; });
     canvas.addEventListener("pointermove", event => {
       if (held) {
@@ -54,6 +61,7 @@ class Zoomed {
       this.point(event);
     });
     window.addEventListener("resize", () => this.draw());
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { this.choose?.(); this.draw(); });
   }
 
   point(event) {

@@ -6,7 +6,7 @@ class Histogram extends Steps {
   }
 
   choose() {
-    const {bins, columns, values} = data.histograms, pale = [240, 240, 240];
+    const {bins, columns, values} = data.histograms, pale = parts_of("nothing");
     this.layer = Number(chosen("layer").value);
     this.values = decoded(values[this.layer], Uint8Array);
     this.picture = image(columns, bins, (row, column) => {
@@ -25,22 +25,21 @@ class Histogram extends Steps {
   }
 
   paint(pen, wide) {
-    const {bins, size, edges} = data.histograms, height = this.height - AXIS;
+    const {size} = data.histograms, height = this.height - AXIS;
     this.place(pen, this.picture, size, 0, height, wide);
-    pen.fillStyle = INK;
+    this.events(pen, 0, height);
+    pen.fillStyle = colour_of("ink");
     pen.textAlign = "right";
-    const middle = Math.floor(edges.length / 2), apart = Math.max(1, Math.floor(edges.length / 8));
-    for (let edge = middle % apart; edge < edges.length; edge += apart)
-      pen.fillText(number(edges[edge]), LEFT - 8, height - (edge + 1) * this.binHeight);
-    pen.fillText("inf, NaN", LEFT - 8, 7);
+    for (const [place, label] of data.histograms.ticks)
+      pen.fillText(label, this.left - 8, height - (place + 0.5) * this.binHeight);
+    pen.fillText("inf, NaN", this.left - 8, 7);
     pen.textAlign = "left";
-    pen.fillText(fitted(pen, data.histograms.layers[this.layer], 130), 0, height / 2);
     this.axis(pen, height, wide);
   }
 
   at(x, y) {
     const {bins, columns, size} = data.histograms;
-    if (x < LEFT || y >= this.height - AXIS || x >= this.canvas.clientWidth) return null;
+    if (x < this.left || y >= this.height - AXIS || x >= this.canvas.clientWidth) return null;
     const column = Math.floor(Math.min(this.most - 1, this.value(x)) / size), bin = bins - 1 - Math.floor(y / this.binHeight);
     const light = this.values[bin * columns + column];
     const share = light ? number(100 * 10 ** (-4 * (1 - (light - 1) / 254))) + " %" : "none";

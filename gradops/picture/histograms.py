@@ -47,8 +47,22 @@ def draw(axes: Axes, run: Run, layer: int) -> None:
     axes.title.set_fontsize(9)
 
 
-def ticks(edges: NDArray[np.float32]) -> tuple[list[float], list[str]]:
-    """Places, in bins, and labels of some edges, outwards from the middle one, which is 0 where bins are symmetric."""
-    middle, apart = len(edges) // 2, max(1, len(edges) // TICKS)
-    chosen = sorted({*range(middle, -1, -apart), *range(middle, len(edges), apart)})
-    return [index + 0.5 for index in chosen], [f"{edges[index]:.2g}" for index in chosen]
+def ticks(edges: NDArray[np.float32], form: str = "{}$10^{{{}}}$") -> tuple[list[float], list[str]]:
+    """Places, in bins, and labels of 0 and of some powers of ten between the edges.
+
+    Args:
+        edges: ascending.
+        form: of a label, filled with the sign and the exponent.
+    """
+    largest = np.abs(edges[np.isfinite(edges) & (edges != 0)])
+    first, last = np.ceil(np.log10(largest.min())), np.floor(np.log10(largest.max()))
+    apart = max(1, round((last - first) / (TICKS // 2)))
+    exponents = [int(exponent) for exponent in np.arange(last, first - 0.5, -apart)][: TICKS // 2]
+    values = [(sign * 10.0**exponent, sign, exponent) for exponent in exponents for sign in (-1, 1)]
+    inside = sorted(value for value in values if edges[0] <= value[0] <= edges[-1])
+    labelled = [(value, form.format("-" if sign < 0 else "", exponent)) for value, sign, exponent in inside]
+    if edges[0] < 0 < edges[-1]:
+        labelled.append((0.0, "0"))
+    # Edges are as far apart in bins as they are in their order.
+    places = np.interp([value for value, _ in labelled], edges, np.arange(len(edges)) + 0.5)
+    return [float(place) for place in places], [label for _, label in labelled]

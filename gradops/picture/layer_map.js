@@ -15,10 +15,10 @@ class LayerMap extends Steps {
       const worst = this.rows.map(row => this.unusual(row));
       this.rows.sort((a, b) => worst[b] - worst[a]);
     }
-    const colours = new Colours(this.values, measure.logarithmic), pale = [240, 240, 240], broken = [213, 94, 0];
+    const colours = this.colours = new Colours(this.values, measure.logarithmic), pale = parts_of("nothing");
     this.picture = image(measure.columns, this.rows.length, (row, column) => {
       const value = this.cell(this.rows[row], column);
-      if (value === Infinity) return broken;
+      if (value === Infinity) return BROKEN;
       return Number.isNaN(value) || measure.logarithmic && value <= 0 ? pale : colours.of(value);
     });
     this.rowHeight = Math.max(2, Math.min(20, MAP / this.rows.length));
@@ -28,11 +28,13 @@ class LayerMap extends Steps {
 
   cell(row, column) { return this.values[row * this.measure.columns + column]; }
 
-  // How far a layer went above its own middle value; what is not finite is furthest.
+  // How far a layer went above its own middle value; what is not finite is furthest, then what died.
   unusual(row) {
-    const {columns, logarithmic} = this.measure;
-    const known = this.values.slice(row * columns, (row + 1) * columns).filter(value => !Number.isNaN(value));
+    const {columns, logarithmic} = this.measure, all = this.values.slice(row * columns, (row + 1) * columns);
+    const known = all.filter(value => !Number.isNaN(value));
     if (known.some(value => value === Infinity)) return Infinity;
+    const lives = value => value > 0, end = all.slice(-Math.max(1, Math.floor(columns / 10)));
+    if (logarithmic && known.some(lives) && !end.some(lives)) return 1e300 - all.findLastIndex(lives) * 1e290;
     const positive = known.filter(value => !logarithmic || value > 0).sort();
     if (!positive.length) return -Infinity;
     const middle = positive[Math.floor(positive.length / 2)], largest = positive[positive.length - 1];
@@ -40,18 +42,37 @@ class LayerMap extends Steps {
   }
 
   paint(pen, wide) {
-    pen.fillStyle = INK;
-    pen.fillText(this.measure.name + (this.measure.logarithmic ? ", logarithmic" : ""), LEFT, HEAD / 2);
+    pen.fillStyle = colour_of("ink");
+    pen.fillText(fitted(pen, this.measure.name, wide - this.left - 210), this.left, HEAD / 2);
+    this.bar(pen, wide);
     this.place(pen, this.picture, this.measure.size, HEAD, this.mapHeight, wide);
+    this.events(pen, HEAD, this.mapHeight);
     const apart = Math.ceil(13 / this.rowHeight);
+    pen.fillStyle = colour_of("ink");
     for (let place = 0; place < this.rows.length; place += apart) {
-      const name = fitted(pen, this.measure.layers[this.rows[place]], LEFT - 20);
+      const name = fitted(pen, this.measure.layers[this.rows[place]], this.left - 12);
       pen.textAlign = "right";
-      pen.fillText(name, LEFT - 8, HEAD + (place + 0.5) * this.rowHeight);
+      pen.fillText(name, this.left - 8, HEAD + (place + 0.5) * this.rowHeight);
       pen.textAlign = "left";
     }
     this.lines.forEach((line, lane) => this.line(pen, line, HEAD + this.mapHeight + lane * LANE, wide, lane));
     this.axis(pen, HEAD + this.mapHeight + this.lines.length * LANE, wide);
+  }
+
+  // What the colours stand for, in the corner.
+  bar(pen, wide) {
+    const {low, high} = this.colours, across = 80, left = wide - across - 64;
+    if (!Number.isFinite(low) || left < this.left) return;
+    for (let at = 0; at < across; at++) {
+      pen.fillStyle = `rgb(${data.palette[Math.round(255 * at / (across - 1))].join(" ")})`;
+      pen.fillRect(left + at, 5, 1.5, HEAD - 10);
+    }
+    const value = place => number(this.measure.logarithmic ? 10 ** place : place);
+    pen.fillStyle = colour_of("pale");
+    pen.textAlign = "right";
+    pen.fillText(value(low), left - 5, HEAD / 2);
+    pen.textAlign = "left";
+    pen.fillText(value(high), left + across + 5, HEAD / 2);
   }
 
   line(pen, {name, values, logarithmic}, top, wide, lane) {
@@ -59,18 +80,18 @@ class LayerMap extends Steps {
     const first = Math.floor(this.start), last = Math.min(this.most, Math.ceil(this.start + this.width));
     const seen = Array.from(values.slice(first, last), scale).filter(Number.isFinite);
     const low = Math.min(...seen), high = Math.max(...seen), span = high - low || 1;
-    pen.fillStyle = INK;
-    pen.fillText(name, 0, top + LANE / 2 + 6);
+    pen.fillStyle = colour_of("ink");
+    pen.fillText(fitted(pen, name, this.left - 56), 0, top + LANE / 2 + 6);
     if (!seen.length) return;
-    pen.fillStyle = PALE;
+    pen.fillStyle = colour_of("pale");
     pen.textAlign = "right";
     const label = value => number(logarithmic ? 10 ** value : value);
-    pen.fillText(label(high), LEFT - 8, top + 20);
-    pen.fillText(label(low), LEFT - 8, top + LANE - 8);
+    pen.fillText(label(high), this.left - 8, top + 20);
+    pen.fillText(label(low), this.left - 8, top + LANE - 8);
     pen.textAlign = "left";
     pen.save();
     pen.beginPath();
-    pen.rect(LEFT, top, wide - LEFT, LANE);
+    pen.rect(this.left, top, wide - this.left, LANE);
     pen.clip();
     pen.beginPath();
     let joined = false;
@@ -79,9 +100,10 @@ class LayerMap extends Steps {
       if (Number.isFinite(value)) joined ? pen.lineTo(this.x(row + 0.5), y) : pen.moveTo(this.x(row + 0.5), y);
       joined = Number.isFinite(value);
     }
-    pen.strokeStyle = "#0072B2";
+    pen.strokeStyle = colour_of("curve");
     pen.lineWidth = 1.4;
     pen.stroke();
+    this.events(pen, top, LANE);
     if (lane === 0) for (const mark of data.marks) this.mark(pen, mark, top);
     pen.restore();
   }
@@ -96,17 +118,18 @@ class LayerMap extends Steps {
   }
 
   at(x, y) {
-    if (x < LEFT || x >= this.canvas.clientWidth) return null;
+    if (x < this.left || x >= this.canvas.clientWidth) return null;
     const row = Math.min(this.most - 1, Math.floor(this.value(x))), place = Math.floor((y - HEAD) / this.rowHeight);
     if (y >= HEAD && place < this.rows.length) {
       const column = Math.floor(row / this.measure.size), layer = this.rows[place];
       const value = this.cell(layer, column);
       return `${this.measure.layers[layer]}\n${steps(column, this.measure.size)}\n${this.measure.name} ${number(value)}`;
     }
+    const event = data.events.filter(({row: at}) => at === row).map(({name}) => "\n" + name).join("");
     const line = this.lines[Math.floor((y - HEAD - this.mapHeight) / LANE)];
     if (y < HEAD || !line) return null;
     const marks = data.marks.filter(mark => mark.rows.includes(row)).map(mark => ", " + mark.name).join("");
-    return `step ${data.steps[row]}${marks}\n${line.name} ${number(line.values[row])}`;
+    return `step ${data.steps[row]}${marks}\n${line.name} ${number(line.values[row])}${event}`;
   }
 
   click(event) {

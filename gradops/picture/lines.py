@@ -59,8 +59,9 @@ def _plain(axes: Axes, run: Run, values: NDArray[np.float32], title: str) -> Non
     wide = len(positive) > 0 and positive.max() > 1e3 * positive.min()
     if wide:
         axes.set_yscale("log")
-        look.readable_decades(axes)
     axes.plot(run.steps, finite, color=look.LINE, linewidth=1.3)
+    if wide:
+        look.readable_decades(axes)  # of the values that are there by now
     lost = ~np.isfinite(values)
     measured = bool(np.isfinite(values).any())
     if measured and lost.any():

@@ -1,13 +1,13 @@
 """How every panel looks: colours that all eyes tell apart, and that print in grey."""
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from gradops.diagnose.finding import number
 
 INK, PALE, GRID = "#333333", "#777777", "#e6e6e6"
 # Okabe and Ito's; what they mark also has a shape of its own.
-LINE, CLIPPED, SKIPPED, EVENT = "#0072B2", "#E69F00", "#D55E00", "#CC79A7"
+LINE, CLIPPED, SKIPPED, EVENT = "#0072B2", "#009E73", "#D55E00", "#CC79A7"
 # Its brightness rises evenly, so that grey print keeps its order.
 COLOURS = "cividis"
 NOTHING = "#f0f0f0"
@@ -32,5 +32,6 @@ def readable_decades(axes: Axes) -> None:
     low, high = axes.get_ylim()
     steps = (1.0,) if high > 30 * low else (1.0, 2.0, 5.0)
     axes.yaxis.set_major_locator(LogLocator(subs=steps, numticks=6))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
     axes.yaxis.set_minor_formatter(NullFormatter())

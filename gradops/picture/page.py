@@ -1,6 +1,7 @@
 """A recorded run as one interactive HTML page: every layer, step and value under the pointer."""
 
 import base64
+import datetime
 import os
 import re
 from html import escape
@@ -13,10 +14,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from gradops import page
 from gradops._version import __version__
+from gradops.diagnose.finding import Finding
 from gradops.diagnose.report import Report, report
 from gradops.diagnose.view import View
 from gradops.picture import histograms, look
 from gradops.picture.names import columns
+from gradops.picture.plot import EVENTS
 from gradops.record.run import Run
 
 HERE = Path(__file__).parent
@@ -38,18 +41,32 @@ def write(run: Run, path: str | os.PathLike[str]) -> None:
         ValueError: the run has no steps.
     """
     found, view = report(run), View(run)
-    facts = [found.summary, _settings(run), f"gradops {__version__}"]
-    title, body = found.verdict.replace("`", ""), _body(found) + (HERE / "page.html").read_text()
-    page.write(Path(path), title, facts, body, _data(view), style=HERE / "page.css", scripts=SCRIPTS)
+    made = f"{Path(path).name}, made {datetime.date.today().isoformat()} by gradops {__version__}"
+    facts = [found.summary, _settings(run), made]
+    title, body = found.verdict.replace("`", ""), _body(found) + (HERE / "page.html").read_text() + _guide(found)
+    page.write(Path(path), title, facts, body, _data(view, found), style=HERE / "page.css", scripts=SCRIPTS)
 
 
 def _body(found: Report) -> str:
-    seen = "".join(f"<li>{_with_names(finding.text)}</li>" for finding in found.findings)
-    advice = "".join(
-        f"<li>{escape(remedy.advice)}<br><small>{escape(remedy.link)}</small></li>" for remedy in found.remedies
-    )
+    seen = "".join(f"<li>{_level(finding)}{_with_names(finding.text)}</li>" for finding in found.findings)
+    advice = "".join(f'<li>{escape(each.advice)} <a href="#{each.anchor}">More</a></li>' for each in found.remedies)
     lists = (("What was seen", seen), ("What to do", advice))
     return "".join(f"<h2>{title}</h2><ul>{items}</ul>" for title, items in lists if items)
+
+
+def _level(finding: Finding) -> str:
+    """A word before what is more than a note, as in the text."""
+    return "" if finding.level == "note" else f"<b>{finding.level}:</b> "
+
+
+def _guide(found: Report) -> str:
+    """What the guide says of each remedy, in short: the page is read where the guide is not."""
+    sections = {remedy.anchor: remedy for remedy in found.remedies}
+    said = "".join(
+        f'<h3 id="{anchor}">{escape(remedy.heading)}</h3><p>{escape(remedy.why)}</p>'
+        for anchor, remedy in sections.items()
+    )
+    return f"<h2>From the guide</h2>{said}" if said else ""
 
 
 def _with_names(text: str) -> str:
@@ -62,7 +79,7 @@ def _settings(run: Run) -> str:
     return ", ".join(f"{name} {value}" for name, value in said.items())
 
 
-def _data(view: View) -> dict[str, Any]:
+def _data(view: View, found: Report) -> dict[str, Any]:
     run = view.run
     lines = [_line("gradient norm", run.grad_norm), _line("loss", run.loss)]
     lines.append(_line("learning rate", run.lr.max(axis=1), widest=np.inf))
@@ -77,9 +94,21 @@ def _data(view: View) -> dict[str, Any]:
             {"name": "clipped", "rows": np.flatnonzero((run.clip_coef < 1) & ~run.skipped).tolist()},
             {"name": "skipped", "rows": np.flatnonzero(run.skipped).tolist()},
         ],
+        "events": [
+            {"name": EVENTS[finding.kind], "row": finding.row or 0}
+            for finding in found.findings
+            if finding.kind in EVENTS
+        ],
         "histograms": _histograms(run),
+        "accused": _accused(run, found),
         "palette": palette.tolist(),
     }
+
+
+def _accused(run: Run, found: Report) -> int | None:
+    """The watched layer that the report names first."""
+    named = [finding.layer for finding in found.findings if finding.layer in run.layers]
+    return run.layers.index(named[0]) if named and named[0] is not None else None
 
 
 def _measures(view: View) -> list[dict[str, Any]]:
@@ -136,7 +165,9 @@ def _histograms(run: Run) -> dict[str, Any]:
         wide = shares.shape[1]
         encoded.append(_encoded(np.where(np.nan_to_num(shares) > 0, 1 + 254 * light, 0).astype(np.uint8)))
     edges = [float(edge) for edge in run.histogram_edges]
-    return {"layers": run.layers, "bins": bins, "columns": wide, "size": size, "edges": edges, "values": encoded}
+    shape = {"bins": bins, "columns": wide, "size": size, "edges": edges}
+    named = zip(*histograms.ticks(run.histogram_edges, "{}1e{}"), strict=True)
+    return {"layers": run.layers, **shape, "ticks": list(named), "values": encoded}
 
 
 def _encoded(values: NDArray[Any]) -> str:

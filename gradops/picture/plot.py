@@ -83,7 +83,8 @@ def _mark(panels: list[Axes], view: View, findings: list[Finding]) -> None:
         label = f" {EVENTS[finding.kind]}, step {step}"
         side = "right" if step > sum(panels[0].get_xlim()) / 2 else "left"
         words: dict[str, Any] = {"fontsize": 8, "color": look.INK, "va": "top", "ha": side}
-        panels[1].text(step, 0.97 - 0.17 * place, label, transform=panels[1].get_xaxis_transform(), **words)
+        text = panels[1].text(step, 0.97 - 0.17 * place, label, transform=panels[1].get_xaxis_transform(), **words)
+        text.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5})
 
 
 def _draw_histograms(sheet: Sheet, run: Run, layers: list[int]) -> None:

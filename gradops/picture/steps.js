@@ -1,6 +1,6 @@
 const data = JSON.parse(document.getElementById("data").textContent);
-const LEFT = 230, MAP = 560, LANE = 74, AXIS = 24, HEAD = 18, INK = "#333", PALE = "#777";
-const MARKS = {clipped: "#E69F00", skipped: "#D55E00"};
+const LEFT = 230, MAP = 560, LANE = 74, AXIS = 24, HEAD = 22;
+const MARKS = {clipped: "#009E73", skipped: "#D55E00"}, BROKEN = [213, 94, 0], EVENT = "#CC79A7";
 const chosen = name => document.getElementById(name);
 
 function decoded(text, Type) {
@@ -18,6 +18,9 @@ function steps(column, size) {
   const first = column * size, last = Math.min(first + size, data.steps.length) - 1;
   return size > 1 ? `steps ${data.steps[first]} to ${data.steps[last]} (largest)` : `step ${data.steps[first]}`;
 }
+
+// A colour of the style, such as #f0f0f0, as three numbers.
+const parts_of = name => [1, 3, 5].map(at => parseInt(colour_of(name).slice(at, at + 2), 16));
 
 function fitted(pen, name, width) {
   if (pen.measureText(name).width <= width) return name;
@@ -75,19 +78,36 @@ class Steps extends Zoomed {
   place(pen, picture, size, top, height, wide) {
     pen.save();
     pen.beginPath();
-    pen.rect(LEFT, top, wide - LEFT, height);
+    pen.rect(this.left, top, wide - this.left, height);
     pen.clip();
     pen.imageSmoothingEnabled = false;
     pen.drawImage(picture, this.x(0), top, this.x(picture.width * size) - this.x(0), height);
     pen.restore();
   }
 
+  // A dotted line at each moment that the report names.
+  events(pen, top, height) {
+    pen.save();
+    pen.strokeStyle = EVENT;
+    pen.lineWidth = 1.2;
+    pen.setLineDash([3, 3]);
+    for (const {row} of data.events) {
+      const x = this.x(row + 0.5);
+      if (x < this.left) continue;
+      pen.beginPath();
+      pen.moveTo(x, top);
+      pen.lineTo(x, top + height);
+      pen.stroke();
+    }
+    pen.restore();
+  }
+
   axis(pen, top, wide) {
-    pen.fillStyle = PALE;
+    pen.fillStyle = colour_of("pale");
     for (let tick = 0; tick <= 4; tick++) {
       const row = Math.min(this.most - 1, Math.floor(this.start + tick / 4 * this.width));
       pen.textAlign = tick === 4 ? "right" : tick ? "center" : "left";
-      pen.fillText((tick ? "" : "step ") + data.steps[row], LEFT + tick / 4 * (wide - LEFT), top + AXIS / 2);
+      pen.fillText((tick ? "" : "step ") + data.steps[row], this.left + tick / 4 * (wide - this.left), top + AXIS / 2);
     }
     pen.textAlign = "left";
   }

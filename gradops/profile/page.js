@@ -30,16 +30,15 @@ class Timeline extends Zoomed {
     super(document.createElement("canvas"), LEFT);
     this.finest = 1;
     this.loops = loops;
-    this.longest = Math.max(...loops.map(loop => loop.length));
     this.mostMemory = Math.max(...loops.flatMap(loop => loop.memory.map(point => point[1])));
-    box.innerHTML = `<h2>Timeline, ${title}</h2><p>One typical profiled step of each. Scroll to zoom, drag to move,
+    box.innerHTML = `<h2>Timeline, ${title}</h2><p>One typical profiled step of each. Ctrl and scroll to zoom, drag to move,
       point at a bar for its name.</p>`;
-    this.button(box, "whole step", () => this.align(() => 0, this.longest));
+    this.button(box, "whole step", () => this.align(() => 0, loop => loop.length));
     this.button(box, "after the backward pass", () =>
-      this.align(loop => loop.after[0], 1.05 * Math.max(...loops.map(loop => loop.after[1]))));
+      this.align(loop => loop.after[0], loop => loop.after[1]));
     box.appendChild(this.canvas);
     this.height = loops.reduce((sum, loop) => sum + HEAD + LANE * lanesOf(loop).length + MEMORY, AXIS);
-    this.align(() => 0, this.longest);
+    this.align(() => 0, loop => loop.length);
   }
 
   button(box, text, action) {
@@ -48,11 +47,13 @@ class Timeline extends Zoomed {
     button.addEventListener("click", action);
   }
 
-  // Shows this many microseconds from a moment that each loop has for itself.
-  align(origin, width) {
+  // Shows a part of the steps, from a moment that each loop has for itself; `length` of it is what the heads tell.
+  align(origin, length) {
     this.origin = origin;
+    this.part = length;
+    const width = 1.02 * Math.max(...this.loops.map(length));
     this.least = -Math.max(...this.loops.map(origin));
-    this.most = Math.max(...this.loops.map(loop => loop.length - origin(loop)));
+    this.most = Math.max(width, ...this.loops.map(loop => loop.length - origin(loop)));
     this.show(0, width);
   }
 
@@ -60,13 +61,13 @@ class Timeline extends Zoomed {
     this.places = [];
     let top = 0;
     for (const loop of this.loops) {
-      pen.fillStyle = "#333";
+      pen.fillStyle = colour_of("ink");
       pen.font = "600 13px system-ui, sans-serif";
-      pen.fillText(`${loop.name}: ${time(loop.length)}`, 0, top + HEAD / 2);
+      pen.fillText(`${loop.name}: ${time(this.part(loop))}`, 0, top + HEAD / 2);
       pen.font = "12px system-ui, sans-serif";
       top += HEAD;
       for (const [name, events] of lanesOf(loop)) {
-        pen.fillStyle = "#777";
+        pen.fillStyle = colour_of("pale");
         pen.fillText(name, 0, top + LANE / 2);
         for (const event of events) this.bar(pen, event, this.origin(loop), top, wide);
         top += LANE;
@@ -74,9 +75,9 @@ class Timeline extends Zoomed {
       this.curve(pen, loop, top, wide);
       top += MEMORY;
     }
-    pen.fillStyle = "#777";
+    pen.fillStyle = colour_of("pale");
     for (let tick = 0; tick <= 4; tick++) {
-      const x = LEFT + tick / 4 * (wide - LEFT);
+      const x = this.left + tick / 4 * (wide - this.left);
       pen.textAlign = tick === 4 ? "right" : tick ? "center" : "left";
       pen.fillText(time(this.value(x)), x, top + AXIS / 2);
     }
@@ -85,8 +86,8 @@ class Timeline extends Zoomed {
 
   bar(pen, event, origin, top, wide) {
     const [name, begin, length] = event, start = begin - origin;
-    const left = Math.max(LEFT, this.x(start)), right = Math.min(wide, this.x(start + length));
-    if (right <= LEFT || left >= wide) return;
+    const left = Math.max(this.left, this.x(start)), right = Math.min(wide, this.x(start + length));
+    if (right <= this.left || left >= wide) return;
     const across = Math.max(0.5, right - left);
     pen.fillStyle = colour(name);
     pen.fillRect(left, top + 2, across, LANE - 4);
@@ -102,7 +103,7 @@ class Timeline extends Zoomed {
     const y = bytes => top + MEMORY - 6 - bytes / this.mostMemory * (MEMORY - 18);
     pen.save();
     pen.beginPath();
-    pen.rect(LEFT, top, wide - LEFT, MEMORY);
+    pen.rect(this.left, top, wide - this.left, MEMORY);
     pen.clip();
     pen.beginPath();
     let last = loop.memory.length ? loop.memory[0][1] : 0;
@@ -118,7 +119,7 @@ class Timeline extends Zoomed {
     pen.lineWidth = 1.5;
     pen.stroke();
     pen.restore();
-    pen.fillStyle = "#777";
+    pen.fillStyle = colour_of("pale");
     pen.fillText("memory", 0, top + MEMORY / 2 - 6);
     pen.fillText(size(Math.max(0, ...loop.memory.map(point => point[1]))), 0, top + MEMORY / 2 + 8);
   }

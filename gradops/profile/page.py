@@ -51,7 +51,8 @@ def _table(table: Table) -> str:
         cells = "".join(f"<td>{escape(cell).replace('  ', '&emsp;')}</td>" for cell in row)
         rows.append(f"<tr{' class=strong' if index in table.emphasis else ''}>{cells}</tr>")
     note = f"<p>{escape(table.note)}</p>" if table.note else ""
-    return f"<h2>{escape(table.title)}</h2><table><thead><tr>{head}</tr></thead>{''.join(rows)}</table>{note}"
+    grid = f"<table><thead><tr>{head}</tr></thead>{''.join(rows)}</table>"
+    return f'<h2>{escape(table.title)}</h2><div class="wide">{grid}</div>{note}'
 
 
 def _loop(result: Result, name: str) -> dict[str, Any]:

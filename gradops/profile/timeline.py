@@ -28,7 +28,7 @@ COLOURS = {
     "gradops.follow_params": "#999999",
     "gradops.grad_stats": "#E69F00",
     "gradops.param_stats": "#F0E442",
-    "gradops.adam_step": "#D55E00",
+    "gradops.adam_step": "#882255",
     "gradops.one_pass_step": "#D55E00",
     "gradops.write_stats": "#999999",
 }
