@@ -8,11 +8,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradops.notebook import paragraph, table
+
+# Of the fields, those with one value and those with one a parameter.
+SCALARS = (
+    "grad_norm",
+    "clip_coef",
+    "found_inf",
+    "loss_scale",
+    "guarded",
+    "lr_factor",
+    "steps_taken",
+    "steps_skipped",
+)
+ROWS = ("norms", "abs_max", "nonfinite", "capped", "update_ratio", "param_rms")
+# What a notebook shows of the rows.
+MOST_ROWS = 20
 # What runs the steps before the first one.
 NO_BACKEND = "none yet"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StepStats:
     """What the last step measured and did.
 
@@ -63,6 +79,22 @@ class StepStats:
     names: tuple[str, ...]
     backend: str
 
+    def __repr__(self) -> str:
+        said = ", ".join(f"{name} {value}" for name, value in self._scalars().items())
+        return f"<gradops StepStats: {said}; rows of {len(self.names)} parameters; backend {self.backend}>"
+
+    def _repr_html_(self) -> str:
+        scalars = table(list(self._scalars()), [list(self._scalars().values())])
+        rows = {name: getattr(self, name).tolist() for name in ROWS}
+        largest = sorted(range(len(self.names)), key=lambda row: _size(rows["norms"][row]), reverse=True)[:MOST_ROWS]
+        cells = ([self.names[row], *(_short(rows[name][row]) for name in ROWS)] for row in largest)
+        of = f"{len(largest)} of {len(self.names)} parameters, those with the largest gradients"
+        return paragraph(f"StepStats, backend {self.backend}") + scalars + paragraph(of) + table(["name", *ROWS], cells)
+
+    def _scalars(self) -> dict[str, str]:
+        """What there is one of, in words; waits for the device."""
+        return {name: _short(getattr(self, name).item()) for name in SCALARS}
+
     def clone(self) -> "StepStats":
         """A snapshot on the same device, which later steps leave alone."""
         return self._map(torch.Tensor.clone)
@@ -75,6 +107,14 @@ class StepStats:
         tensors = (field.name for field in fields(self) if field.name not in ("names", "backend"))
         values: dict[str, Any] = {name: change(getattr(self, name)) for name in tensors}
         return replace(self, **values)
+
+
+def _short(value: float) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _size(norm: float) -> float:
+    return math.inf if math.isnan(norm) else norm
 
 
 class StepBuffers:

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradops import notebook
 from gradops.diagnose.finding import counted, number, share
 from gradops.diagnose.view import View
 from gradops.record.run import Run
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from gradops.figure import Picture
 
 # Runs of two precisions differ a little from the first step on: apart is what nobody calls rounding.
 APART = 0.1
@@ -45,7 +46,7 @@ class Parting:
         return float(_difference(*map(np.asarray, self.values)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """What two runs have in common, and from where on they have not.
 
@@ -64,7 +65,7 @@ class Comparison:
     apart: Parting | None
     settings: dict[str, tuple[Any, Any]]
 
-    def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
+    def plot(self, path: str | os.PathLike[str] | None = None) -> "Picture":
         """Losses and norms of both runs in one picture.
 
         Args:
@@ -73,6 +74,15 @@ class Comparison:
         from gradops.picture.pair import draw
 
         return draw(self, path)
+
+    def __repr__(self) -> str:
+        return f"<gradops Comparison: {' '.join(str(self).splitlines()[:2])}>"
+
+    def _repr_html_(self) -> str | None:
+        def made() -> str:
+            return f"{''.join(map(notebook.paragraph, str(self).splitlines()))}{notebook.image(self.plot(), str(self))}"
+
+        return notebook.html_or_none(made)
 
     def __str__(self) -> str:
         first, second = self.names

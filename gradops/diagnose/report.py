@@ -3,10 +3,12 @@
 import io
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from html import escape
 
 from rich.console import Console
 
+from gradops import notebook
 from gradops.diagnose import activations, gradients, losses, order, settings, weights
 from gradops.diagnose.causes import CAUSES, NOTES, UNKNOWN, Cause
 from gradops.diagnose.finding import Finding, counted
@@ -43,7 +45,7 @@ ENOUGH = 20
 CONTEXT = ("weight growth", "order", "loss spike")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """The diagnosis of one run.
 
@@ -54,6 +56,7 @@ class Report:
         findings: everything that was seen, in the order of the rules.
         remedies: what to do, the fittest first.
         unseen: why finding nothing would say little; empty where it says what it says.
+        run: what it is about, for its picture in a notebook.
     """
 
     summary: str
@@ -62,6 +65,7 @@ class Report:
     findings: tuple[Finding, ...]
     remedies: tuple[Remedy, ...]
     unseen: str = ""
+    run: Run | None = field(default=None, compare=False)
 
     @property
     def cause(self) -> str | None:
@@ -109,6 +113,32 @@ class Report:
         self.print(Console(file=file, width=WIDTH, color_system=None))
         return file.getvalue()
 
+    def __repr__(self) -> str:
+        return f"<gradops Report: {self.verdict}>"
+
+    def _repr_html_(self) -> str | None:
+        return notebook.html_or_none(self._html)
+
+    def _html(self) -> str:
+        from gradops.picture import plot
+
+        said = [notebook.heading(self.verdict.replace("`", "")), notebook.paragraph(self.summary)]
+        said += [f"<h5>What was seen</h5>{notebook.listed(map(_finding_html, self.findings))}"] if self.findings else []
+        said += [f"<h5>What to do</h5>{notebook.listed(map(_remedy_html, self.remedies))}"] if self.remedies else []
+        if self.run is not None:
+            said.append(notebook.image(plot(self.run), self.summary))
+        return "".join(said)
+
+
+def _finding_html(finding: Finding) -> str:
+    level = f"<b>{finding.level}</b>: " if finding.trouble else ""
+    return level + notebook.with_code(finding.text)
+
+
+def _remedy_html(remedy: Remedy) -> str:
+    link = escape(remedy.link)
+    return f"{escape(remedy.advice)}<br><small>{link}</small>"
+
 
 def report(run: Run) -> Report:
     """Says in plain words what happened in a recorded run, and what to do.
@@ -128,7 +158,7 @@ def report(run: Run) -> Report:
     if not causes:
         # Growth is how a network learns, and worth a word only where something went wrong.
         findings = [finding for finding in findings if finding.trouble or finding.kind not in CONTEXT]
-    return Report(_summary(view), causes, titles, tuple(findings), _remedies(causes, findings), _unseen(view))
+    return Report(_summary(view), causes, titles, tuple(findings), _remedies(causes, findings), _unseen(view), run)
 
 
 def _with_step(finding: Finding, view: View) -> Finding:

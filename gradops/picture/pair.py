@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from gradops.figure import Picture
 from gradops.picture import look
 from gradops.picture.sheet import Sheet
 from gradops.record.run import Run
@@ -19,7 +19,7 @@ HEIGHT, DPI = 2.2, 120
 COLOURS, DASHES = (look.LINE, look.SKIPPED), ("-", (0, (5, 1.5)))
 
 
-def draw(comparison: "Comparison", path: str | os.PathLike[str] | None) -> Figure:
+def draw(comparison: "Comparison", path: str | os.PathLike[str] | None) -> Picture:
     """Two panels with both curves each; a line where the runs first differ, and one where they are apart."""
     losses = any(np.isfinite(run.loss).any() for run in comparison.runs)
     panels = [("global gradient norm", [run.grad_norm for run in comparison.runs])]

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from gradops.diagnose.finding import Finding
 from gradops.diagnose.report import Report, report
 from gradops.diagnose.view import View
+from gradops.figure import Picture
 from gradops.picture import heat, histograms, lines, look
 from gradops.picture.sheet import Sheet
 from gradops.record.run import Run
@@ -28,7 +28,7 @@ EVENTS = {
 }
 
 
-def plot(run: Run, path: str | os.PathLike[str] | None = None, layers: Sequence[str] | None = None) -> Figure:
+def plot(run: Run, path: str | os.PathLike[str] | None = None, layers: Sequence[str] | None = None) -> Picture:
     """Draws a recorded run.
 
     From the top: each layer's gradient norm by steps; the global norm with clipped and skipped steps marked; the loss;
@@ -38,6 +38,9 @@ def plot(run: Run, path: str | os.PathLike[str] | None = None, layers: Sequence[
         run: what a `gradops.Recorder` saw.
         path: where to write the picture, in the format that its suffix names; None for nowhere.
         layers: names of the layers whose outputs are shown; None for twelve, those that the report names among them.
+
+    Returns:
+        The matplotlib figure, which a notebook shows.
 
     Raises:
         ValueError: the run has no steps, or a layer was not watched.

@@ -3,9 +3,8 @@
 from collections.abc import Iterable
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
+from gradops.figure import Picture
 from gradops.picture import look
 
 WIDTH, LEFT, RIGHT = 11.0, 2.05, 0.75
@@ -22,8 +21,7 @@ class Sheet:
 
     def __init__(self, heights: Iterable[float]) -> None:
         self.height = sum(height + GAP for height in heights) - GAP + TOP + BOTTOM
-        self.figure = Figure(figsize=(WIDTH, self.height))
-        FigureCanvasAgg(self.figure)
+        self.figure = Picture(figsize=(WIDTH, self.height))
         self.below = self.height - TOP
 
     def panel(self, height: float) -> Axes:

@@ -5,7 +5,12 @@ import os
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
+
+from gradops.notebook import html_or_none, image
+
+if TYPE_CHECKING:
+    from gradops.figure import Picture
 
 # Weight of the past in the running mean that ends the test, per step.
 MEMORY = 0.9
@@ -41,7 +46,7 @@ class LRStep:
     skipped: bool
 
 
-@dataclass
+@dataclass(repr=False)
 class LRCurve:
     """The steps of a range test, smallest learning rate first.
 
@@ -116,14 +121,14 @@ class LRCurve:
         """What happened, and why the curve does not rise where one would expect it to, in sentences."""
         return [note for note in (*self._outcome(), *self._reasons()) if note]
 
-    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
+    def plot(self, path: str | os.PathLike[str] | None = None) -> "Picture":
         """Draws the curve, its suggestion, clipped and skipped steps, the gradient norm, and the notes.
 
         Args:
             path: where to write the picture, in the format its suffix names; None to write none.
 
         Returns:
-            The matplotlib figure.
+            The matplotlib figure, which a notebook shows.
 
         Raises:
             ModuleNotFoundError: matplotlib is not installed; the message says how to install it.
@@ -135,6 +140,16 @@ class LRCurve:
                 f"plotting needs {missing.name}: run pip install 'gradops[report]'", name=missing.name
             ) from missing
         return picture.draw(self, path)
+
+    def __repr__(self) -> str:
+        if not self.steps:
+            return "<gradops LRCurve: no steps>"
+        found = "no suggestion" if self.suggestion is None else f"suggestion {self.suggestion:.2g}"
+        return f"<gradops LRCurve: {len(self.steps)} steps from {self.lrs[0]:.2g} to {self.lrs[-1]:.2g}, {found}>"
+
+    def _repr_html_(self) -> str | None:
+        # The notes stand in the picture.
+        return html_or_none(lambda: image(self.plot(), str(self))) if self.steps else None
 
     def __str__(self) -> str:
         return "\n".join(self.notes())

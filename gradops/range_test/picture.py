@@ -6,8 +6,8 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+
+from gradops.figure import Picture
 
 if TYPE_CHECKING:
     from gradops.range_test.curve import LRCurve, LRStep
@@ -19,11 +19,10 @@ HEADROOM = 1.6
 WIDTH = 112
 
 
-def draw(curve: "LRCurve", path: str | os.PathLike[str] | None) -> Figure:
+def draw(curve: "LRCurve", path: str | os.PathLike[str] | None) -> Picture:
     """Loss and gradient norm over the learning rate, with the notes below."""
     notes = [line for note in curve.notes() for line in textwrap.wrap(note, WIDTH, subsequent_indent="   ")]
-    figure = Figure(figsize=(9, 6.2 + 0.19 * len(notes)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = Picture(figsize=(9, 6.2 + 0.19 * len(notes)), layout="constrained")
     loss, norm = figure.subplots(2, 1, sharex=True, height_ratios=(5, 2))
     _loss_panel(loss, curve)
     _norm_panel(norm, curve)

@@ -6,9 +6,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from gradops.diagnose import Report
+    from gradops.figure import Picture
     from gradops.record.run import Run
 
 
@@ -28,8 +27,8 @@ class Answers(Protocol):
             from gradops.diagnose import report
         return report(self.run())
 
-    def plot(self, path: str | os.PathLike[str] | None = None, layers: Sequence[str] | None = None) -> "Figure":
-        """The run as one picture; see `gradops.picture.plot`.
+    def plot(self, path: str | os.PathLike[str] | None = None, layers: Sequence[str] | None = None) -> "Picture":
+        """The run as one picture, a matplotlib figure that a notebook shows; see `gradops.picture.plot`.
 
         Args:
             path: where to write it, in the format that its suffix names; None for nowhere.
@@ -42,6 +41,9 @@ class Answers(Protocol):
         with extra("Recorder.plot"):
             from gradops.picture import plot
         return plot(self.run(), path, layers)
+
+    def _repr_html_(self) -> str | None:
+        return self.run()._repr_html_()
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Writes the run as one interactive page, which needs nothing else.

@@ -124,6 +124,10 @@ class Recorder(Answers):
         self._at_exit: Callable[[], None] | None = _closer(self)
         atexit.register(self._at_exit)
 
+    def __repr__(self) -> str:
+        state = "closed" if self._at_exit is None else "recording"
+        return f"<gradops Recorder of {type(self._optimizer).__name__}: {self._tape.steps} steps, {state}>"
+
     def loss(self, loss: Tensor | float, batch: "Tensor | Sequence[int | str] | None" = None) -> None:
         """Records the loss of the step to come; called by `optimizer.backward`.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradops.notebook import html_or_none
 from gradops.record.answers import extra
 from gradops.record.samples import of_row
 
@@ -22,7 +23,7 @@ READABLE = (1, 2)
 IN_JSON = ("about", "modules", "running")
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
     """What a `gradops.Recorder` saw, oldest step first: S steps, P parameters, G groups, L layers, B histogram bins.
 
@@ -99,6 +100,22 @@ class Run:
         with extra("Run.compare"):
             from gradops.diagnose.comparison import compare
         return compare(self, other)
+
+    def __repr__(self) -> str:
+        ends = f", {self.steps[0]} to {self.steps[-1]}" if len(self.steps) else ""
+        watched = f", outputs of {len(self.layers)} layers" if self.layers else ""
+        return f"<gradops Run: {len(self.steps)} steps{ends}; {len(self.names)} parameters{watched}>"
+
+    def _repr_html_(self) -> str | None:
+        if not len(self.steps):
+            return None
+
+        def made() -> str:
+            from gradops.diagnose import report
+
+            return report(self)._html()
+
+        return html_or_none(made)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes an .npz file; whoever reads `path` meanwhile, or after a crash, finds the old file or the new one."""

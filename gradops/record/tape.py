@@ -85,7 +85,7 @@ class Tape:
     ) -> None:
         self._optimizer, self._watch, self._every = optimizer, watch, activations_every
         self._names, self._capacity = names, capacity
-        self._steps = 0
+        self.steps = 0  # recorded so far
         self._bind()
         self.note_counters()
 
@@ -125,9 +125,9 @@ class Tape:
         with torch.no_grad():
             torch._foreach_copy_(targets, sources, non_blocking=True)
         self._ring.advance()
-        self._steps += 1
+        self.steps += 1
         if self._watch is not None:
-            self._watch.on = self._steps % self._every == 0
+            self._watch.on = self.steps % self._every == 0
         return self._ring.full
 
     def take(self) -> Reading | None:
