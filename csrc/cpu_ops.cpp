@@ -12,6 +12,8 @@
 namespace gradops {
 namespace {
 
+at::TensorOptions on_cpu(at::ScalarType dtype) { return at::TensorOptions(dtype).device(at::kCPU); }
+
 cpu::ChunkTable chunks_of(const TensorLists& rows) {
   cpu::ChunkTable table;
   for (size_t i = 0; i < rows.views.size(); ++i) table.add_row(static_cast<int32_t>(i), rows.views[i].numel);
@@ -51,15 +53,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> grad_stats(at::Tensor
   GradStats all;
   const std::vector<GradStats> stats = row_stats(rows, table, rule, norm_type, all);
   const int64_t count = static_cast<int64_t>(grads.size());
-  at::Tensor norms = at::empty({count}, at::kFloat);
-  at::Tensor abs_max = at::empty({count}, at::kFloat);
-  at::Tensor nonfinite = at::empty({count}, at::kLong);
+  at::Tensor norms = at::empty({count}, on_cpu(at::kFloat));
+  at::Tensor abs_max = at::empty({count}, on_cpu(at::kFloat));
+  at::Tensor nonfinite = at::empty({count}, on_cpu(at::kLong));
   for (int64_t i = 0; i < count; ++i) {
     norms.data_ptr<float>()[i] = static_cast<float>(stats[i].norm(norm_type, rule.clip_value));
     abs_max.data_ptr<float>()[i] = stats[i].abs_max();
     nonfinite.data_ptr<int64_t>()[i] = stats[i].nonfinite;
   }
-  return {at::scalar_tensor(all.norm(norm_type, rule.clip_value), at::kFloat), norms, abs_max, nonfinite};
+  return {at::scalar_tensor(all.norm(norm_type, rule.clip_value), on_cpu(at::kFloat)), norms, abs_max, nonfinite};
 }
 
 void adam_step_(at::TensorList params, at::TensorList grads, at::TensorList exp_avgs, at::TensorList exp_avg_sqs,
@@ -98,7 +100,7 @@ at::Tensor clip_grad_norm_(at::TensorList grads, double max_norm, double norm_ty
     cpu::scale_grads(table, rows.views, coef);
     bump_versions(grads);
   }
-  return at::scalar_tensor(norm, at::kFloat);
+  return at::scalar_tensor(norm, on_cpu(at::kFloat));
 }
 
 at::Tensor unscale_(at::TensorList grads, const at::Tensor& grad_scale) {
@@ -110,7 +112,7 @@ at::Tensor unscale_(at::TensorList grads, const at::Tensor& grad_scale) {
   row_stats(rows, table, rule, INFINITY, all);
   cpu::scale_grads(table, rows.views, rule.inv_scale);
   bump_versions(grads);
-  return at::scalar_tensor(all.nonfinite != 0 ? 1.0 : 0.0, at::kFloat);
+  return at::scalar_tensor(all.nonfinite != 0 ? 1.0 : 0.0, on_cpu(at::kFloat));
 }
 
 void update_loss_scale_(at::Tensor& scale, at::Tensor& growth_tracker, const at::Tensor& found_inf,
@@ -133,14 +135,14 @@ std::tuple<at::Tensor, at::Tensor> activation_stats(const at::Tensor& x, double 
   const cpu::TensorView view{const_cast<void*>(x.const_data_ptr()), layout.get(), *kernel_dtype(x.scalar_type())};
   const cpu::ActivationStats stats = cpu::activation_stats(view, x.numel(), static_cast<float>(near_zero));
   const Moments& moments = stats.moments;
-  at::Tensor measures = at::full({3}, NAN, at::kFloat);
+  at::Tensor measures = at::full({3}, NAN, on_cpu(at::kFloat));
   if (moments.n > 0) {
     float* values = measures.data_ptr<float>();
     values[0] = static_cast<float>(moments.mean);
     values[1] = static_cast<float>(std::sqrt(moments.m2 / moments.n));
     values[2] = bits_float(stats.abs_max_bits);
   }
-  at::Tensor counts = at::empty({4 + kBins}, at::kLong);
+  at::Tensor counts = at::empty({4 + kBins}, on_cpu(at::kLong));
   int64_t* values = counts.data_ptr<int64_t>();
   values[0] = x.numel();
   values[1] = stats.near_zero;

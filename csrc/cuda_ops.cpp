@@ -175,17 +175,17 @@ std::tuple<at::Tensor, at::Tensor> activation_stats(const at::Tensor& x, double 
   TORCH_CHECK_VALUE(near_zero >= 0, "near_zero must not be negative, got ", near_zero);
   check_tensor(x, x.device(), "x", "activation_stats");
   const c10::DeviceGuard guard(x.device());
-  const at::TensorOptions here = at::TensorOptions().device(x.device());
+  const at::TensorOptions on_device = at::TensorOptions().device(x.device());
   const std::unique_ptr<cpu::Layout> layout = layout_in(memory_order(x), x);
   std::vector<int64_t> words;
   append_layout(layout.get(), words);
   const at::Tensor layout_there =
       words.empty() ? at::Tensor() : to_device(words.data(), words.size() * sizeof(words[0]), x.device());
   const int64_t strip_bytes = cuda::strip_count(x.numel()) * int64_t{sizeof(cuda::Strip)};
-  const at::Tensor strips = at::empty({strip_bytes}, here.dtype(at::kByte));
-  const at::Tensor totals = at::zeros({int64_t{sizeof(cuda::ActivationTotals)}}, here.dtype(at::kByte));
-  const at::Tensor measures = at::empty({3}, here.dtype(at::kFloat));
-  const at::Tensor counts = at::empty({4 + kBins}, here.dtype(at::kLong));
+  const at::Tensor strips = at::empty({strip_bytes}, on_device.dtype(at::kByte));
+  const at::Tensor totals = at::zeros({int64_t{sizeof(cuda::ActivationTotals)}}, on_device.dtype(at::kByte));
+  const at::Tensor measures = at::empty({3}, on_device.dtype(at::kFloat));
+  const at::Tensor counts = at::empty({4 + kBins}, on_device.dtype(at::kLong));
   cuda::ActivationArgs args = {};
   args.x = {const_cast<void*>(x.const_data_ptr()), nullptr, dtype_of(*kernel_dtype(x.scalar_type()))};
   if (!words.empty()) args.x.layout = static_cast<const int64_t*>(layout_there.const_data_ptr());

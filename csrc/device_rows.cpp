@@ -66,7 +66,8 @@ at::Tensor to_device(const void* bytes, size_t size, at::Device device) {
       "gradops: this would copy to the GPU where tensors or param_groups now are, which a graph cannot capture; "
       "take a step like it before the capture");
   const int64_t length = static_cast<int64_t>(size);
-  const at::Tensor staging = at::empty({length}, at::TensorOptions(at::kByte).pinned_memory(device.is_cuda()));
+  const at::Tensor staging =
+      at::empty({length}, at::TensorOptions(at::kByte).device(at::kCPU).pinned_memory(device.is_cuda()));
   if (size > 0) std::memcpy(staging.mutable_data_ptr(), bytes, size);
   const at::Tensor result = at::empty({length}, at::TensorOptions(at::kByte).device(device));
   return result.copy_(staging, /*non_blocking=*/true);

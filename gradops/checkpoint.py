@@ -139,10 +139,13 @@ class Checkpointed(LossScaled):
 
     def _last_step(self) -> int:
         """The largest step count of a parameter; waits for the device."""
-        steps = [state["step"] for state in self.state.values() if state.get("step") is not None]
+        states = [state for state in self.state.values() if isinstance(state, Mapping)]
+        steps = [state["step"] for state in states if state.get("step") is not None]
         if not steps:
             return 0
-        return int(torch.stack([torch.as_tensor(step, dtype=torch.float32).reshape(()) for step in steps]).max())
+        device = self._buffers.scalars.device
+        counts = [torch.as_tensor(step, dtype=torch.float32, device=device).reshape(()) for step in steps]
+        return int(torch.stack(counts).max())
 
     def _restore_scalars(self, saved: dict[str, Any]) -> None:
         """Takes what a checkpoint says; where it says nothing (None), things are as at the start."""

@@ -52,7 +52,7 @@ def clip_grad_norm_(
         warnings.warn("`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=3)
     grads = [param.grad for param in parameters if param.grad is not None]
     if not grads:
-        return torch.tensor(0.0)
+        return torch.tensor(0.0, dtype=torch.float32, device="cpu")
     if any(map(is_sharded, grads)):
         from gradops.distributed.clip import clip_sharded_grads_
 

@@ -245,7 +245,7 @@ class OnePass(Checkpointed):
         base, *others = (getattr(state["step"], "_base", None) for state in states)
         if base is not None and base.device == device and all(other is base for other in others):
             return
-        steps = [torch.as_tensor(state["step"]).reshape(()).to(device, torch.float32) for state in states]
+        steps = [torch.as_tensor(state["step"], dtype=torch.float32, device=device).reshape(()) for state in states]
         for state, view in zip(states, torch.stack(steps).unbind(), strict=True):
             state["step"] = view
 

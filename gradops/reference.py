@@ -98,14 +98,18 @@ def grad_stats(
     inv_scale = inverse_scale(loss_scale)
     norms, abs_max, nonfinite = [], [], []
     for grad in grads:
-        unscaled = torch.zeros(1) if grad is None or grad.numel() == 0 else unscale(grad, inv_scale, dtype)
+        unscaled = (
+            torch.zeros(1, dtype=torch.float32, device="cpu")
+            if grad is None or grad.numel() == 0
+            else unscale(grad, inv_scale, dtype)
+        )
         nonfinite.append(int((~unscaled.isfinite()).sum()))
         abs_max.append(unscaled.abs().max().item())
         norms.append(abs_max[-1] if nonfinite[-1] else vector_norm(clip(unscaled, clip_value, 1.0), norm_type))
     if any(nonfinite):
         grad_norm = math.nan if any(map(math.isnan, abs_max)) else math.inf
     else:
-        grad_norm = vector_norm(torch.tensor(norms, dtype=torch.float64), norm_type)
+        grad_norm = vector_norm(torch.tensor(norms, dtype=torch.float64, device="cpu"), norm_type)
     return GradStats(grad_norm, norms, abs_max, nonfinite)
 
 

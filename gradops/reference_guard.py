@@ -27,7 +27,7 @@ class GuardState:
 
 def to_float32(x: float) -> float:
     """Rounds to the nearest float32; out of range becomes inf, as in a kernel's cast."""
-    return torch.tensor(x, dtype=torch.float64).float().item()
+    return torch.tensor(x, dtype=torch.float64, device="cpu").float().item()
 
 
 def spike_limit(state: GuardState, guard: Any) -> float:

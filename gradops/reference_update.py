@@ -46,7 +46,9 @@ def agc_coefs(weight: Tensor, grad: Tensor, ratio: float) -> Tensor:
     units = weight.shape[0] if weight.ndim > 1 and weight.numel() else 1
     pairs = zip(weight.reshape(units, -1), grad.reshape(units, -1), strict=True)
     norms = [(ratio * max(vector_norm(w, 2.0), 1e-3), vector_norm(g, 2.0)) for w, g in pairs]
-    coefs = torch.tensor([limit / norm if norm > limit else 1.0 for limit, norm in norms], dtype=torch.float64)
+    coefs = torch.tensor(
+        [limit / norm if norm > limit else 1.0 for limit, norm in norms], dtype=torch.float64, device=weight.device
+    )
     return coefs.view(-1, *[1] * (weight.ndim - 1)) if units > 1 else coefs.view([1] * weight.ndim)
 
 

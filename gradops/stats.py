@@ -128,8 +128,8 @@ class StepBuffers:
     stats: StepStats
 
     def __init__(self) -> None:
-        self.scalars = torch.zeros(10, dtype=torch.float32)
-        self.counters = torch.zeros(4, dtype=torch.int64)
+        self.scalars = torch.zeros(10, dtype=torch.float32, device="cpu")
+        self.counters = torch.zeros(4, dtype=torch.int64, device="cpu")
         self.scalars[[1, 3, 4, 6, 7]] = 1.0  # clip_coef, both loss scales and both learning-rate factors
         self._make_rows(())
 
@@ -161,8 +161,8 @@ class StepBuffers:
         self.abs_max = torch.zeros(len(names), dtype=torch.float32, device=device)
         self.nonfinite = torch.zeros(len(names), dtype=torch.int64, device=device)
         self.capped = torch.zeros(len(names), dtype=torch.bool, device=device)
-        self.update_ratio = torch.full((len(names),), math.nan, device=device)
-        self.param_rms = torch.full((len(names),), math.nan, device=device)
+        self.update_ratio = torch.full((len(names),), math.nan, dtype=torch.float32, device=device)
+        self.param_rms = torch.full((len(names),), math.nan, dtype=torch.float32, device=device)
         grad_norm, clip_coef, found_inf, loss_scale, self.current_scale, guarded, lr_factor, *guard = (
             self.scalars.unbind()
         )

@@ -27,7 +27,7 @@ def activation_stats(x: Tensor, near_zero: float) -> tuple[Tensor, Tensor]:
     n = finite.sum()
     mean = torch_math.block_sum(wide) / n
     # In units of the largest value, or squares could leave the range of a device without float64.
-    largest = clean.abs().amax() if clean.numel() else torch.zeros((), device=x.device)
+    largest = clean.abs().amax() if clean.numel() else torch.zeros((), dtype=torch.float32, device=x.device)
     unit = torch.where(largest > 0, largest, 1.0)
     squares = torch_math.block_sum(torch.where(finite, (wide - mean) / unit, 0.0).square())
     std = unit * (squares / n).sqrt()

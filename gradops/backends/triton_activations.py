@@ -111,7 +111,7 @@ def activation_stats(x: Tensor, near_zero: float) -> tuple[Tensor, Tensor]:
     """As `gradops.backends.torch_activations.activation_stats`, for what has been checked."""
     values = _in_memory_order(x.detach())
     strip_count = -(-x.numel() // STRIP.value)
-    measures = torch.full((3,), float("nan"), device=x.device)
+    measures = torch.full((3,), float("nan"), dtype=torch.float32, device=x.device)
     counts = torch.zeros(COUNTS + BINS, dtype=torch.int64, device=x.device)
     if strip_count:
         strips = torch.empty(3 * strip_count, dtype=torch.float64, device=x.device)

@@ -47,7 +47,7 @@ class DeviceTable:
                     "gradops: this would copy to the GPU where tensors or param_groups now are, which a graph cannot "
                     "capture; take a step like it before the capture"
                 )
-            staging = torch.tensor(values, dtype=self._dtype, pin_memory=device.type == "cuda")
+            staging = torch.tensor(values, dtype=self._dtype, device="cpu", pin_memory=device.type == "cuda")
             self._tensor = staging.to(device, non_blocking=True)
             self._values = values
         return self._tensor

@@ -60,9 +60,9 @@ class UnitTable:
                 SPARED if units is None else (*units, first) for units, first in zip(found, firsts, strict=False)
             ]
             self._words = [word for words in of_rows for word in words]
-            self._rows = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).tolist()
+            self._rows = [row for row, count in enumerate(counts) for _ in range(count)]
             self.count = sum(counts)
-            self._coefs = torch.ones(1 + self.count, device=device)
+            self._coefs = torch.ones(1 + self.count, dtype=torch.float32, device=device)
         return {"units": self._tables[0].update(self._words, device), "unit_coefs": self._coefs}
 
     def measuring(self, units: dict[str, Tensor | None], first: dict[str, Any]) -> dict[str, Any]:

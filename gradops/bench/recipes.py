@@ -51,7 +51,8 @@ def make_params(shapes: Iterable[Shape], grads: list[Tensor]) -> list[Tensor]:
     """Fresh parameters of the given shapes, each with its gradient of `grads` (shared by recipes), whose kind it is."""
     params: list[Tensor] = []
     for shape, grad in zip(shapes, grads, strict=True):
-        param = torch.nn.Parameter((torch.randn(shape, device=grad.device) * 0.05).to(grad.dtype))
+        values = torch.randn(shape, dtype=torch.float32, device=grad.device) * 0.05
+        param = torch.nn.Parameter(values.to(grad.dtype))
         param.grad = grad
         params.append(param)
     return params
@@ -62,7 +63,7 @@ def make_grads(shapes: Iterable[Shape], seed: int = 0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     shapes = list(shapes)
     std = _GRAD_NORM / math.sqrt(sum(map(math.prod, shapes)))
-    return [torch.randn(shape, generator=generator) * std for shape in shapes]
+    return [torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu") * std for shape in shapes]
 
 
 def nothing_hidden(_: int) -> int:
@@ -100,7 +101,7 @@ def _torch_clipped(**kind: bool) -> Build:
 def _scaled_step(optimizer: torch.optim.Optimizer, params: list[Tensor], clip: Callable[..., object]) -> Step:
     """The phase as torch's documentation of GradScaler writes it."""
     device = params[0].device
-    loss, scaler = torch.ones((), device=device), torch.amp.GradScaler(device.type, **_FIXED_SCALE)
+    loss, scaler = torch.ones((), dtype=torch.float32, device=device), torch.amp.GradScaler(device.type, **_FIXED_SCALE)
 
     def step() -> None:
         scaler.scale(loss)
@@ -147,7 +148,7 @@ def _gradops_clipped(**settings: Any) -> Build:
 def _gradops_scaled(params: list[Tensor], **_: bool) -> Step:
     policy = gradops.DynamicLossScale(**_FIXED_SCALE)
     optimizer: Any = gradops.wrap(_adamw(params), max_norm=MAX_NORM, loss_scale=policy)
-    loss = torch.ones((), device=params[0].device)
+    loss = torch.ones((), dtype=torch.float32, device=params[0].device)
 
     def step() -> None:
         optimizer.scale(loss)

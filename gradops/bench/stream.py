@@ -37,7 +37,7 @@ def has_compiler() -> bool:
 
 def make_streams(numel: int) -> dict[str, Callable[[], object]]:
     """One function for each order in which a step's arrays of `numel` float32 elements can be streamed."""
-    arrays = [torch.zeros(numel) for _ in range(4)]
+    arrays = [torch.zeros(numel, dtype=torch.float32, device="cpu") for _ in range(4)]
     pointers = [ctypes.c_void_p(array.data_ptr()) for array in arrays]
 
     def make(name: str) -> Callable[[], object]:

@@ -141,10 +141,11 @@ def train(task: Task, run: Run, network: ResidualNet, recipe: Recipe, report: Ca
 def batches(task: Task) -> Iterator[Tensor]:
     """Yields the indices of one batch per step; each epoch is a new order, the same for the same seed."""
     generator = torch.Generator().manual_seed(task.seed)
-    order = torch.empty(0, dtype=torch.int64)
+    order = torch.empty(0, dtype=torch.int64, device="cpu")
     for _ in range(task.steps):
         if len(order) < task.batch_size:
-            order = torch.cat([order, torch.randperm(len(task.train), generator=generator)])
+            following = torch.randperm(len(task.train), generator=generator, dtype=torch.int64, device="cpu")
+            order = torch.cat([order, following])
         yield order[: task.batch_size]
         order = order[task.batch_size :]
 
@@ -154,7 +155,7 @@ def accuracy(task: Task, network: ResidualNet) -> float:
     """Share of the labels of the held-out canvases that are right."""
     network.eval()
     right = 0
-    for index in torch.arange(len(task.held_out)).split(task.batch_size):
+    for index in torch.arange(len(task.held_out), dtype=torch.int64, device="cpu").split(task.batch_size):
         canvases, labels = task.held_out.batch(index)
         with task.autocast():
             logits = network(canvases)

@@ -34,7 +34,7 @@ class Gathering:
         meshes = [tensor.device_mesh for tensor in tensors if is_sharded(tensor)]
         self.ranks, self._groups = _spanning(meshes)
         place = {rank: index for index, rank in enumerate(self.ranks)}
-        self._counts = torch.zeros(len(self.ranks), len(tensors), dtype=torch.bool)
+        self._counts = torch.zeros(len(self.ranks), len(tensors), dtype=torch.bool, device="cpu")
         for column, tensor in enumerate(tensors):
             for rank in counted_ranks(tensor) if is_sharded(tensor) else self.ranks[:1]:
                 self._counts[place[rank], column] = True

@@ -47,7 +47,7 @@ class MeshStep:
         self.DTYPES: tuple[torch.dtype, ...] = (*DTYPES, torch.float64) if ops is torch_ops else DTYPES
         self._ops = ops
         self._gathering: Gathering | None = None
-        self._root_sizes = torch.zeros(0)
+        self._root_sizes = torch.zeros(0, dtype=torch.float32, device="cpu")
         self._indices: dict[tuple[int, ...], Tensor] = {}
         self._device = torch.device("cpu")
 

@@ -199,7 +199,7 @@ def _replace_fastais_adam(learn: Any) -> None:
     for param, _, state, _ in old.all_params():
         if "step" in state:
             learn.opt.opt.state[param] = {
-                "step": torch.tensor(float(state["step"])),
+                "step": torch.tensor(float(state["step"]), dtype=torch.float32, device="cpu"),
                 "exp_avg": state["grad_avg"].float(),
                 "exp_avg_sq": state["sqr_avg"].float(),
             }

@@ -100,8 +100,8 @@ class Source:
     def _by_name(self, batch_size: int) -> Training:
         model, shape, classes = self._network()
         model.to(self.device)
-        inputs = torch.randn(batch_size, *shape, device=self.device)
-        targets = torch.randint(classes, (batch_size,), device=self.device)
+        inputs = torch.randn(batch_size, *shape, dtype=next(model.parameters()).dtype, device=self.device)
+        targets = torch.randint(classes, (batch_size,), dtype=torch.int64, device=self.device)
         optimizer = torch.optim.AdamW(model.named_parameters(), lr=1e-3, **NATIVE[self.native])
         return Training(model, optimizer, [(inputs, targets)], nn.functional.cross_entropy)
 

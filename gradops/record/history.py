@@ -100,23 +100,28 @@ class History:
         params = self._params(now)
         scalars = self._joined("scalars", (10,), torch.float32)
         values: dict[str, Tensor] = {
-            "steps": torch.cat([torch.empty(0, dtype=torch.int64), *(chunk.attempted for chunk in self.chunks)]) - 1,
+            "steps": torch.cat(
+                [torch.empty(0, dtype=torch.int64, device="cpu"), *(chunk.attempted for chunk in self.chunks)]
+            )
+            - 1,
             "grad_norm": scalars[:, 0],
             "clip_coef": scalars[:, 1],
             "skipped": skipped_of(scalars),
             "loss_scale": scalars[:, 3],
             "loss": self._joined("loss", (), torch.float32),
-            "has_loss": torch.cat([torch.empty(0, dtype=torch.bool), *(chunk.has_loss for chunk in self.chunks)]),
+            "has_loss": torch.cat(
+                [torch.empty(0, dtype=torch.bool, device="cpu"), *(chunk.has_loss for chunk in self.chunks)]
+            ),
             "lr": self._rates(1 + max(now.groups, default=0)) * scalars[:, 6:7],
             **{name: self._per_param(name, params.names) for name in PER_PARAM},
             **self._activations(),
         }
         return Run(
             names=list(params.names),
-            sizes=torch.tensor(params.sizes, dtype=torch.int64).numpy(),
-            groups=torch.tensor(params.groups, dtype=torch.int64).numpy(),
+            sizes=torch.tensor(params.sizes, dtype=torch.int64, device="cpu").numpy(),
+            groups=torch.tensor(params.groups, dtype=torch.int64, device="cpu").numpy(),
             layers=list(self.layers),
-            histogram_edges=torch.tensor(histogram_edges(), dtype=torch.float32).numpy(),
+            histogram_edges=torch.tensor(histogram_edges(), dtype=torch.float32, device="cpu").numpy(),
             about=about,
             samples=joined([chunk.samples for chunk in self.chunks]),
             modules=self.modules,
@@ -135,21 +140,23 @@ class History:
         return Params(tuple(names), tuple(found[name][0] for name in names), tuple(found[name][1] for name in names))
 
     def _joined(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        return torch.cat([torch.empty((0, *shape), dtype=dtype), *(chunk.columns[name] for chunk in self.chunks)])
+        return torch.cat(
+            [torch.empty((0, *shape), dtype=dtype, device="cpu"), *(chunk.columns[name] for chunk in self.chunks)]
+        )
 
     def _rates(self, groups: int) -> Tensor:
         """[S, G]; NaN where a group was not there yet."""
         rates = [chunk.columns["lr"] for chunk in self.chunks]
         groups = max((rate.shape[1] for rate in rates), default=groups)
         padded = [torch.nn.functional.pad(rate, (0, groups - rate.shape[1]), value=math.nan) for rate in rates]
-        return torch.cat([torch.empty((0, groups)), *padded])
+        return torch.cat([torch.empty((0, groups), dtype=torch.float32, device="cpu"), *padded])
 
     def _per_param(self, name: str, names: tuple[str, ...]) -> Tensor:
         dtype, missing = PER_PARAM[name]
         place = {param: index for index, param in enumerate(names)}
-        parts = [torch.empty((0, len(names)), dtype=dtype)]
+        parts = [torch.empty((0, len(names)), dtype=dtype, device="cpu")]
         for chunk in self.chunks:
-            part = torch.full((len(chunk.attempted), len(names)), missing, dtype=dtype)
+            part = torch.full((len(chunk.attempted), len(names)), missing, dtype=dtype, device="cpu")
             part[:, [place[param] for param in chunk.params.names]] = chunk.columns[name]
             parts.append(part)
         return torch.cat(parts)
@@ -157,13 +164,15 @@ class History:
     def _activations(self) -> dict[str, Tensor]:
         """Columns of all steps, from the rows of those in which activations were looked at."""
         bins = len(histogram_edges()) + 1
-        sampled = torch.cat([torch.empty(0, dtype=torch.bool), *(chunk.sampled for chunk in self.chunks)])
-        measures = torch.full((len(sampled), len(self.layers), len(MEASURES)), math.nan)
-        counts = torch.zeros((len(sampled), len(self.layers), len(COUNTED) + bins), dtype=torch.int64)
+        sampled = torch.cat([torch.empty(0, dtype=torch.bool, device="cpu"), *(chunk.sampled for chunk in self.chunks)])
+        measures = torch.full(
+            (len(sampled), len(self.layers), len(MEASURES)), math.nan, dtype=torch.float32, device="cpu"
+        )
+        counts = torch.zeros((len(sampled), len(self.layers), len(COUNTED) + bins), dtype=torch.int64, device="cpu")
         for rows, name in zip((measures, counts), ACTIVATIONS, strict=True):
             if self.layers and self.chunks:
                 rows[sampled] = torch.cat([chunk.columns[name] for chunk in self.chunks]).to(rows.dtype)
-        shares = counts[..., 1:3] / counts[..., :1]  # 0/0 is NaN: not measured
+        shares = counts[..., 1:3].float() / counts[..., :1]  # 0/0 is NaN: not measured
         return {
             **{f"activation_{name}": measures[..., index] for index, name in enumerate(MEASURES)},
             "activation_near_zero": shares[..., 0],

@@ -33,7 +33,7 @@ class Snapshot:
         if block.device.type == "cpu":
             self._block = block.clone()
             return
-        self._block = torch.empty(block.shape, dtype=block.dtype, pin_memory=torch.cuda.is_available())
+        self._block = torch.empty(block.shape, dtype=block.dtype, device="cpu", pin_memory=torch.cuda.is_available())
         self._block.copy_(block, non_blocking=True)
         self._event = torch.Event(block.device)
         self._event.record()

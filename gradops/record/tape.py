@@ -48,7 +48,7 @@ class Reading:
         columns["lr"] = torch.where(self.lr.isnan(), columns["lr"], self.lr)
         taken, skipped, *_ = columns["counters"].unbind(1)
         attempted = taken + skipped
-        previous = torch.cat([torch.tensor([attempted_before]), attempted[:-1]])
+        previous = torch.cat([torch.tensor([attempted_before], dtype=torch.int64, device="cpu"), attempted[:-1]])
         for index, count in self.before.items():
             if index < len(previous):
                 previous[index] = count
@@ -165,9 +165,11 @@ class Tape:
 
     def _clear(self) -> None:
         """New memory for what is known on the CPU; a reading keeps the old."""
-        self._lr = torch.full((self._capacity, len(self._optimizer.param_groups)), float("nan"))
-        self._sampled = torch.zeros(self._capacity, dtype=torch.bool)
-        self._has_loss = torch.zeros(self._capacity, dtype=torch.bool)
+        self._lr = torch.full(
+            (self._capacity, len(self._optimizer.param_groups)), float("nan"), dtype=torch.float32, device="cpu"
+        )
+        self._sampled = torch.zeros(self._capacity, dtype=torch.bool, device="cpu")
+        self._has_loss = torch.zeros(self._capacity, dtype=torch.bool, device="cpu")
         self._samples: list[tuple[Held, ...]] = [()] * self._capacity
         self._before: dict[int, int] = {}
 
