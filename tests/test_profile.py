@@ -209,6 +209,8 @@ def test_memory_of_a_gpu_that_is_full_is_no_error(script, monkeypatch):
         (["--batch-size", "auto"], "needs --memory-limit"),
         (["--steps", "1"], "--steps must be at least 2"),
         (["--model", "no_such_net"], "no_such_net|gradops"),
+        (["train.py:make", "--model", "resnet18"], "--model resnet18 and train.py:make both name what is trained"),
+        (["train.py"], "train.py names no function; write train.py:make_training"),
         *([] if torch.cuda.is_available() else [(["--device", "cuda"], re.escape(command.NO_GPU))]),
     ],
 )
@@ -239,7 +241,7 @@ def test_steps_that_differ_less_than_their_rounds_are_not_told_apart(seconds, sa
     monkeypatch.setattr(Result, "profiler_overhead", lambda self, name: 0.0)
     samples = {"native": Samples([1.0, 1.0, 1.0]), "gradops": Samples(seconds)}
     result = Result(4, 4, {}, samples, {}, {}, Trace({"traceEvents": []}))
-    assert ("cannot be told apart" in tables.verdict(result, [2.0, 1.0])) == said
+    assert ("cannot be told apart" in tables.verdict(result, [2.0, 1.0], 10.0)) == said
 
 
 def test_gpu_table_of_launches_waits_host_and_device_time_fits_80_columns():
@@ -252,3 +254,25 @@ def test_gpu_table_of_launches_waits_host_and_device_time_fits_80_columns():
     assert max(map(len, text.splitlines())) <= 80
     for word in ("launches", "waits", "host", "device", "1,234", "1.23 ms", "5.68 ms"):
         assert word in text
+
+
+def test_speed_of_a_step_is_bounded_by_the_share_of_what_changed(monkeypatch):
+    monkeypatch.setattr(Result, "profiler_overhead", lambda self, name: 0.0)
+    samples = {"native": Samples([1.3, 1.32, 1.31]), "gradops": Samples([1.0, 1.0, 1.0])}
+    said = tables.verdict(Result(4, 4, {}, samples, {}, {}, Trace({"traceEvents": []})), [0.05, 0.01], 1.0)
+    assert "It is 5.0% of a step, which makes steps 1.04 times as fast at most" in said
+
+
+@pytest.mark.parametrize("text", ["a", "2,b", "1.5"])
+def test_batch_size_that_is_no_number_is_said_in_a_sentence(text, capsys):
+    with pytest.raises(SystemExit):
+        main(["profile", "--batch-size", text])
+    assert f"must be numbers such as 64 or 64,128, or auto, got {text}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["bench", "--model", "2x3"], ["report", "missing.npz"]])
+def test_picture_of_an_unknown_format_is_refused_before_the_run(command, tmp_path):
+    with pytest.raises(SystemExit, match=r"--plot .*x.foo: a picture's name ends in one of"):
+        main([*command, "--plot", str(tmp_path / "x.foo")])
+    with pytest.raises(SystemExit, match="--plot: there is no directory"):
+        main([*command, "--plot", str(tmp_path / "missing" / "x.png")])

@@ -93,7 +93,7 @@ def _bar_panel(axes: Axes, rows: list[Row]) -> None:
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", labelsize=8, colors=PALE)
     title = f"{rows[0].case}: {rows[0].params:,} {rows[0].dtype} parameters in {rows[0].tensors:,} tensors"
-    axes.set_title(title, loc="left", fontsize=10.5, color=INK)
+    axes.set_title(title, loc="left", fontsize=10.5, color=INK, pad=20)
 
 
 _SECONDS = FuncFormatter(lambda value, _: duration(value) if value else "0")
@@ -150,7 +150,7 @@ def _line_panel(axes: Axes, rows: list[Row], work: Callable[[Row], int], title: 
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(_SECONDS)
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_title(title, loc="left", fontsize=10.5, color=INK)
+    axes.set_title(title, loc="left", fontsize=10.5, color=INK, pad=20)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     axes.tick_params(colors=PALE, labelsize=9)

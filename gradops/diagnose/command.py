@@ -9,6 +9,7 @@ from rich.console import Console
 from gradops.diagnose.comparison import compare
 from gradops.diagnose.report import report
 from gradops.picture import page, plot
+from gradops.picture.formats import check_picture
 from gradops.record.run import Run
 
 
@@ -27,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Prints the report and writes what was asked for. Returns the exit status."""
+    check_picture("--plot", args.plot)
     if len(args.recordings) > 1:
         return _compare(args.recordings, args.html, args.plot)
     try:
@@ -37,7 +39,7 @@ def main(args: argparse.Namespace) -> int:
     console = Console(highlight=False)
     found.print(console)
     try:
-        _write(run, args.html, args.plot)
+        _write(console, run, args.html, args.plot)
     except (ValueError, OSError) as error:
         sys.exit(str(error))
     return 0
@@ -63,6 +65,7 @@ def _compare(paths: list[Path], html: Path | None, picture: Path | None) -> int:
     try:
         if picture is not None:
             compared.plot(picture)
+            console.print(f"\nPicture: {picture}", markup=False)
     except (ValueError, OSError) as error:
         sys.exit(str(error))
     return 0
@@ -74,8 +77,10 @@ def _distinct(paths: list[Path]) -> tuple[str, str]:
     return (first, second) if first != second else (str(paths[0]), str(paths[1]))
 
 
-def _write(run: Run, html: Path | None, picture: Path | None) -> None:
+def _write(console: Console, run: Run, html: Path | None, picture: Path | None) -> None:
     if html is not None:
         page.write(run, html)
+        console.print(f"\nPage: {html}", markup=False)
     if picture is not None:
         plot(run, picture)
+        console.print(f"\nPicture: {picture}", markup=False)

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="train.py:make_training",
         help="a function that returns (model, optimizer, data, loss)",
     )
-    parser.add_argument("--model", default=DEMO, help=f"a name of torchvision or timm, on random images ({DEMO})")
+    parser.add_argument("--model", help=f"a name of torchvision or timm, on random images ({DEMO})")
     parser.add_argument(
         "--batch-size",
         type=_batch_sizes,
@@ -56,7 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _batch_sizes(text: str) -> list[int] | str:
     if text == AUTO:
         return AUTO
-    sizes = [int(part) for part in text.split(",")]
+    try:
+        sizes = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be numbers such as 64 or 64,128, or auto, got {text}") from None
     if min(sizes) < 1:
         raise argparse.ArgumentTypeError(f"must be positive, got {text}")
     return sizes
@@ -70,9 +73,13 @@ def main(args: argparse.Namespace) -> int:
         sys.exit(NO_LIMIT)
     if args.steps < 2 or args.profiled_steps < 1 or args.accumulate < 1:
         sys.exit("--steps must be at least 2, --profiled-steps and --accumulate at least 1")
+    if args.training and args.model:
+        sys.exit(f"--model {args.model} and {args.training} both name what is trained; leave one out")
+    if args.training and ":" not in args.training:
+        sys.exit(f"{args.training} names no function; write {args.training}:make_training")
     args.output.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False)
-    name = args.training or args.model
+    name = args.training or args.model or DEMO
     source = Source(name, args.image_size, args.native, args.device, args.checkpointing)
     settings = Settings(args.device, args.precision, args.accumulate, args.max_norm)
     head = machine.provenance(args.device)

@@ -55,7 +55,7 @@ def where_time_goes(result: Result) -> Table:
         ("phase", "native", "share", "gradops", "share"),
         rows,
         frozenset(range(first, len(rows))),
-        verdict(result, update),
+        verdict(result, update, totals[0]),
     )
 
 
@@ -65,18 +65,26 @@ def _time(cost: Cost | None, total: float, name: str = "") -> tuple[str, str]:
     return duration(cost.seconds), f"{cost.seconds / total:.1%}"
 
 
-def verdict(result: Result, update: list[float]) -> str:
-    """What gradops changes, in a sentence, and what the figures must not be read without."""
+def verdict(result: Result, update: list[float], step: float) -> str:
+    """What gradops changes, in a sentence, and what the figures must not be read without.
+
+    Args:
+        result: of both loops.
+        update: seconds of what comes after the backward pass, natively and with gradops, profiled.
+        step: seconds of a profiled step, natively.
+    """
     low, middle, high = result.speedup_quartiles
     steps = f"{_compare(middle)} with gradops (quartiles {low:.2f} and {high:.2f})"
     told_apart = not low <= 1 <= high
     after = f"{_compare(update[0] / update[1])} ({duration(update[0])} to {duration(update[1])}, profiled)"
+    bound = step / max(step - update[0] + update[1], 1e-9)
     native, ours = (result.samples[name].spread for name in NAMES)
     rounds = len(result.samples["native"].seconds)
     overhead = max(result.profiler_overhead(name) for name in NAMES)
     said = [
         f"Steps are {steps}." if told_apart else f"Steps cannot be told apart: they are {steps}.",
         f"What comes after the backward pass is {after}.",
+        f"It is {update[0] / step:.1%} of a step, which makes steps {bound:.2f} times as fast at most: more is noise.",
         f"Spread of the steps: {native:.0%} and {ours:.0%} of the median, {rounds} rounds.",
         f"Profiled steps take {overhead:+.0%}.",
     ]
