@@ -61,7 +61,8 @@ class Checkpointed(LossScaled):
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, for state dicts of gradops and of plain torch; the moments stay float32.
+        """As torch's, for state dicts of gradops and of plain torch; moments stay float32, or float64 where the
+        parameter is.
 
         The settings given to the constructor or to `wrap` stay; a dynamic loss scale, the counters and what a guard
         knows are restored, or begin anew where the state dict has none of them.

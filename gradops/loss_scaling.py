@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gradops import backends
 from gradops.attributes import CheckedAttributes
-from gradops.backends import torch_ops
+from gradops.backends.torch_ops import operators_for
 from gradops.loss_scale import DynamicLossScale
 from gradops.param_groups import local_grads
 from gradops.settings import loss_scale_policy
@@ -113,8 +113,7 @@ class LossScaled(CheckedAttributes):
         self._bind()
         self._plan.params_without_state()  # checks every gradient before the first is changed
         grads = local_grads(self.param_groups)
-        ops = torch_ops if any(grad.dtype == torch.float64 for grad in grads) else torch.ops.gradops
-        self._unscaled = ops.unscale_(grads, self._buffers.current_scale)
+        self._unscaled = operators_for(grads).unscale_(grads, self._buffers.current_scale)
 
     def _scaling(self) -> tuple[Tensor | None, bool, Tensor | None]:
         """The loss scale, whether the gradients still carry it, and found_inf of those who looked before."""

@@ -22,6 +22,8 @@ OptimizerT = TypeVar("OptimizerT", bound=torch.optim.Optimizer)
 _ARGUMENTS = f"""
     Args:
         params: parameters, named parameters or groups: float32, bfloat16 and float16 on one device, of any layout.
+            With float64 among them, torch's own operations run the step, in float64 for these. A parameter is checked
+            if it requires a gradient, or when its first one comes: whatever is frozen may stand among them.
 {arguments()}
 
     Raises:

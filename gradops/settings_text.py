@@ -23,8 +23,9 @@ MEANING = {
     "backend": """"native", "triton" or "torch" forces what runs the step. By default None: the first of
         them that can.""",
     "master_weights": """whether bfloat16 and float16 parameters have a float32 master in their state, which the step
-        updates and writes, rounded, to the parameter. float32 parameters are left as they are.""",
-    "moments_dtype": "torch.bfloat16 stores the moments in half the memory, rounded to nearest.",
+        updates and writes, rounded, to the parameter. Other parameters are left as they are.""",
+    "moments_dtype": """torch.bfloat16 stores the moments in half the memory, rounded to nearest; those of float64
+        parameters are float64 all the same.""",
     "rounding": """"kahan" keeps what rounding takes off each bfloat16 and float16 parameter, in its own dtype in the
         state, and adds it to the next update: an alternative to `master_weights`. "nearest" loses it.""",
     "track_updates": """whether each step also measures how far it moved every parameter: `stats.update_ratio` and

@@ -3,6 +3,9 @@
 Signatures are the operators' schemas where no native code defines them; the arguments are described in `gradops.ops`.
 """
 
+import sys
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -12,6 +15,11 @@ from gradops.backends.torch_math import GradStats
 from gradops.loss_scale import DynamicLossScale
 
 _increment = torch.autograd.graph.increment_version
+
+
+def operators_for(tensors: list[Tensor]) -> Any:
+    """Who has the operators for these tensors: torch.ops.gradops, or this module for float64, which no kernel takes."""
+    return sys.modules[__name__] if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.ops.gradops
 
 
 def _check(tensors: list[Tensor], role: str, writable: bool, leaders: list[Tensor] | None = None) -> None:

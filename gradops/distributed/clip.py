@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 
 from gradops.backends import torch_math
+from gradops.backends.torch_ops import operators_for
 from gradops.distributed.gather import Gathering
 from gradops.distributed.shards import check_placements, is_sharded, local_tensor
 
@@ -13,8 +14,8 @@ def clip_sharded_grads_(grads: list[Tensor], max_norm: float, norm_type: float, 
     """As `gradops.clip_grad_norm_`, for gradients of which some are DTensors; every process of theirs must call it.
 
     Returns:
-        The norm of the full gradients before clipping: 0-d, float32, the same on every process; a DTensor, replicated
-        over the first sharded gradient's mesh, as torch's `clip_grad_norm_` returns one.
+        The norm of the full gradients before clipping: 0-d, float32 (float64 if any gradient is), the same on every
+        process; a DTensor, replicated over the first sharded gradient's mesh, as torch's `clip_grad_norm_` returns one.
 
     Raises:
         RuntimeError: `error_if_nonfinite` and the norm is not finite; no gradient has changed. A gradient is partial.
@@ -22,7 +23,7 @@ def clip_sharded_grads_(grads: list[Tensor], max_norm: float, norm_type: float, 
     for index, grad in enumerate(grads):
         check_placements(grad, f"gradient {index}")
     local = [local_tensor(grad) for grad in grads]
-    _, norms, abs_max, _ = torch.ops.gradops.grad_stats(local, norm_type=norm_type)
+    _, norms, abs_max, _ = operators_for(local).grad_stats(local, norm_type=norm_type)
     gathering = Gathering(grads)
     gathered = gathering.gather(torch.stack([norms, abs_max]).to(torch_math.wide_dtype(norms.device)))
     counted = torch.where(gathering.counts(norms.device), gathered[:, 0], 0.0)
@@ -39,4 +40,4 @@ def clip_sharded_grads_(grads: list[Tensor], max_norm: float, norm_type: float, 
         grad.mul_(coef)
     torch.autograd.graph.increment_version([grad for grad, own in zip(grads, local, strict=True) if grad is not own])
     mesh = next(grad for grad in grads if is_sharded(grad)).device_mesh
-    return DTensor.from_local(norm.float(), mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return DTensor.from_local(norm.to(norms.dtype), mesh, [Replicate()] * mesh.ndim, run_check=False)

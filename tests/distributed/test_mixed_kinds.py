@@ -68,3 +68,23 @@ def test_frozen_parameters_of_any_kind_stand_beside_sharded_ones(workers):
         assert "a sharded parameter in half precision can have no master" in messages[0]
         assert "parameter of 'ghost' is on meta; wrap after materialising it" in messages[1]
         assert states == 1
+
+
+def clipped_float64():
+    """The norm and the gradients after clipping, as full tensors."""
+    mesh = init_device_mesh("cpu", (2,))
+    grads = [torch.linspace(-1.0, 2.0, 12, dtype=torch.float64).view(4, 3), torch.ones(3, dtype=torch.float64)]
+    params = [torch.nn.Parameter(torch.ones_like(grad)) for grad in grads]
+    params[0] = torch.nn.Parameter(distribute_tensor(torch.ones_like(grads[0]), mesh, [Shard(0)]))
+    params[0].grad, params[1].grad = distribute_tensor(grads[0], mesh, [Shard(0)]), grads[1].clone()
+    norm = gradops.clip_grad_norm_(params, 0.3)
+    return norm.full_tensor(), params[0].grad.full_tensor(), params[1].grad, grads
+
+
+def test_sharded_float64_gradients_are_clipped_in_float64(workers):
+    for norm, first, second, grads in workers.run(2, clipped_float64):
+        expected = torch.cat([grad.flatten() for grad in grads]).norm()
+        assert norm.dtype == torch.float64
+        assert_close(norm, expected, WITHIN)
+        for mine, grad in zip((first, second), grads, strict=True):
+            assert_close(mine, grad * (0.3 / (expected + 1e-6)), WITHIN, 0.1)
