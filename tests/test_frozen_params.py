@@ -18,19 +18,12 @@ FROZEN = {
     "sparse": lambda device: torch.ones(4, 4, device=device).to_sparse(),
     "meta": lambda device: torch.ones(4, device="meta"),
     "expanded": lambda device: torch.ones(1, device=device).expand(5),
-    "freed": lambda device: freed(device),
     "subclass": lambda device: torch.ones(4, device=device).as_subclass(Strange),
 }
 
 
 class Strange(torch.Tensor):
     """A tensor with a Python class of its own."""
-
-
-def freed(device):
-    tensor = torch.ones(8, device=device)
-    tensor.untyped_storage().resize_(0)
-    return tensor
 
 
 def make(frozen, device, settings=None):
