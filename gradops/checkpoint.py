@@ -161,3 +161,5 @@ class Checkpointed(LossScaled):
             self._buffers.current_scale.fill_(policy.init_scale if scale is None else scale)
             self._buffers.current_scale.clamp_(policy.min_scale, policy.max_scale)
             self._buffers.growth_tracker.fill_(tracker or 0)
+        else:  # a scale of 1 is that of a run without one
+            self._loaded_scale = None if scale in (None, 1.0) else (scale, tracker or 0)

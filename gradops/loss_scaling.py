@@ -39,6 +39,8 @@ class LossScaled(CheckedAttributes):
 
     _plan: backends.Plan
     _scale_policy: None | float | DynamicLossScale
+    # What a checkpoint said, loaded before a dynamic policy was set: scale and growth tracker.
+    _loaded_scale: tuple[float, int] | None = None
     _scaled: bool  # a loss was scaled since the last step
     _unscaled: Tensor | None  # found_inf of unscale_(), if it ran since then
 
@@ -147,5 +149,7 @@ class LossScaled(CheckedAttributes):
         elif isinstance(before, DynamicLossScale):
             scale.clamp_(policy.min_scale, policy.max_scale)
         else:
-            scale.fill_(policy.init_scale)
-            self._buffers.growth_tracker.zero_()
+            begin, tracker = self._loaded_scale or (policy.init_scale, 0)
+            scale.fill_(begin).clamp_(policy.min_scale, policy.max_scale)
+            self._buffers.growth_tracker.fill_(tracker)
+            self._loaded_scale = None

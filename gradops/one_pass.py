@@ -40,6 +40,7 @@ class OnePass(Checkpointed):
         "_plan",
         "_choice",
         "_scale_policy",
+        "_loaded_scale",
         "_scaled",
         "_unscaled",
         "_watchers",

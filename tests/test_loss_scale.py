@@ -219,3 +219,14 @@ def test_another_scaled_loss_after_unscale_is_refused(device, again):
     optimizer.backward(param.sum())
     optimizer.step()
     assert int(optimizer.stats.steps_taken) == 2
+
+
+@pytest.mark.parametrize(("saved_scale", "begins"), [(256.0, 256.0), (1.0, 2.0**16), (2.0**30, 2.0**24)])
+def test_scale_of_a_checkpoint_waits_for_the_policy(saved_scale, begins, device):
+    optimizer = gradops.AdamW([torch.ones(3, device=device).requires_grad_()])
+    checkpoint = optimizer.state_dict()
+    checkpoint["param_groups"][0].update(gradops_loss_scale=saved_scale, gradops_growth_tracker=1)
+    optimizer.load_state_dict(checkpoint)
+    optimizer.loss_scale = "dynamic"
+    assert optimizer.scale(torch.ones((), device=device)).item() == begins
+    assert int(optimizer._buffers.growth_tracker) == (saved_scale != 1.0)

@@ -194,12 +194,4 @@ def _replace_fastais_adam(learn: Any) -> None:
     old, learn.opt_func = learn.opt, partial(Adam, **keywords)
     learn.create_opt()
     learn.opt.frozen_idx = old.frozen_idx
-    for name in ("lr", "mom", "sqr_mom", "eps", "wd"):
-        learn.opt.set_hyper(name, [hyper[name] for hyper in old.hypers])
-    for param, _, state, _ in old.all_params():
-        if "step" in state:
-            learn.opt.opt.state[param] = {
-                "step": torch.tensor(float(state["step"]), dtype=torch.float32, device="cpu"),
-                "exp_avg": state["grad_avg"].float(),
-                "exp_avg_sq": state["sqr_avg"].float(),
-            }
+    learn.opt.load_state_dict(old.state_dict())

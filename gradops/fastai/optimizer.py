@@ -7,6 +7,7 @@ import torch
 
 import gradops
 from gradops._frameworks import needs
+from gradops.fastai import state
 
 with needs("fastai"):
     from fastai.optimizer import OptimWrapper, set_item_pg
@@ -51,6 +52,7 @@ class Optimizer(OptimWrapper):
     def __init__(self, params: Any, opt: Any) -> None:
         super().__init__(params, opt)
         self.groups_seen = len(self.opt.param_groups)
+        self.lists = [list(group["params"]) for group in self.opt.param_groups]  # in fastai's order
         self.undecayed: dict[int, int] | None = None  # group that fastai sees: group of its marked parameters
 
     @property
@@ -75,12 +77,17 @@ class Optimizer(OptimWrapper):
         return self.opt.step(closure)
 
     def state_dict(self) -> dict[str, Any]:
+        """In fastai's format: plain fastai reads it."""
         self._part_undecayed()
-        return self.opt.state_dict()
+        return state.written(self)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Of fastai's format, written with GradOps or without; of torch's, too, which 0.1.0 wrote."""
         self._part_undecayed()
-        self.opt.load_state_dict(state_dict)
+        if state.is_fastais(state_dict):
+            state.read(self, state_dict)
+        else:
+            self.opt.load_state_dict(state_dict)
 
     def _part_undecayed(self) -> None:
         """Gives the marked parameters their groups; once, and not before the learner has marked any."""

@@ -28,11 +28,11 @@ def test_lr_find_leaks_nothing(learner, precision, trained_before):
     learn.lr_find(num_it=8, show_plot=False, suggest_funcs=None)
     after = weights(learn), learn.opt.state_dict()
     torch.testing.assert_close(after[0], before[0], rtol=0, atol=0)
-    for group, old in zip(after[1]["param_groups"], before[1]["param_groups"], strict=True):
+    for group, old in zip(after[1]["hypers"], before[1]["hypers"], strict=True):
         assert group == old
     torch.testing.assert_close(after[1]["state"], before[1]["state"], rtol=0, atol=0)
     if precision == "fp16":
-        assert after[1]["param_groups"][0]["gradops_loss_scale"] == (512.0 if trained_before else 1024.0)
+        assert after[1]["hypers"][0]["gradops_loss_scale"] == (512.0 if trained_before else 1024.0)
 
 
 def test_gradient_accumulation_steps_when_enough_was_seen(learner):

@@ -69,7 +69,7 @@ def test_saved_and_loaded_learner_continues_bitwise(learner, opt_func):
         for preceding in precedings:
             preceding(learn)
         learn.fit(1, 1e-2)
-        return weights(learn), learn.opt.state_dict()["param_groups"][0]["gradops_loss_scale"]
+        return weights(learn), learn.opt.state_dict()["hypers"][0]["gradops_loss_scale"]
 
     whole = fits(lambda learn: learn.fit(1, 1e-2), lambda learn: learn.save("half"))
     resumed = fits(lambda learn: learn.fit(0), lambda learn: learn.load("half"))
