@@ -5,8 +5,19 @@
 #include "cpu/isa.h"
 #include "step_plan.h"
 
+#define GRADOPS_TEXT(x) #x
+#define GRADOPS_TEXT_OF(x) GRADOPS_TEXT(x)
+#if defined(GRADOPS_WITH_CUDA)
+#define GRADOPS_CUDA_MAJOR GRADOPS_TEXT_OF(GRADOPS_WITH_CUDA)
+#else
+#define GRADOPS_CUDA_MAJOR "none"
+#endif
+
 namespace gradops {
 namespace {
+
+// Read from the file, before anything is loaded: see gradops/building/cache.py.
+constexpr char kBuiltFor[] = "gradops was built for torch " TORCH_VERSION " CUDA " GRADOPS_CUDA_MAJOR;
 
 py::dict build_info() {
   py::dict info;
@@ -16,6 +27,7 @@ py::dict build_info() {
   info["compiler"] = "g++ " __VERSION__;
 #endif
   info["torch"] = TORCH_VERSION;
+  info["built_for"] = kBuiltFor;
 #if defined(GRADOPS_WITH_CUDA)
   info["cuda"] = true;
 #else

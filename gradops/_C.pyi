@@ -7,6 +7,7 @@ from torch import Tensor
 class BuildInfo(TypedDict):
     compiler: str
     torch: str
+    built_for: str
     cuda: bool
 
 def build_info() -> BuildInfo: ...

@@ -90,6 +90,7 @@ def facts() -> dict[str, str]:
         "torch": f"{torch.__version__}, CUDA build: {torch.version.cuda or 'none'}",
         "threads": f"{torch.get_num_threads()} (torch.set_num_threads)",
         "built with": f"{build['compiler']}, for torch {build['torch']}",
+        "native code": backends.extension.loaded_from(),
         "nvcc": nvcc_version(),
         **states(),
     }

@@ -216,6 +216,8 @@ class OnePass(Checkpointed):
         """Binds the plan to the groups and the state as they are now, and creates the state that is missing."""
         settings = Settings(*_settings_of(self))
         self._bind()
+        if self._choice is not None:
+            backends.advise(self._choice)
         check_taking_part(self.param_groups, settings)
         self._plan.params_without_state()  # raises for a gradient that does not fit, before any state is made
         params = [(param, group) for group in self.param_groups for param in group["params"]]

@@ -19,13 +19,14 @@ ROOT = Path(__file__).resolve().parent.parent
 def checkout(tmp_path):
     """A bare copy of what setup.py looks at."""
     shutil.copy(ROOT / "setup.py", tmp_path)
+    shutil.copytree(ROOT / "gradops" / "building", tmp_path / "gradops" / "building")
     shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
     return tmp_path
 
 
 def recipe(checkout):
-    """setup.py's names, without running it."""
-    return runpy.run_path(str(checkout / "setup.py"), run_name="recipe")
+    """The recipe's names, without running it."""
+    return runpy.run_path(str(checkout / "gradops" / "building" / "recipe.py"), run_name="recipe")
 
 
 def run_setup(checkout, *arguments, **environ):
@@ -38,12 +39,13 @@ def test_without_torch_one_sentence_says_what_to_run_first(checkout):
     hiding = checkout / "hiding"
     hiding.mkdir()
     (hiding / "torch.py").write_text('raise ModuleNotFoundError("No module named torch", name="torch")')
-    done = run_setup(checkout, PYTHONPATH=str(hiding))
+    done = run_setup(checkout, PYTHONPATH=str(hiding), GRADOPS_NATIVE="1")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert "pip install torch" in done.stderr
-    assert "pip install --no-build-isolation ." in done.stderr
+    assert "GRADOPS_NATIVE=1 pip install --no-build-isolation ." in done.stderr
+    assert "`pip install .`, and then `gradops build`" in done.stderr
 
 
 def test_every_cpu_source_is_built_in_sorted_order(checkout):
@@ -75,18 +77,23 @@ def test_fast_math_and_contraction_stay_off(checkout):
 
 def test_cuda_demanded_where_it_cannot_be_says_what_is_missing(checkout):
     shutil.rmtree(checkout / "csrc" / "cuda", ignore_errors=True)
-    done = run_setup(checkout, GRADOPS_CUDA="1")
+    done = run_setup(checkout, "build_ext", GRADOPS_CUDA="1")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "missing: CUDA sources in csrc/cuda" in done.stderr
 
 
-def cuda_machine(checkout, monkeypatch):
+def cuda_machine(checkout, monkeypatch, release="13.0", has_headers=True):
     """A checkout with one CUDA source, and the names of its setup.py on a machine that has all CUDA needs."""
     (checkout / "csrc" / "cuda").mkdir(exist_ok=True)
     (checkout / "csrc" / "cuda" / "probe.cu").write_text("")
     (checkout / "toolkit" / "bin").mkdir(parents=True)
-    (checkout / "toolkit" / "bin" / "nvcc").write_text("")
+    nvcc = checkout / "toolkit" / "bin" / "nvcc"
+    headers = f"exit {0 if has_headers else 1}"
+    nvcc.write_text(
+        f'#!/bin/sh\nif [ "$1" = --version ]; then echo "release {release}, V{release}"; else {headers}; fi\n'
+    )
+    nvcc.chmod(0o755)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     names = recipe(checkout)
     monkeypatch.setitem(names["missing_for_cuda"].__globals__, "CUDA_HOME", str(checkout / "toolkit"))
@@ -109,6 +116,70 @@ def test_cpu_build_of_torch_leaves_cuda_out(checkout, monkeypatch):
         names["wants_cuda"]("1")
 
 
+CANNOT = {
+    "nvcc of another CUDA": ({"release": "12.4"}, "nvcc of CUDA 13, for which this torch was built"),
+    "headers": ({"has_headers": False}, "the CUDA toolkit's headers"),
+}
+
+
+@pytest.mark.parametrize("lack", CANNOT)
+def test_toolkit_that_cannot_compile_for_this_torch_leaves_gpus_to_triton_in_one_sentence(
+    checkout, monkeypatch, capfd, lack
+):
+    machine, sentence = CANNOT[lack]
+    names = cuda_machine(checkout, monkeypatch, **machine)
+    assert not names["wants_cuda"]("")
+    (said,) = capfd.readouterr().err.splitlines()
+    assert said.startswith(f"gradops: GPUs are left to Triton; native CUDA code needs {sentence}")
+    with pytest.raises(SystemExit, match=f"^GRADOPS_CUDA=1, but .*missing: {sentence}"):
+        names["wants_cuda"]("1")
+
+
+def test_toolkit_of_another_minor_release_compiles(checkout, monkeypatch, capfd):
+    assert cuda_machine(checkout, monkeypatch, release="13.2")["wants_cuda"]("")
+    assert capfd.readouterr().err == ""
+
+
+def fake_compiler(folder, error):
+    path = folder / "compiler"
+    path.write_text(f'#!/bin/sh\necho "{error}" >&2\nexit 1\n')
+    path.chmod(0o755)
+    return str(path)
+
+
+CPU_LACKS = {
+    "compiler": (None, "a C++ compiler (no-such-compiler); Debian and Ubuntu: apt-get install g++"),
+    "Python's headers": (
+        "fatal error: Python.h: No such file or directory",
+        "Python's headers (Python.h); Debian and Ubuntu: apt-get install python3-dev",
+    ),
+    "C++20": ("error: unrecognized command line option '-std=c++20'", "a C++ compiler that knows C++20"),
+}
+
+
+@pytest.mark.parametrize("lack", CPU_LACKS)
+def test_what_compiling_lacks_is_one_sentence_that_says_what_runs_without(checkout, lack):
+    error, sentence = CPU_LACKS[lack]
+    compiler = "no-such-compiler" if error is None else fake_compiler(checkout, error)
+    done = run_setup(checkout, "build", GRADOPS_NATIVE="1", CXX=compiler)
+    assert done.returncode == 1
+    said = done.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert said.startswith(f"gradops' native code cannot be compiled here; missing: {sentence}")
+    assert said.endswith("without native code, steps run in Triton on GPUs and in torch's operations elsewhere")
+
+
+def test_source_that_does_not_compile_gives_the_compilers_errors_and_no_traceback(checkout):
+    for path in [*checkout.glob("csrc/*.cpp"), *checkout.glob("csrc/cpu/*.cpp")]:
+        path.unlink()
+    (checkout / "csrc" / "module.cpp").write_text("int main() { return undeclared; }\n")
+    done = run_setup(checkout, "build_ext", GRADOPS_CUDA="0")
+    assert done.returncode == 1
+    assert 'setup.py", line' not in done.stderr
+    assert "undeclared" in done.stdout + done.stderr
+    assert "gradops' native code was not compiled" in done.stderr
+
+
 @pytest.mark.parametrize(("variable", "value"), [("GRADOPS_CUDA", "yes"), ("GRADOPS_SANITIZE", "adress")])
 def test_misspelt_build_option_is_refused(checkout, variable, value):
     with pytest.raises(SystemExit, match=f"{variable} must .*{value}"):
@@ -122,18 +193,21 @@ def test_misspelt_wish_for_no_native_code_is_refused(checkout):
 
 
 def test_install_without_native_code_needs_no_compiler_and_no_torch_and_works(checkout, tmp_path):
-    """What `GRADOPS_NATIVE=0 pip install .` puts into site-packages, imported from there."""
+    """What `pip install .` puts into site-packages, imported from there."""
     for name in ("pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
         shutil.copy(ROOT / name, checkout)
-    shutil.copytree(ROOT / "gradops", checkout / "gradops", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    ignored = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(ROOT / "gradops", checkout / "gradops", ignore=ignored, dirs_exist_ok=True)
     hiding, installed = checkout / "hiding", tmp_path / "installed"
     hiding.mkdir()
     (hiding / "torch.py").write_text('raise ModuleNotFoundError("No module named torch", name="torch")')
-    done = run_setup(
-        checkout, "build", "--build-lib", str(installed), GRADOPS_NATIVE="0", PATH="", PYTHONPATH=str(hiding)
-    )
+    done = run_setup(checkout, "build", "--build-lib", str(installed), PATH="", PYTHONPATH=str(hiding))
     assert done.returncode == 0, done.stderr
     assert not list(installed.rglob("*.so"))
+    shipped = {
+        path.relative_to(installed / "gradops") for path in installed.glob("gradops/csrc/**/*") if path.is_file()
+    }
+    assert shipped == {path.relative_to(ROOT) for path in ROOT.glob("csrc/**/*") if path.is_file()}
     script = """
 import sys
 # An editable install would lend its extension.
@@ -144,14 +218,19 @@ param.grad = torch.full((3,), 4.0)
 optimizer = gradops.AdamW([param], lr=0.1, weight_decay=0.0)
 assert gradops.clip_grad_norm_([param], 1.0) == 48**0.5
 optimizer.step()
+gradops.wrap(torch.optim.Adam([param], lr=0.0)).step()
 print(gradops.__file__, param.tolist(), optimizer.stats.backend)
 """
     command = [sys.executable, "-c", script]
-    environ = {**os.environ, "PYTHONPATH": str(installed)}
+    environ = {**os.environ, "PYTHONPATH": str(installed), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     done = subprocess.run(command, cwd=installed, env=environ, capture_output=True, text=True, check=True)
     assert str(installed) in done.stdout
+    advice = (
+        "gradops' native code is not compiled yet: run gradops build; until then steps run in torch's own operations"
+    )
+    assert done.stderr.count("Warning") == done.stderr.count(advice) == 1
     assert "[0.8999999761581421, 0.8999999761581421, 0.8999999761581421]" in done.stdout
-    assert "GRADOPS_NATIVE=0" in done.stdout
+    assert "run gradops build" in done.stdout
 
 
 def test_sanitizers_reach_compiler_and_linker(checkout):

@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import os
+import warnings
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from gradops.backends.torch_step import TorchStep
 from gradops.settings import BACKENDS, Settings
 from gradops.stats import StepBuffers
 
+_advised = False
 TRITON_DEVICES = ("cuda", "xpu")  # torch calls ROCm's devices cuda too
 
 
@@ -87,6 +89,15 @@ def choose(device: torch.device, wanted: str | None = None) -> Choice:
             return Choice(name, device, "; ".join(reasons))
         reasons += [reason] if reason else []
     raise AssertionError("torch's own operations run everywhere")
+
+
+def advise(choice: Choice) -> None:
+    """Says once, in one line, how to get native code, where a step runs without it for no other reason."""
+    global _advised
+    if extension.MISSING and choice.reason.startswith(extension.MISSING) and not _advised:
+        _advised = True
+        where = "in Triton" if choice.name == "triton" else "in torch's own operations"
+        warnings.warn(f"{extension.MISSING}; until then steps run {where}", stacklevel=2)
 
 
 def make_plan(choice: Choice) -> Plan:

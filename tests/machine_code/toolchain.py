@@ -55,8 +55,8 @@ def run(*command: object) -> str:
 
 @functools.cache
 def nvcc_flags() -> tuple[str, ...]:
-    """The flags that setup.py compiles the extension with, and the lines that the gates need."""
-    return (*runpy.run_path(str(ROOT / "setup.py"), run_name="recipe")["NVCC_FLAGS"], "-lineinfo")
+    """The flags that the extension is compiled with, and the lines that the gates need."""
+    return (*runpy.run_path(str(ROOT / "gradops/building/recipe.py"), run_name="recipe")["NVCC_FLAGS"], "-lineinfo")
 
 
 def _digest(*parts: object) -> str:
