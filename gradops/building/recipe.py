@@ -205,7 +205,7 @@ def compile_into(folder: Path) -> None:
 
     command: Any = build_command()
 
-    class Build(command):  # type: ignore[misc]
+    class Build(command):
         def finalize_options(self) -> None:
             super().finalize_options()
             self.build_temp = str(folder / "objects")
