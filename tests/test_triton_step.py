@@ -203,7 +203,7 @@ QUICK = {
     "test_activation_stats.py": "any_tensor or huge_and_tiny or edges or nothing_finite or far_from or drops",
     "test_grad_stats.py": "huge_and_tiny",
     "test_adam_step.py": "any_sequence or expanded or side_by_side or rounded_to_nearest or own_hyperparameters "
-    "or trap_sizes or first_moment",
+    "or trap_sizes",
     "test_decide.py": "first_step_may or tiny_norm or all_groups or tells_nan",
     "test_agc.py": "by_its_own or one_unit or huge_and or very_different or spared or mid_run or half_precision",
     "test_l1.py": "after_clipping or own_penalty",

@@ -40,7 +40,7 @@ FLOAT32, BFLOAT16, FLOAT16 = (tl.constexpr(i) for i in range(3))
 KINDS = tl.constexpr(36)
 
 # What `plan_row` leaves for the update of a row.
-GRAD_SIGN, EXP_AVG_COEF, BETA2, ONE_MINUS_BETA2, EPS, L2, DECAY, STEP_SIZE = (tl.constexpr(i) for i in range(8))
+GRAD_SIGN, ONE_MINUS_BETA1, BETA2, ONE_MINUS_BETA2, EPS, L2, DECAY, STEP_SIZE = (tl.constexpr(i) for i in range(8))
 INV_BIAS_CORRECTION2_SQRT = tl.constexpr(8)
 CAPPED = tl.constexpr(9)
 L1 = tl.constexpr(10)

@@ -22,7 +22,6 @@ from gradops.backends.triton_rows import (
     DECAY,
     EPS,
     EXP_AVG,
-    EXP_AVG_COEF,
     EXP_AVG_SQ,
     GRAD,
     GRAD_SIGN,
@@ -33,6 +32,7 @@ from gradops.backends.triton_rows import (
     L2,
     MAX_EXP_AVG_SQ,
     NUMEL,
+    ONE_MINUS_BETA1,
     ONE_MINUS_BETA2,
     PARAM,
     ROUNDED,
@@ -58,7 +58,7 @@ def rule_of(rule):
     """A row's rule as `adam_update` takes it; loaded before a loop, as `addresses_of`."""
     return (
         tl.load(rule + GRAD_SIGN),
-        tl.load(rule + EXP_AVG_COEF),
+        tl.load(rule + ONE_MINUS_BETA1),
         tl.load(rule + BETA2),
         tl.load(rule + ONE_MINUS_BETA2),
         tl.load(rule + EPS),
