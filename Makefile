@@ -10,6 +10,10 @@ STEP_TESTS := adam_step agc clip decide grad_stats l1 loss_scale master_weights 
 SANITIZED_TESTS ?= $(STEP_TESTS:%=tests/test_%.py)
 EMULATED_TESTS ?= $(patsubst %,tests/test_%.py,$(STEP_TESTS) activation_stats checkpoint grad_scaler native_faults \
 	own_grad_scaler recorder stats update_stats)
+# What must pass with every torch and Python: make TORCH=torch==2.6.0 test-core PYTHON=python3.10
+CORE_TESTS ?= $(patsubst %,tests/test_%.py,adam_step wrap step_plan checkpoint grad_scaler own_grad_scaler lr_schedulers clip \
+	stats ops recorder)
+CORE := build/core/$(subst ==,-,$(TORCH))-$(notdir $(PYTHON))
 # More of the scaling run's options: make bench SCALING="--most-params 1e7"
 SCALING ?=
 # The training whose profile is in the README.
@@ -31,10 +35,11 @@ THREAD_CASES := --model resnet18 resnet50 --recipes fused foreach gradops
 EXTRAS_demo := demo
 EXTRAS_test := demo,frameworks,test
 EXTRAS_dev := demo,dev
+EXTRAS_release := release
 EXTRAS_docs := demo,docs,frameworks
 
-.PHONY: demo docs figures test test-all test-cpp test-python test-emulated test-emulated-two-launches test-slow test-sanitized \
-	test-emulated-sanitized test-compute-sanitizer bench bench-gpu lint format build clean FORCE
+.PHONY: demo docs figures test test-all test-core test-cpp test-python test-emulated test-emulated-two-launches test-slow test-sanitized \
+	test-emulated-sanitized test-compute-sanitizer bench bench-gpu lint format build wheels clean FORCE
 
 demo: $(STAMPS)/demo $(STAMPS)/build
 	OMP_WAIT_POLICY=passive $(PY) -m gradops demo $(ARGS)
@@ -65,6 +70,14 @@ test-compute-sanitizer: $(STAMPS)/test $(STAMPS)/build
 	for tool in memcheck racecheck initcheck synccheck; do \
 	    compute-sanitizer --tool $$tool --error-exitcode 1 \
 	    $(PY) -m pytest -n 0 tests/test_adam_step.py tests/test_ops.py tests/test_cuda_device.py -k cuda || exit 1; done
+
+# In an environment of its own, with native code in a cache of its own; `rm -r build/core` gives several GB back.
+test-core:
+	$(PYTHON) -m venv $(CORE)
+	$(CORE)/bin/python -m pip --disable-pip-version-check install --quiet "$(TORCH)" "setuptools>=77" \
+	expecttest hypothesis ninja numpy pytest pytest-benchmark
+	export PYTHONPATH=$(CURDIR) XDG_CACHE_HOME=$(CURDIR)/$(CORE)/cache PATH=$(CURDIR)/$(CORE)/bin:$$PATH; \
+	python -m gradops build && OMP_WAIT_POLICY=passive python -m pytest -p no:cacheprovider $(CORE_TESTS) $(ARGS)
 
 test-slow: $(STAMPS)/test $(STAMPS)/build
 	$(PYTEST) -n $(JOBS) -m "slow or not slow" --hypothesis-profile=long
@@ -115,6 +128,10 @@ format: $(STAMPS)/dev
 
 build: $(STAMPS)/build
 
+# What is released, in dist/, each wheel tried in a clean environment: see docs/releasing.md.
+wheels: $(STAMPS)/release
+	$(PY) tools/wheels.py
+
 clean:
 	rm -rf build gradops/_C*.so
 
@@ -137,6 +154,6 @@ $(STAMPS)/build: $(NATIVE) $(STAMPS)/torch
 	$(PY) setup.py -q build_ext --inplace
 	@touch $@
 
-$(STAMPS)/demo $(STAMPS)/test $(STAMPS)/dev $(STAMPS)/docs: $(STAMPS)/%: pyproject.toml $(STAMPS)/build
+$(STAMPS)/demo $(STAMPS)/test $(STAMPS)/dev $(STAMPS)/docs $(STAMPS)/release: $(STAMPS)/%: pyproject.toml $(STAMPS)/build
 	$(PIP) --quiet --no-build-isolation "$(TORCH)" --editable ".[$(EXTRAS_$*)]"
 	@touch $@

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from setuptools import setup
 from setuptools.command.build_py import build_py
+from setuptools.command.egg_info import egg_info
 
 ROOT = Path(__file__).resolve().parent
 TORCH_FIRST = (
@@ -40,11 +41,13 @@ def native():
     minor = ".".join(torch.__version__.split(".")[:2])
     # 13.0 becomes cu130.
     device = f"cu{torch.version.cuda.replace('.', '')}" if extension.define_macros else "cpu"
-    return {
-        "ext_modules": [extension],
-        "cmdclass": {"build_ext": recipe["build_command"]()},
-        "options": {"egg_info": {"tag_build": f"+torch{minor}{device}"}},
-    }
+
+    class Tagged(egg_info):
+        def finalize_options(self):
+            self.tag_build = f"+torch{minor}{device}"  # here, since the setup.cfg of an sdist says that there is none
+            super().finalize_options()
+
+    return {"ext_modules": [extension], "cmdclass": {"build_ext": recipe["build_command"](), "egg_info": Tagged}}
 
 
 class WithSources(build_py):

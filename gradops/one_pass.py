@@ -18,6 +18,7 @@ from gradops.protect import Protect, protect_setting, protected
 from gradops.settings import SETTINGS, Settings
 from gradops.stats import StepBuffers, StepStats
 from gradops.step_hooks import hooked_step
+from gradops.torch_before_2_7 import name_decay_before_2_7
 
 _settings_of = attrgetter(*SETTINGS)
 
@@ -197,6 +198,7 @@ class OnePass(Checkpointed):
 
     def _bind(self) -> None:
         """Gives the plan the groups as they are now."""
+        name_decay_before_2_7(self, self.param_groups)
         choice = choose_backend(self.param_groups, self.backend)
         names = param_names(self.param_groups)
         if choice != self._choice:

@@ -28,6 +28,7 @@ from torch import Tensor
 from gradops.backends import activations, extension, torch_ops
 from gradops.backends.checks import check_tensor
 from gradops.backends.torch_activations import BINS, COUNTS
+from gradops.torch_before_2_7 import annotate_before_2_7
 
 _WRITTEN = {
     "grad_stats": (),
@@ -59,7 +60,7 @@ _library = torch.library.Library("gradops", "FRAGMENT")
 for _name, _written in _WRITTEN.items():
     _kernel = _for_kernels_dtypes(getattr(activations if _name == "activation_stats" else torch_ops, _name))
     if extension.MISSING:
-        _schema = torch.library.infer_schema(_kernel, mutates_args=_written)
+        _schema = torch.library.infer_schema(annotate_before_2_7(_kernel), mutates_args=_written)
         _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
     # For every device that has no kernel of its own.
     _library.impl(_name, _kernel, "CompositeExplicitAutograd")

@@ -233,6 +233,15 @@ print(gradops.__file__, param.tolist(), optimizer.stats.backend)
     assert "run gradops build" in done.stdout
 
 
+def test_native_wheel_names_its_torch_from_an_sdist_too(checkout):
+    (checkout / "setup.cfg").write_text("[egg_info]\ntag_build = \ntag_date = 0\n")
+    done = run_setup(checkout, "egg_info", GRADOPS_NATIVE="1", GRADOPS_CUDA="0")
+    assert done.returncode == 0, done.stderr
+    (info,) = checkout.glob("*.egg-info/PKG-INFO")
+    minor = ".".join(torch.__version__.split(".")[:2])
+    assert f"+torch{minor}cpu\n" in info.read_text()
+
+
 def test_sanitizers_reach_compiler_and_linker(checkout):
     extension = recipe(checkout)["extension"]({"GRADOPS_SANITIZE": "address,undefined"})
     assert "-fsanitize=address,undefined" in extension.extra_compile_args["cxx"]
