@@ -128,9 +128,10 @@ class Checkpointed(LossScaled):
 
     def _publish(self) -> None:
         """Puts scale, counters and guard where a state dict takes them from."""
+        waiting = self._loaded_scale if self._scale_policy is None else None
+        scale = waiting or (float(self._buffers.current_scale), int(self._buffers.growth_tracker))
         values = (
-            float(self._buffers.current_scale),
-            int(self._buffers.growth_tracker),
+            *scale,
             int(self._buffers.stats.steps_taken),
             int(self._buffers.stats.steps_skipped),
             *(value.item() for value in self._buffers.guard),

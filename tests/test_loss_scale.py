@@ -1,6 +1,8 @@
 """An optimizer's own loss scale: moves as GradScaler's, never outside its bounds, and never fails silently."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -221,12 +223,26 @@ def test_another_scaled_loss_after_unscale_is_refused(device, again):
     assert int(optimizer.stats.steps_taken) == 2
 
 
+@pytest.mark.parametrize("hand_over", [lambda o: o, copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+def test_waiting_scale_of_a_checkpoint_is_in_the_next_one(hand_over, device):
+    optimizer = gradops.AdamW([torch.ones(3, device=device).requires_grad_()])
+    checkpoint = optimizer.state_dict()
+    checkpoint["param_groups"][0].update(gradops_loss_scale=256.0, gradops_growth_tracker=1)
+    optimizer.load_state_dict(checkpoint)
+    again = hand_over(optimizer)
+    again.load_state_dict(again.state_dict())
+    again.loss_scale = "dynamic"
+    assert again.scale(torch.ones((), device=device)).item() == 256.0
+    assert int(again._buffers.growth_tracker) == 1
+
+
 @pytest.mark.parametrize(("saved_scale", "begins"), [(256.0, 256.0), (1.0, 2.0**16), (2.0**30, 2.0**24)])
 def test_scale_of_a_checkpoint_waits_for_the_policy(saved_scale, begins, device):
     optimizer = gradops.AdamW([torch.ones(3, device=device).requires_grad_()])
     checkpoint = optimizer.state_dict()
     checkpoint["param_groups"][0].update(gradops_loss_scale=saved_scale, gradops_growth_tracker=1)
     optimizer.load_state_dict(checkpoint)
+    assert optimizer.state_dict()["param_groups"][0]["gradops_loss_scale"] == saved_scale
     optimizer.loss_scale = "dynamic"
     assert optimizer.scale(torch.ones((), device=device)).item() == begins
     assert int(optimizer._buffers.growth_tracker) == (saved_scale != 1.0)

@@ -33,6 +33,10 @@ class GradOps(Callback):
     while a fit runs. After a step that an inf or NaN made the optimizer skip, the event `after_cancel_step` runs. It is
     known by reading one number from the device after each step, as fastai itself does for the loss.
 
+    The step writes no gradient: other callbacks see them as backward left them, times the loss scale and unclipped.
+    `learn.opt.opt.unscale_()` divides them in `before_step`; the norm is in `stats` after the step. `save`, `load` and
+    `export` keep fastai's format: files written with GradOps are read without it, and the other way round.
+
     Args:
         precision: "fp32", "bf16" or "fp16": what autocast makes of the model's forward, on any device. The
             predictions that the loss function sees are float32.

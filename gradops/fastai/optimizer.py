@@ -98,7 +98,29 @@ class Optimizer(OptimWrapper):
             marked = [param for param in group["params"] if not self.state[param].get("do_wd", True)]
             if not marked:
                 continue
-            group["params"] = [param for param in group["params"] if self.state[param].get("do_wd", True)]
             options = {key: value for key, value in group.items() if not key.startswith("gradops_")}
+            names = dict(zip(group["params"], group.get("param_names", ()), strict=False))
+            _fill(group, [param for param in group["params"] if self.state[param].get("do_wd", True)], names)
             self.undecayed[seen] = len(self.opt.param_groups)
-            self.opt.add_param_group({**options, "params": marked, "weight_decay": 0.0})
+            self.opt.add_param_group(_fill({**options, "weight_decay": 0.0}, marked, names))
+
+    def part_anew(self) -> None:
+        """Gives every parameter the group that its mark asks for, after marks have changed."""
+        groups = self.opt.param_groups
+        names: dict[torch.Tensor, str] = {}
+        for group in groups:
+            names.update(zip(group["params"], group.get("param_names", ()), strict=False))
+        del groups[self.groups_seen :]
+        for group, params in zip(groups, self.lists, strict=True):
+            _fill(group, list(params), names)
+        self.undecayed = None
+        self._part_undecayed()
+        self.opt._bind()
+
+
+def _fill(group: dict[str, Any], params: list[torch.Tensor], names: dict[torch.Tensor, str]) -> dict[str, Any]:
+    """Puts the parameters into the group, with their names where they have any."""
+    group["params"] = params
+    if "param_names" in group:
+        group["param_names"] = [names[param] for param in params]
+    return group

@@ -15,8 +15,8 @@ from gradops.checkpoint import CHECKPOINT_KEYS
 
 # Ours, and fastai's names for them.
 MOMENTS = {"exp_avg": "grad_avg", "exp_avg_sq": "sqr_avg"}
-KEPT = ("master", "compensation")
-# Of a parameter, by which a learner says whether it decays and whether it is frozen.
+KEPT = ("max_exp_avg_sq", "master", "compensation")
+# Of a parameter, by which a learner says whether it decays and whether it is trained though its group is frozen.
 FLAGS = ("do_wd", "force_train")
 
 
@@ -48,8 +48,7 @@ def read(optimizer: Any, saved: dict[str, Any]) -> None:
             f"{optimizer.groups_seen} of {len(params)}"
         )
     states = dict(zip(params, saved["state"], strict=True))
-    for param, state in states.items():
-        optimizer.state[param].update({flag: state[flag] for flag in FLAGS if flag in state})
+    _take_flags(optimizer, states)
     torchs = ours.state_dict()
     order = [param for group in ours.param_groups for param in group["params"]]
     torchs["state"] = {index: _torchs(states[param]) for index, param in enumerate(order) if "step" in states[param]}
@@ -65,6 +64,16 @@ def read(optimizer: Any, saved: dict[str, Any]) -> None:
 
 def _params(optimizer: Any) -> Iterator[Tensor]:
     return (param for params in optimizer.lists for param in params)
+
+
+def _take_flags(optimizer: Any, states: dict[Tensor, dict[str, Any]]) -> None:
+    """The saved flags hold, as in fastai, and not those that the learner has set."""
+    decayed_before = [optimizer.state[param].get("do_wd", True) for param in states]
+    for param, state in states.items():
+        kept = {key: value for key, value in optimizer.state[param].items() if key not in FLAGS}
+        optimizer.state[param] = {**kept, **{flag: state[flag] for flag in FLAGS if flag in state}}
+    if decayed_before != [optimizer.state[param].get("do_wd", True) for param in states]:
+        optimizer.part_anew()
 
 
 def _hyper(group: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import torch
 
 pytest.importorskip("fastai")
 
+from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.hook import ActivationStats
 from fastai.callback.training import GradientAccumulation, GradientClip
@@ -54,6 +55,28 @@ def test_gradients_left_over_by_a_fit_do_not_reach_the_next_under_another_scale(
     learn.remove_cb(GradientAccumulation)
     learn.fit(1, 1e-2)
     assert int(learn.opt.opt.stats.steps_skipped) == 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_callbacks_see_scaled_unclipped_gradients_and_can_unscale_them(learner, precision):
+    class Look(Callback):
+        def norm(self):
+            return torch.stack([param.grad.norm() for param in self.learn.model.parameters()]).norm().item()
+
+        def before_step(self):
+            self.norms = [self.norm()]
+            self.learn.opt.opt.unscale_()
+            self.norms.append(self.norm())
+
+        def after_step(self):
+            scale, norm = (getattr(self.learn.grad_ops.stats, name).item() for name in ("loss_scale", "grad_norm"))
+            assert scale == (1024.0 if precision == "fp16" else 1.0)
+            assert self.norms == pytest.approx([scale * norm, norm], rel=1e-3)
+            assert norm > 0.01
+
+    learn = learner(cbs=[grad_ops(precision, max_norm=0.01), Look(), Watch()])
+    learn.fit(1, 1e-2)
+    assert learn.watch.steps == 6
 
 
 @pytest.mark.parametrize("rival", [MixedPrecision(), GradientClip()], ids=repr)
