@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import OptState
 
-import gradops
 from gradops.backends.checks import DTYPES
-from gradops.distributed.shards import full_tensor
+from gradops.clip import grad_norm
+from gradops.distributed.clip import clip_sharded_grads_
+from gradops.distributed.shards import full_tensor, is_sharded
 from gradops.one_pass import OnePass
 from gradops.param_groups import params_of
 from gradops.settings import Settings
@@ -85,12 +86,17 @@ def grad_scale_of(optimizer: OnePass, scaler: torch.amp.GradScaler | None) -> Te
 @torch.no_grad()
 def measured_norm(optimizer: OnePass, grad_scale: Tensor | None, clip_value: float | None, norm_type: float) -> Tensor:
     """The norm that the optimizer's next step would clip by, of the gradients as they are now."""
-    params = [param for param in params_of(optimizer.param_groups) if param.grad is not None]
-    grads = [param.grad for param in params]
-    if not grads or not all(type(g) is Tensor and g.layout == torch.strided and g.dtype in DTYPES for g in grads):
-        norm = full_tensor(gradops.clip_grad_norm_(params, math.inf, norm_type))
-        return norm if grad_scale is None else norm / grad_scale.to(norm.device)
-    return torch.ops.gradops.grad_stats(grads, grad_scale, clip_value, norm_type)[0]
+    grads = [param.grad for param in params_of(optimizer.param_groups) if param.grad is not None]
+    if grads and all(type(g) is Tensor and g.layout == torch.strided and g.dtype in DTYPES for g in grads):
+        return torch.ops.gradops.grad_stats(grads, grad_scale, clip_value, norm_type)[0]
+    if clip_value is not None:
+        limit = _limit(clip_value, grad_scale)
+        grads = [grad.clamp(-limit, limit) for grad in grads]
+    if any(map(is_sharded, grads)):
+        norm = full_tensor(clip_sharded_grads_(grads, math.inf, norm_type, error_if_nonfinite=False))
+    else:
+        norm = grad_norm(grads, norm_type, fused=False) if grads else torch.zeros((), dtype=torch.float32, device="cpu")
+    return norm if grad_scale is None else norm / grad_scale.to(norm.device)
 
 
 @torch.no_grad()
@@ -105,7 +111,7 @@ def clip_now_(
     """Clips the gradients themselves, where they are, as a step with these settings would."""
     grads = [param.grad for param in params_of(optimizer.param_groups) if param.grad is not None]
     if clip_value is not None:
-        limit: Any = clip_value if grad_scale is None else clip_value * grad_scale
+        limit = _limit(clip_value, grad_scale)
         for grad in grads:
             grad.clamp_(-limit, limit)
     if max_norm is not None and grads:
@@ -113,3 +119,8 @@ def clip_now_(
         coef = torch.where(norm.isfinite(), (max_norm / (norm + 1e-6)).clamp(max=1.0), 1.0)
         for grad in grads:
             grad.mul_(coef.to(grad.dtype))
+
+
+def _limit(clip_value: float, grad_scale: Tensor | None) -> Any:
+    """What a gradient's element is clamped to that is multiplied by the scale."""
+    return clip_value if grad_scale is None else clip_value * grad_scale

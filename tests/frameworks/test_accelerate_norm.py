@@ -261,6 +261,22 @@ def test_max_norm_out_of_range_is_refused_at_the_call(max_norm):
         accelerator.clip_grad_norm_(params(), max_norm)
 
 
+@pytest.mark.parametrize("scale", [None, 4.0])
+@pytest.mark.parametrize("clip_value", [None, 0.01])
+def test_norm_of_float64_gradients_is_measured_and_clipped(scale, clip_value):
+    param = torch.nn.Parameter(torch.linspace(-1.0, 1.0, 12, dtype=torch.float64))
+    param.grad = param.detach() * (scale or 1.0)
+    optimizer, factor = gradops.AdamW([param]), None if scale is None else torch.tensor(scale)
+    exact = param.detach().clamp(-(clip_value or math.inf), clip_value or math.inf).norm()
+    torch.testing.assert_close(measured_norm(optimizer, factor, clip_value, 2.0), exact)
+    clip_now_(optimizer, factor, clip_value=clip_value, max_norm=1e-3)
+    torch.testing.assert_close(param.grad.norm() / (scale or 1.0), torch.tensor(1e-3).double(), rtol=1e-2, atol=0)
+
+
+def test_norm_without_a_gradient_is_0():
+    assert measured_norm(gradops.AdamW([torch.nn.Parameter(torch.ones(3))]), None, 1.0, 2.0) == 0
+
+
 @pytest.fixture
 def one_process():
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
@@ -275,5 +291,7 @@ def test_norm_of_sharded_gradients_is_measured_and_clipped(one_process):
     param.grad = torch.distributed.tensor.distribute_tensor(torch.randn(8, 3), mesh)
     optimizer, exact = gradops.AdamW([param]), param.grad.full_tensor().norm()
     torch.testing.assert_close(measured_norm(optimizer, torch.tensor(4.0), None, 2.0), exact / 4)
+    clamped = param.grad.full_tensor().clamp(-0.4, 0.4).norm()
+    torch.testing.assert_close(measured_norm(optimizer, torch.tensor(4.0), 0.1, 2.0), clamped / 4)
     clip_now_(optimizer, torch.tensor(4.0), max_norm=1e-3)
     torch.testing.assert_close(param.grad.full_tensor().norm(), torch.tensor(4e-3), rtol=1e-2, atol=0)
