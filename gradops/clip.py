@@ -4,12 +4,15 @@ import math
 import warnings
 from collections.abc import Iterable
 from types import GeneratorType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradops.backends.checks import DTYPES
 from gradops.distributed.shards import is_sharded
+from gradops.grad_values import multiply_, sizes
+from gradops.numbers import number
 
 
 @torch.no_grad()
@@ -39,14 +42,18 @@ def clip_grad_norm_(
         holds one. For DTensors it is a DTensor, as torch's, replicated over the first one's mesh.
 
     Raises:
+        TypeError: `max_norm` or `norm_type` is no number.
         ValueError: `max_norm` or `norm_type` is out of its range.
         RuntimeError: `error_if_nonfinite` and the norm is not finite; no gradient has changed.
     """
+    max_norm = number("max_norm", max_norm)
     if not max_norm >= 0:
-        raise ValueError(f"max_norm must not be negative, got {max_norm}")
-    if not float(norm_type) > 0:
+        raise ValueError(f"max_norm must not be negative, got {max_norm}; inf to measure only")
+    order: Any = norm_type
+    norm_type = float(order) if isinstance(order, str) else number("norm_type", order)  # torch takes "inf"
+    if not norm_type > 0:
         raise ValueError(f"norm_type must be positive, got {norm_type}")
-    norm_type, is_generator = float(norm_type), isinstance(parameters, GeneratorType)
+    is_generator = isinstance(parameters, GeneratorType)
     parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     if is_generator and not parameters:
         warnings.warn("`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=3)
@@ -56,9 +63,10 @@ def clip_grad_norm_(
     if any(map(is_sharded, grads)):
         from gradops.distributed.clip import clip_sharded_grads_
 
-        return clip_sharded_grads_(grads, float(max_norm), norm_type, error_if_nonfinite)
+        return clip_sharded_grads_(grads, max_norm, norm_type, error_if_nonfinite)
+    device = grads[0].device
     fused = all(
-        type(g) is Tensor and g.device == grads[0].device and g.layout == torch.strided and g.dtype in DTYPES
+        type(g) is Tensor and g.device == device and g.layout == torch.strided and g.dtype in DTYPES and not g.is_neg()
         for g in grads
     )
     if error_if_nonfinite:
@@ -69,14 +77,12 @@ def clip_grad_norm_(
                 "clipped. To disable this error and leave the gradients as they are, set `error_if_nonfinite=False`"
             )
     if fused:
-        return torch.ops.gradops.clip_grad_norm_(grads, float(max_norm), norm_type)
+        return torch.ops.gradops.clip_grad_norm_(grads, max_norm, norm_type)
     norm = grad_norm(grads, norm_type, fused=False)
     coef = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     coef = torch.where(norm.isfinite(), coef, torch.ones_like(coef))
     for grad in grads:
-        # As pairs of reals: a complex product with a real 1 would turn an inf into a NaN.
-        pairs = grad.is_complex() and grad.layout == torch.strided and not grad.is_conj()
-        (torch.view_as_real(grad) if pairs else grad).mul_(coef.to(grad.device))
+        multiply_(grad, coef)
     return norm
 
 
@@ -84,23 +90,14 @@ def grad_norm(grads: list[Tensor], norm_type: float, fused: bool) -> Tensor:
     """The norm over all gradients, as a 0-d tensor on the first one's device."""
     if fused:
         return torch.ops.gradops.grad_stats(grads, norm_type=norm_type)[0]
-    sizes = [_sizes(grad) for grad in grads]
-    dtype = torch.float64 if any(size.dtype == torch.float64 for size in sizes) else torch.float32
-    device = sizes[0].device
+    measured = [sizes(grad) for grad in grads]
+    dtype = torch.float64 if any(size.dtype == torch.float64 for size in measured) else torch.float32
+    device = measured[0].device
     zero = torch.zeros((), dtype=dtype, device=device)  # of gradients without elements
-    largest = torch.stack([zero, *(size.max().to(device, dtype) for size in sizes if size.numel())]).max()
+    largest = torch.stack([zero, *(size.max().to(device, dtype) for size in measured if size.numel())]).max()
     if norm_type == math.inf:
         return largest
     # Measured in units of the largest element, so that no power leaves the range of the dtype.
     unit = torch.where((largest > 0) & largest.isfinite(), largest, torch.ones_like(largest))
-    norms = [torch.linalg.vector_norm(size.to(dtype) / unit.to(size.device), norm_type).to(device) for size in sizes]
+    norms = [torch.linalg.vector_norm(size.to(dtype) / unit.to(size.device), norm_type).to(device) for size in measured]
     return torch.linalg.vector_norm(torch.stack(norms), norm_type) * unit
-
-
-def _sizes(grad: Tensor) -> Tensor:
-    """The absolute values of a gradient's elements, without the zeros that a sparse one leaves out."""
-    if grad.layout == torch.sparse_coo:
-        grad = grad.coalesce().values()
-    elif grad.layout != torch.strided:
-        grad = grad.values()
-    return grad.abs()

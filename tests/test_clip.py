@@ -191,6 +191,15 @@ def test_bad_arguments_are_refused_and_gradients_stay(options, message, device):
     assert param.grad.tolist() == [3.0, 4.0]
 
 
+@pytest.mark.parametrize("options", [{"max_norm": None}, {"max_norm": "1"}, {"max_norm": 1.0, "norm_type": None}])
+def test_arguments_that_are_no_numbers_are_named(options, device):
+    param = torch.zeros(2, device=device).requires_grad_()
+    param.grad = torch.tensor([3.0, 4.0], device=device)
+    with pytest.raises(TypeError, match=f"{list(options)[-1]} must be a number"):
+        gradops.clip_grad_norm_([param], **options)
+    assert param.grad.tolist() == [3.0, 4.0]
+
+
 @pytest.mark.parametrize("norm_type", NORM_TYPES)
 @pytest.mark.parametrize("dense_beside", [False, True])
 def test_sparse_gradients_are_clipped_as_torch_clips_them(norm_type, dense_beside, device):
@@ -225,14 +234,60 @@ def test_complex_gradients_are_clipped_as_torch_clips_them(element, norm_type, d
 
 
 @pytest.mark.parametrize(
-    ("element", "norm"), [(3 + 4j, 10.0), (4j, 8.0), (3e20 + 4e20j, 1e21), (complex(0.0, math.inf), math.inf)]
+    ("element", "norm"),
+    [
+        (3 + 4j, 10.0),
+        (4j, 8.0),
+        (3e20 + 4e20j, 1e21),
+        (3e37 + 4e37j, 1e38),
+        (3e-25 + 4e-25j, 1e-24),
+        (3e-37 - 4e-37j, 1e-36),
+        (complex(0.0, math.inf), math.inf),
+        (complex(math.nan, 1.0), math.nan),
+    ],
 )
-def test_norm_of_complex_gradients(element, norm, device):
+@pytest.mark.parametrize("conjugated", [False, True])
+def test_norm_of_complex_gradients(element, norm, conjugated, device):
     param = torch.zeros(4, dtype=torch.complex64, device=device).requires_grad_()
-    param.grad = torch.full((4,), element, dtype=torch.complex64, device=device)
-    assert gradops.clip_grad_norm_([param], 1.0).item() == pytest.approx(norm, rel=1e-6)
-    if math.isinf(norm):
-        assert param.grad.tolist() == [element] * 4
+    grad = torch.full((4,), element, dtype=torch.complex64, device=device)
+    param.grad = grad.conj() if conjugated else grad
+    before, version = torch.view_as_real(grad).tolist(), param.grad._version
+    assert gradops.clip_grad_norm_([param], 1.0).item() == pytest.approx(norm, rel=1e-6, nan_ok=True)
+    assert param.grad._version > version
+    if not 1 < norm < math.inf:
+        assert repr(torch.view_as_real(grad).tolist()) == repr(before)
+    else:
+        torch.testing.assert_close(grad, torch.full_like(grad, element / norm), rtol=1e-5, atol=0.0)
+
+
+@pytest.mark.parametrize("values", [[3 + 4j, 1j, -3j], [complex(0.0, math.inf), 1j, 2.0], [complex(1.0, math.nan)] * 3])
+def test_sparse_complex_gradients_are_clipped_or_left(values, device):
+    param = torch.zeros(5, dtype=torch.complex64, device=device).requires_grad_()
+    values = torch.tensor(values, dtype=torch.complex64, device=device)
+    param.grad = torch.sparse_coo_tensor([[0, 2, 2]], values.clone(), (5,), device=device, check_invariants=True)
+    norm, version = torch.stack([values[0], values[1] + values[2]]).abs().norm(), param.grad._version
+    torch.testing.assert_close(gradops.clip_grad_norm_([param], 1.0), norm, equal_nan=True)
+    assert param.grad._version > version
+    kept = torch.view_as_real(param.grad._values())
+    expected = torch.view_as_real(values) / (norm if norm.isfinite() else 1.0)
+    torch.testing.assert_close(kept, expected, equal_nan=True)
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+def test_complex_half_may_have_sizes_beyond_float16(device):
+    param = torch.zeros(2, dtype=torch.complex32, device=device).requires_grad_()
+    param.grad = torch.full((2,), 60000 + 60000j, dtype=torch.complex32, device=device)
+    element = param.grad[0].to(torch.complex64).abs().item()
+    assert gradops.clip_grad_norm_([param], 1.0).item() == pytest.approx(element * math.sqrt(2), rel=1e-6)
+    torch.testing.assert_close(torch.view_as_real(param.grad), torch.full((2, 2), 0.5, device=device).half())
+
+
+def test_lazily_negated_gradients_are_clipped(device):
+    param = torch.zeros(4, device=device).requires_grad_()
+    param.grad = torch.full((4,), 3 + 4j, device=device).conj().imag
+    assert param.grad.is_neg()
+    assert gradops.clip_grad_norm_([param], 1.0).item() == 8.0
+    assert param.grad.tolist() == pytest.approx([-0.5] * 4)
 
 
 def test_empty_generator_warns_as_torchs_does():

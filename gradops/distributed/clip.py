@@ -8,6 +8,7 @@ from gradops.backends import torch_math
 from gradops.backends.torch_ops import operators_for
 from gradops.distributed.gather import Gathering
 from gradops.distributed.shards import check_placements, is_sharded, local_tensor
+from gradops.grad_values import multiply_, sizes
 
 
 def clip_sharded_grads_(grads: list[Tensor], max_norm: float, norm_type: float, error_if_nonfinite: bool) -> Tensor:
@@ -23,7 +24,8 @@ def clip_sharded_grads_(grads: list[Tensor], max_norm: float, norm_type: float, 
     for index, grad in enumerate(grads):
         check_placements(grad, f"gradient {index}")
     local = [local_tensor(grad) for grad in grads]
-    _, norms, abs_max, _ = operators_for(local).grad_stats(local, norm_type=norm_type)
+    measured = [sizes(grad) if grad.is_complex() else grad for grad in local]
+    _, norms, abs_max, _ = operators_for(measured).grad_stats(measured, norm_type=norm_type)
     gathering = Gathering(grads)
     gathered = gathering.gather(torch.stack([norms, abs_max]).to(torch_math.wide_dtype(norms.device)))
     counted = torch.where(gathering.counts(norms.device), gathered[:, 0], 0.0)
@@ -37,7 +39,7 @@ def clip_sharded_grads_(grads: list[Tensor], max_norm: float, norm_type: float, 
         )
     coef = torch_math.clip_coef(norm, max_norm)
     for grad in local:
-        grad.mul_(coef)
+        multiply_(grad, coef)
     torch.autograd.graph.increment_version([grad for grad, own in zip(grads, local, strict=True) if grad is not own])
     mesh = next(grad for grad in grads if is_sharded(grad)).device_mesh
     return DTensor.from_local(norm.to(norms.dtype), mesh, [Replicate()] * mesh.ndim, run_check=False)
