@@ -188,6 +188,7 @@ def _replace_scaler(accelerator: Any) -> None:
             scaler.get_growth_interval(),
             scaler.is_enabled(),
         )
+        accelerator.scaler.load_state_dict(scaler.state_dict())
 
 
 def _listed(parameters: Tensor | Iterable[Tensor]) -> Iterable[Tensor]:

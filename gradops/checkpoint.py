@@ -1,5 +1,6 @@
 """An optimizer's state on its way out and in: state dicts, pickles, copies."""
 
+import math
 from collections.abc import Mapping
 from itertools import chain
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor
 from gradops.backends.torch_math import arithmetic_of
 from gradops.loss_scale import DynamicLossScale
 from gradops.loss_scaling import LossScaled
+from gradops.numbers import number
 from gradops.param_groups import params_of
 from gradops.param_state import HALF_PRECISION
 from gradops.protect import Protected
@@ -32,6 +34,24 @@ CHECKPOINT_KEYS = (
 
 # Of learning-rate factor, usual norm, deviation and norms seen.
 GUARD_STARTS = (1.0, 0.0, 0.0, 0)
+
+# Those that count.
+_COUNTED = ("gradops_growth_tracker", "gradops_steps_taken", "gradops_steps_skipped", "gradops_last_step")
+
+
+def saved_scalars(group: Mapping[str, Any]) -> dict[str, Any]:
+    """What the first group of a state dict or an optimizer says of ours; None where it says nothing.
+
+    Raises:
+        TypeError: a value is no number.
+        ValueError: the loss scale is NaN, or a count not finite.
+    """
+    saved = {key: group.get(key) for key in CHECKPOINT_KEYS}
+    for key in ("gradops_loss_scale", *_COUNTED):
+        value = 0.0 if saved[key] is None else number(f"the state dict's {key}", saved[key])
+        if math.isnan(value) or (key in _COUNTED and math.isinf(value)):
+            raise ValueError(f"the state dict's {key} is {value}; delete it there to begin it anew")
+    return saved
 
 
 def torchs_step(step: Tensor, group: dict[str, Any]) -> Tensor:
@@ -66,7 +86,12 @@ class Checkpointed(LossScaled):
 
         The settings given to the constructor or to `wrap` stay; a dynamic loss scale, the counters and what a guard
         knows are restored, or begin anew where the state dict has none of them.
+
+        Raises:
+            TypeError, ValueError: the loss scale is no number, or a count no finite one. Nothing has changed then.
         """
+        for group in state_dict["param_groups"][:1]:
+            saved_scalars(group)
         final: dict[str, Any] = {}
         handles = [
             self.register_load_state_dict_pre_hook(lambda _, loaded: final.update(loaded)),
@@ -77,7 +102,7 @@ class Checkpointed(LossScaled):
         finally:
             for handle in handles:
                 handle.remove()
-        self._restore_scalars({key: self.param_groups[0].get(key) for key in CHECKPOINT_KEYS})
+        self._restore_scalars(saved_scalars(self.param_groups[0]))
         self._scaled = False
         self._unscaled = None
         self.refresh_()

@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
-from gradops.numbers import check_numbers
+from gradops.numbers import check_numbers, number, positive_and_finite
+
+_LARGEST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -42,16 +44,29 @@ class DynamicLossScale:
         check_numbers(self, *(field.name for field in fields(self)))
         if not 0 < self.init_scale < math.inf:
             raise ValueError(f"init_scale must be positive and finite, got {self.init_scale}")
-        if not 1 <= self.growth_factor < math.inf:
-            raise ValueError(f"growth_factor must be finite and at least 1, got {self.growth_factor}")
-        if not 0 < self.backoff_factor <= 1:
-            raise ValueError(f"backoff_factor must be above 0 and at most 1, got {self.backoff_factor}")
+        _check_factors(self.growth_factor, self.backoff_factor)
         if not self.growth_interval >= 1:
-            raise ValueError(f"growth_interval must be at least 1, got {self.growth_interval}")
-        if not 0 < self.min_scale <= self.init_scale:
-            raise ValueError(f"min_scale must be above 0 and at most init_scale, got {self.min_scale}")
-        if not self.init_scale <= self.max_scale < math.inf:
-            raise ValueError(f"max_scale must be finite and at least init_scale, got {self.max_scale}")
+            raise ValueError(
+                f"growth_interval must be at least 1, got {self.growth_interval}; growth_factor=1 for a scale that "
+                "never grows"
+            )
+        _check_bounds(self.min_scale, self.init_scale, self.max_scale)
+        if not self.max_scale < math.inf:
+            raise ValueError(f"max_scale must be finite, got {self.max_scale}")
+
+
+def _check_factors(growth_factor: float, backoff_factor: float) -> None:
+    if not 1 <= growth_factor < math.inf:
+        raise ValueError(f"growth_factor must be finite and at least 1, got {growth_factor}")
+    if not 0 < backoff_factor <= 1:
+        raise ValueError(f"backoff_factor must be above 0 and at most 1, got {backoff_factor}")
+
+
+def _check_bounds(min_scale: float, init_scale: float, max_scale: float) -> None:
+    if not 0 < min_scale <= init_scale:
+        raise ValueError(f"min_scale must be above 0 and at most init_scale, which is {init_scale}, got {min_scale}")
+    if not init_scale <= max_scale:
+        raise ValueError(f"max_scale must be at least init_scale, which is {init_scale}, got {max_scale}")
 
 
 class GradScaler(torch.amp.GradScaler):
@@ -63,10 +78,13 @@ class GradScaler(torch.amp.GradScaler):
     Args:
         device: as for torch's scaler, like the arguments up to `enabled`.
         min_scale: the scale never falls below it; None for 2**-14, or `init_scale` if that is less.
-        max_scale: the scale never rises above it; None for 2**24, or `init_scale` if that is more.
+        max_scale: the scale never rises above it; None for 2**24, or `init_scale` if that is more; inf for float32's
+            largest number.
 
     Raises:
-        ValueError: `init_scale` is not between `min_scale` and `max_scale`.
+        TypeError: an argument is no number.
+        ValueError: an argument is out of its range, or `init_scale` not between `min_scale` and `max_scale`. A disabled
+            scaler looks at none of them, as torch's.
     """
 
     def __init__(
@@ -82,16 +100,20 @@ class GradScaler(torch.amp.GradScaler):
         max_scale: float | None = None,
     ) -> None:
         super().__init__(device, init_scale, growth_factor, backoff_factor, growth_interval, enabled)
-        min_scale = min(2.0**-14, init_scale) if min_scale is None else min_scale
-        max_scale = max(2.0**24, init_scale) if max_scale is None else max_scale
-        if not 0 < min_scale <= init_scale <= max_scale:
-            raise ValueError(
-                f"min_scale, init_scale and max_scale must be positive and ascending, got {min_scale}, {init_scale}, "
-                f"{max_scale}"
-            )
-        self.min_scale = min_scale
-        self.max_scale = max_scale
+        self.min_scale = 2.0**-14 if min_scale is None else min_scale
+        self.max_scale = 2.0**24 if max_scale is None else max_scale
+        if self._enabled:
+            self._init_scale = positive_and_finite("init_scale", init_scale)
+            _check_factors(number("growth_factor", growth_factor), number("backoff_factor", backoff_factor))
+            self._set_bounds(min_scale, max_scale)
         self._last_found_inf: tuple[torch.Tensor, ...] = ()
+
+    def _set_bounds(self, min_scale: float | None, max_scale: float | None) -> None:
+        """Bounds that nobody gave make room for the first scale."""
+        lowest, highest = number("min_scale", self.min_scale), number("max_scale", self.max_scale)
+        self.min_scale = min(lowest, self._init_scale) if min_scale is None else lowest
+        self.max_scale = max(highest, self._init_scale) if max_scale is None else min(highest, _LARGEST)
+        _check_bounds(self.min_scale, self._init_scale, self.max_scale)
 
     @property
     def last_step_skipped(self) -> torch.Tensor:
@@ -144,18 +166,42 @@ class GradScaler(torch.amp.GradScaler):
         """As torch's; a scale outside of the bounds becomes the nearer bound.
 
         Raises:
-            ValueError: the scale is NaN.
+            TypeError: a value is no number.
+            ValueError: the scale is NaN, or a factor out of its range. Nothing has changed then.
         """
-        if self._enabled and "scale" in state_dict:
-            scale = float(state_dict["scale"])
+        if self._enabled and state_dict:
+            scale, growth, backoff = (
+                number(f"the state dict's {name}", state_dict[name])
+                for name in ("scale", "growth_factor", "backoff_factor")
+            )
             if math.isnan(scale):
                 raise ValueError("the state dict's scale is NaN; load another one, or begin with a new scaler")
+            _check_factors(growth, backoff)
             state_dict = {**state_dict, "scale": min(max(scale, self.min_scale), self.max_scale)}
         super().load_state_dict(state_dict)
 
     def update(self, new_scale: float | torch.Tensor | None = None) -> None:
-        """Moves the scale as torch's scaler does, and keeps it inside its bounds."""
+        """Moves the scale as torch's scaler does, and keeps it inside its bounds.
+
+        Args:
+            new_scale: in place of the rule's; outside of the bounds it is the nearer bound. A tensor that holds NaN
+                leaves the scale as it was.
+
+        Raises:
+            TypeError: `new_scale` is neither a number nor a tensor.
+            ValueError: `new_scale` is NaN.
+        """
+        before = None
+        if self._enabled and isinstance(new_scale, torch.Tensor):
+            before = None if self._scale is None else self._scale.clone()
+            new_scale = new_scale.reshape(()) if new_scale.numel() == 1 else new_scale
+        elif self._enabled and new_scale is not None:
+            new_scale = number("new_scale", new_scale)
+            if math.isnan(new_scale):
+                raise ValueError("new_scale is NaN")
         super().update(new_scale)
         if self._enabled:
             scale: Any = self._scale
+            if before is not None:
+                scale.copy_(torch.where(scale.isnan(), before, scale))
             scale.clamp_(self.min_scale, self.max_scale)

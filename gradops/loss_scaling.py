@@ -9,6 +9,7 @@ from gradops import backends
 from gradops.attributes import CheckedAttributes
 from gradops.backends.torch_ops import operators_for
 from gradops.loss_scale import DynamicLossScale
+from gradops.numbers import number
 from gradops.param_groups import local_grads
 from gradops.settings import loss_scale_policy
 from gradops.step_watcher import StepWatcher
@@ -122,7 +123,7 @@ class LossScaled(CheckedAttributes):
         if hasattr(self, "found_inf"):
             if self.loss_scale is not None:
                 raise RuntimeError(_TWO_SCALERS)
-            return self._scalar(self.grad_scale), True, self._scalar(self.found_inf)
+            return self._handed("grad_scale"), True, self._handed("found_inf")
         if self.loss_scale is None and not self._scaled:
             return None, True, None
         if not self._scaled:
@@ -131,11 +132,22 @@ class LossScaled(CheckedAttributes):
             raise RuntimeError("loss_scale was changed between scale() and step(); change it right after a step")
         return self._buffers.current_scale, self._unscaled is None, self._unscaled
 
-    def _scalar(self, value: Any) -> Tensor | None:
-        """What a GradScaler handed over; torch's hands over the int 0 where no parameter has a gradient."""
-        if value is None or isinstance(value, Tensor):
+    def _handed(self, name: str) -> Tensor | None:
+        """What a GradScaler handed over; torch's hands over the int 0 where no parameter has a gradient.
+
+        Raises:
+            TypeError, ValueError: it is no number and no tensor of one element.
+        """
+        value: Any = getattr(self, name)
+        if isinstance(value, Tensor):
+            if value.numel() != 1 or value.is_meta:
+                got = f"shape {list(value.shape)} on {value.device}"
+                raise ValueError(f"{name} must be a number or a tensor of one element, got {got}")
             return value
-        return torch.tensor(float(value), dtype=torch.float32, device=self._buffers.scalars.device)
+        if value is None:
+            return None
+        given = number(name, int(value) if isinstance(value, bool) else value)
+        return torch.tensor(given, dtype=torch.float32, device=self._buffers.scalars.device)
 
     def _follow_policy(self) -> None:
         """Makes the current scale one that the policy allows, when the policy has changed."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gradops import backends
-from gradops.checkpoint import CHECKPOINT_KEYS, Checkpointed
+from gradops.checkpoint import Checkpointed, saved_scalars
 from gradops.distributed.shards import full_tensor
 from gradops.distributed.zero import check_builder
 from gradops.known_optimizers import remember, settings_of_groups
@@ -66,7 +66,7 @@ class OnePass(Checkpointed):
         for name in SETTINGS:
             setattr(self, name, getattr(settings, name))
         remember(self)
-        saved = {key: self.param_groups[0].get(key) for key in CHECKPOINT_KEYS}
+        saved = saved_scalars(self.param_groups[0])
         self._settings_key: tuple[Any, ...] | None = None
         self._buffers = StepBuffers()
         self._scale_policy = None

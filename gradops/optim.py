@@ -9,7 +9,7 @@ from torch.optim import optimizer as torch_optimizer
 from typing_extensions import Unpack
 
 from gradops.attributes import shown
-from gradops.checkpoint import CHECKPOINT_KEYS, torchs_step
+from gradops.checkpoint import CHECKPOINT_KEYS, saved_scalars, torchs_step
 from gradops.distributed.zero import check_owner
 from gradops.known_optimizers import forget
 from gradops.one_pass import OnePass
@@ -101,7 +101,8 @@ def wrap(optimizer: torch.optim.Optimizer, **settings: Unpack[SettingsDict]) -> 
 
     Raises:
         TypeError: the optimizer or a keyword is of another kind.
-        ValueError: a keyword is out of its range, or the optimizer is wrapped already with other options.
+        ValueError: a keyword is out of its range, the optimizer is wrapped already with other options, or the groups
+            bring a loss scale from a checkpoint that is NaN.
         RuntimeError: a parameter cannot be stepped, the backend cannot run, or somebody has replaced the optimizer's
             `step`.
     """
@@ -118,6 +119,7 @@ def wrap(optimizer: torch.optim.Optimizer, **settings: Unpack[SettingsDict]) -> 
     upgraded = _upgraded_class(cls)
     has_scheduler = _check_own_step(optimizer)
     check_groups(optimizer.param_groups, wanted)
+    saved_scalars(optimizer.param_groups[0])
     _swap_class(optimizer, upgraded, has_scheduler)
     optimizer._setup(wanted)  # type: ignore[attr-defined]
     return optimizer

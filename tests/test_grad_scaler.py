@@ -9,6 +9,7 @@ import torch
 from beside import assert_bitwise, snapshot
 from hypothesis import given
 from hypothesis import strategies as st
+from refused import refused_at_step
 from scaler_loops import OPTIONS, SCALERS, loop
 
 import gradops
@@ -231,3 +232,36 @@ def test_numbers_in_place_of_tensors_are_taken(found_inf, device):
     optimizer.step()
     assert int(optimizer.stats.steps_skipped) == bool(found_inf)
     assert optimizer.stats.norms.item() == pytest.approx(2.0 * math.sqrt(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.int64])
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+@pytest.mark.parametrize("found", [False, True])
+def test_tensors_of_one_element_are_taken_in_any_shape_dtype_and_place(found, shape, dtype, device):
+    param = torch.ones(3, device=device).requires_grad_()
+    optimizer = gradops.AdamW([param], lr=0.1)
+    param.grad = torch.full_like(param, 8.0)
+    optimizer.grad_scale = torch.full(shape, 4, dtype=dtype)  # on the CPU, whatever the device is
+    optimizer.found_inf = torch.full(shape, int(found), dtype=dtype)
+    optimizer.step()
+    assert int(optimizer.stats.steps_skipped) == found
+    assert optimizer.stats.grad_norm.item() == pytest.approx(2.0 * math.sqrt(3))
+
+
+@pytest.mark.parametrize("name", ["grad_scale", "found_inf"])
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        ("4", TypeError),
+        (torch.ones(2), ValueError),
+        (torch.ones(0), ValueError),
+        (torch.ones((), device="meta"), ValueError),
+    ],
+)
+def test_what_is_no_scalar_is_refused_by_its_name(name, value, error, device):
+    param = torch.ones(3, device=device).requires_grad_()
+    optimizer = gradops.AdamW([param], lr=0.1)
+    param.grad = torch.ones_like(param)
+    optimizer.grad_scale = optimizer.found_inf = None
+    setattr(optimizer, name, value)
+    refused_at_step(optimizer, f"{name} must be a number", error)

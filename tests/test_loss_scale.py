@@ -246,3 +246,40 @@ def test_scale_of_a_checkpoint_waits_for_the_policy(saved_scale, begins, device)
     optimizer.loss_scale = "dynamic"
     assert optimizer.scale(torch.ones((), device=device)).item() == begins
     assert int(optimizer._buffers.growth_tracker) == (saved_scale != 1.0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "error"),
+    [
+        ("loss_scale", math.nan, ValueError),
+        ("loss_scale", "dynamic", TypeError),
+        ("growth_tracker", math.nan, ValueError),
+        ("steps_taken", math.inf, ValueError),
+    ],
+)
+@pytest.mark.parametrize("policy", [None, 8.0, "dynamic"])
+def test_checkpoint_with_a_scale_or_count_that_is_no_number_is_refused(policy, key, value, error, device):
+    """Before anything has changed, by load_state_dict, and by wrap of a plain optimizer that has loaded it."""
+    param, other = (torch.ones(3, device=device).requires_grad_() for _ in range(2))
+    optimizer, plain = gradops.AdamW([param], loss_scale=policy), torch.optim.AdamW([other])
+    step_with(optimizer, param, 1.0)
+    before = snapshot(optimizer)
+    checkpoint = copy.deepcopy(optimizer.state_dict())
+    checkpoint["param_groups"][0].update({f"gradops_{key}": value, "lr": 7.0})
+    with pytest.raises(error, match=f"gradops_{key}"):
+        optimizer.load_state_dict(checkpoint)
+    assert_bitwise(snapshot(optimizer), before)
+    assert optimizer.param_groups[0]["lr"] == 1e-3
+    plain.load_state_dict(checkpoint)
+    with pytest.raises(error, match=f"gradops_{key}"):
+        gradops.wrap(plain, loss_scale=policy)
+    assert type(plain) is torch.optim.AdamW
+
+
+@pytest.mark.parametrize(("saved_scale", "begins"), [(0.0, 2.0**-14), (-1.0, 2.0**-14), (math.inf, 2.0**24)])
+def test_scale_of_a_checkpoint_is_kept_inside_the_policys_bounds(saved_scale, begins, device):
+    optimizer = gradops.AdamW([torch.ones(3, device=device).requires_grad_()], loss_scale="dynamic")
+    checkpoint = optimizer.state_dict()
+    checkpoint["param_groups"][0]["gradops_loss_scale"] = saved_scale
+    optimizer.load_state_dict(checkpoint)
+    assert optimizer.scale(torch.ones((), device=device)).item() == begins

@@ -168,7 +168,10 @@ def test_optimizer_without_gradients_leaves_the_scale_as_it_was_seen(device):
     assert not scaler.last_step_skipped
 
 
-@pytest.mark.parametrize(("saved", "loaded"), [(2.0**30, 2.0**24), (0.0, 2.0**-14), (math.inf, 2.0**24), (8.0, 8.0)])
+@pytest.mark.parametrize(
+    ("saved", "loaded"),
+    [(2.0**30, 2.0**24), (0.0, 2.0**-14), (-8.0, 2.0**-14), (math.inf, 2.0**24), (8, 8.0), (torch.tensor(8.0), 8.0)],
+)
 @pytest.mark.parametrize("used", [False, True])
 def test_loaded_scale_is_kept_inside_the_bounds(saved, loaded, used, device):
     scaler = gradops.GradScaler(device.type)
@@ -179,11 +182,72 @@ def test_loaded_scale_is_kept_inside_the_bounds(saved, loaded, used, device):
     assert scaler.scale(torch.ones((), device=device)).item() == loaded
 
 
-def test_loaded_scale_that_is_no_number_is_refused(device):
+@pytest.mark.parametrize(
+    ("key", "value", "error", "message"),
+    [
+        ("scale", math.nan, ValueError, "scale is NaN"),
+        ("scale", None, TypeError, "scale must be a number"),
+        ("growth_factor", 0.0, ValueError, "growth_factor must be"),
+        ("growth_factor", math.nan, ValueError, "growth_factor must be"),
+        ("backoff_factor", 0.0, ValueError, "backoff_factor must be"),
+        ("backoff_factor", 2.0, ValueError, "backoff_factor must be"),
+    ],
+)
+def test_loaded_state_that_no_scaler_can_have_is_refused_before_anything_changes(key, value, error, message, device):
     scaler = gradops.GradScaler(device.type, init_scale=8.0)
-    with pytest.raises(ValueError, match="scale is NaN"):
-        scaler.load_state_dict({**scaler.state_dict(), "scale": math.nan})
-    assert scaler.get_scale() == 8.0
+    before = scaler.state_dict()
+    with pytest.raises(error, match=message):
+        scaler.load_state_dict({**before, "scale": 16.0, key: value})
+    assert scaler.state_dict() == before
+
+
+@pytest.mark.parametrize(
+    ("new_scale", "scale"),
+    [(2.0**30, 2.0**24), (0.0, 2.0**-14), (math.inf, 2.0**24), (4, 4.0), (math.nan, 8.0)],
+)
+@pytest.mark.parametrize("as_tensor", [None, (), (1,)])
+def test_scale_that_is_set_by_hand_is_kept_inside_the_bounds(new_scale, scale, as_tensor, device):
+    """NaN in a tensor, of which nobody knows before the device is asked, leaves the scale."""
+    scaler = gradops.GradScaler(device.type, init_scale=8.0)
+    scaler.scale(torch.ones((), device=device))
+    if as_tensor is not None:
+        scaler.update(torch.full(as_tensor, new_scale, device=device))
+    elif math.isnan(new_scale):
+        with pytest.raises(ValueError, match="new_scale is NaN"):
+            scaler.update(new_scale)
+    else:
+        scaler.update(new_scale)
+    assert scaler.get_scale() == scale
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"init_scale": 0.0}, ValueError, "init_scale must be positive and finite, got 0.0"),
+        ({"init_scale": math.inf}, ValueError, "init_scale must be positive and finite, got inf"),
+        ({"init_scale": math.nan}, ValueError, "init_scale must be positive and finite, got nan"),
+        ({"init_scale": "dynamic"}, TypeError, "init_scale must be a number"),
+        ({"init_scale": 2.0**25, "max_scale": 2.0**24}, ValueError, "max_scale must be at least init_scale.*33554432"),
+        ({"min_scale": 2.0**20}, ValueError, "min_scale must be above 0 and at most init_scale.*65536"),
+        ({"min_scale": 0.0}, ValueError, "min_scale must be above 0"),
+        ({"max_scale": math.nan}, ValueError, "max_scale must be at least init_scale"),
+        ({"backoff_factor": 0.0}, ValueError, "backoff_factor must be above 0"),
+        ({"growth_factor": math.nan}, ValueError, "growth_factor must be finite"),
+    ],
+)
+def test_scaler_refuses_by_name_what_it_could_not_come_back_from(options, error, message, device):
+    with pytest.raises(error, match=message):
+        gradops.GradScaler(device.type, **options)
+    assert not gradops.GradScaler(
+        device.type, enabled=False, **options
+    ).is_enabled()  # as torch's, which looks at nothing
+
+
+def test_a_scale_without_ceiling_stays_finite(device):
+    scaler = gradops.GradScaler(device.type, init_scale=2.0**127, max_scale=math.inf)
+    scaler.scale(torch.ones((), device=device))
+    scaler.update(math.inf)
+    assert scaler.get_scale() == torch.finfo(torch.float32).max
 
 
 @pytest.mark.parametrize("init_scale", [2.0**25, 2.0**-20])
@@ -191,3 +255,20 @@ def test_any_first_scale_of_torchs_is_taken(init_scale, device):
     scaler = gradops.GradScaler(device.type, init_scale=init_scale)
     assert scaler.get_scale() == torch.amp.GradScaler(device.type, init_scale=init_scale).get_scale() == init_scale
     assert scaler.min_scale <= init_scale <= scaler.max_scale
+
+
+def test_last_step_skipped_is_of_the_last_step_whoever_found_the_inf(device):
+    params = [torch.ones(3, device=device).requires_grad_() for _ in range(3)]
+    optimizers = [gradops.AdamW([params[0]]), gradops.AdamW([params[1]]), torch.optim.SGD([params[2]], lr=0.1)]
+    scaler = gradops.GradScaler(device.type, init_scale=64.0)
+    scaler.scale(params[0].sum() + params[1].sum() + (params[2] * math.inf).sum()).backward()
+    scaler.unscale_(optimizers[1])
+    params[1].grad[0] = math.inf
+    skipped = []
+    for optimizer in optimizers:
+        scaler.step(optimizer)
+        skipped.append(bool(scaler.last_step_skipped))
+    scaler.update()
+    assert skipped == [False, True, True]
+    assert [bool((param == 1.0).all()) for param in params] == skipped
+    assert scaler.get_scale() == 32.0

@@ -222,6 +222,17 @@ def test_upgrade_replaces_the_scaler_and_keeps_its_settings():
     assert ga.upgrade(accelerator) is accelerator
 
 
+@pytest.mark.parametrize("init_scale", [2.0**25, 2.0**-20])
+def test_upgrade_keeps_any_scale_and_what_has_moved_it(init_scale):
+    accelerator = make(accelerate.Accelerator)
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=init_scale, growth_interval=4)
+    assert ga.upgrade(make(accelerate.Accelerator)).scaler is None
+    scaled = accelerator.scaler.scale(torch.ones(()))
+    accelerator.scaler._growth_tracker.fill_(3)
+    assert ga.upgrade(accelerator).scaler.scale(torch.ones(())) == scaled == init_scale
+    assert accelerator.scaler._get_growth_tracker() == 3
+
+
 def test_upgrade_refuses_what_it_would_break():
     class Other(accelerate.Accelerator):
         pass
