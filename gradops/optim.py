@@ -77,6 +77,9 @@ class AdamW(OnePass, torch.optim.AdamW):
     spelt_out(__init__, like=torch.optim.AdamW.__init__)
 
 
+_TAKES = "gradops.wrap takes torch.optim.Adam, torch.optim.AdamW and subclasses of them that keep their step"
+
+
 @overload
 def wrap(optimizer: torch.optim.AdamW, **settings: Unpack[SettingsDict]) -> AdamW: ...  # type: ignore[overload-overlap]
 @overload
@@ -112,6 +115,7 @@ def wrap(optimizer: torch.optim.Optimizer, **settings: Unpack[SettingsDict]) -> 
     wanted = Settings(**settings)
     wanted.checked()
     check_owner(optimizer)
+    _check_kind(optimizer)
     if isinstance(optimizer, OnePass):
         _check_same(optimizer, wanted)
         return optimizer
@@ -174,6 +178,22 @@ def _raw_step(cls: type) -> Any:
     return step
 
 
+def _check_kind(optimizer: Any) -> None:
+    """Refuses what is no optimizer, or what only holds one."""
+    if isinstance(optimizer, torch.optim.Adam):
+        return
+    got = f"{_TAKES}, got {type(optimizer).__name__}"
+    for name in ("optimizer", "opt"):
+        if isinstance(getattr(optimizer, name, None), torch.optim.Optimizer):
+            made_of = isinstance(optimizer, torch.optim.Optimizer)
+            way_on = "wrap that one before a framework takes it" if made_of else f"pass its .{name}"
+            raise TypeError(f"{got}, which holds the optimizer; {way_on}")
+    if isinstance(optimizer, type):
+        raise TypeError(f"{_TAKES}, got the class {optimizer.__name__}; pass an instance")
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"{got}, which is no optimizer")
+
+
 @functools.cache
 def _upgraded_class(cls: type) -> type[OnePass]:
     # AdamW first: it is a subclass of Adam.
@@ -185,13 +205,17 @@ def _upgraded_class(cls: type) -> type[OnePass]:
         if _raw_step(cls) is not _raw_step(torch.optim.Adam):
             raise TypeError(
                 f"{cls.__name__} has a step of its own, which gradops.wrap would replace; pass an optimizer "
-                f"that keeps torch.optim.{base.__name__}'s step"
+                f"that keeps torch.optim.{base.__name__}'s step, or {_way_on(cls)}"
             )
         return type(cls.__name__, (upgraded, cls), {"__module__": cls.__module__, "__reduce_ex__": _reduce_upgraded})
-    raise TypeError(
-        "gradops.wrap takes torch.optim.Adam, torch.optim.AdamW and subclasses of them that keep their step, "
-        f"got {cls.__name__}; leave it to torch, with gradops.clip_grad_norm_ for clipping and gradops.GradScaler for "
-        "float16"
+    raise TypeError(f"{_TAKES}, got {cls.__name__}; train with gradops.AdamW, or {_way_on(cls)}")
+
+
+def _way_on(cls: type) -> str:
+    """How to train with an optimizer that cannot be wrapped."""
+    return (
+        f"leave {cls.__name__} as it is, with gradops.clip_grad_norm_ for clipping and gradops.GradScaler for float16, "
+        "which go with any optimizer"
     )
 
 

@@ -34,7 +34,7 @@ class RelativeStepCap:
     def __post_init__(self) -> None:
         check_numbers(self, "cap", "warmup_steps", "floor")
         if not 0 < self.cap < math.inf:
-            raise ValueError(f"cap must be positive and finite, got {self.cap}")
+            raise ValueError(f"cap must be positive and finite, got {self.cap}; max_relative_step=None for no cap")
         if not self.warmup_steps >= 0:
             raise ValueError(f"warmup_steps must not be negative, got {self.warmup_steps}")
         if not 0 <= self.floor < math.inf:

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypedDict, TypeVar, get_args
 import torch
 
 from gradops.loss_scale import DynamicLossScale
-from gradops.numbers import not_negative, positive, positive_and_finite
+from gradops.numbers import not_negative, off, positive, positive_and_finite
 from gradops.protect import Protect, protect_setting
 from gradops.relative_step import RelativeStepCap
 from gradops.spike_guard import SpikeGuard
@@ -144,7 +144,7 @@ def _flag(name: str, value: Any) -> bool:
 def _one_of(*known: Any) -> Callable[[str, Any], Any]:
     def check(name: str, value: Any) -> Any:
         if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(map(str, known))}, got {value!r}")
+            raise ValueError(f"{name} must be one of {', '.join(map(str, known))}, got {value!r}{off(name)}")
         return value
 
     return check
@@ -173,16 +173,20 @@ def relative_step_cap(value: float | RelativeStepCap | None) -> RelativeStepCap 
     return RelativeStepCap(positive_and_finite("max_relative_step", value))
 
 
+def _no_loss_scale(value: Any) -> str:
+    return f'loss_scale must be "dynamic", a number or a DynamicLossScale, got {value!r}{off("loss_scale")}'
+
+
 def loss_scale_policy(value: LossScale) -> None | float | DynamicLossScale:
     """The policy that `loss_scale` stands for."""
     if value is None or isinstance(value, DynamicLossScale):
         return value
     if isinstance(value, str):
         if value != "dynamic":
-            raise ValueError(f'loss_scale must be "dynamic", a number or a DynamicLossScale, got {value!r}')
+            raise ValueError(_no_loss_scale(value))
         return DynamicLossScale()
     if isinstance(value, bool):
-        raise TypeError(f'loss_scale must be "dynamic", a number or a DynamicLossScale, got {value!r}')
+        raise TypeError(_no_loss_scale(value))
     return positive_and_finite("loss_scale", value)
 
 

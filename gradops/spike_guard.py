@@ -55,14 +55,14 @@ class SpikeGuard:
     def __post_init__(self) -> None:
         check_numbers(self, *(field.name for field in fields(self) if field.name != "action"))
         if self.action not in ("skip", "clip"):
-            raise ValueError(f'action must be "skip" or "clip", got {self.action!r}')
+            raise ValueError(f'action must be "skip" or "clip", got {self.action!r}; guard=None for no guard')
         if not 1 <= self.ratio < math.inf:
             raise ValueError(f"ratio must be finite and at least 1, got {self.ratio}")
         if not 0 <= self.z_score < math.inf:
             raise ValueError(f"z_score must be finite and not negative, got {self.z_score}")
         for name in ("lr_cut", "min_lr_factor"):
             if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be above 0 and at most 1, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be above 0 and at most 1, got {getattr(self, name)}; 1 for no cut")
         for name in ("recovery_steps", "history", "warmup_steps"):
             if not getattr(self, name) >= 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

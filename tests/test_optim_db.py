@@ -127,6 +127,36 @@ def test_containers_without_an_order_are_met_as_torch_meets_them(cls, params):
     assert said[0] == said[1]
 
 
+@pytest.mark.parametrize("cls", OURS)
+@pytest.mark.parametrize("params", [set, frozenset, list, tuple, dict.fromkeys], ids=lambda kind: kind.__name__)
+def test_torch_is_given_the_very_container(cls, params, monkeypatch):
+    """So that it warns of a bare set as it does for its own classes, whichever release it is."""
+    seen, torchs = [], torch.optim.Optimizer.__init__
+
+    def warning_of_sets(self, params, defaults):
+        seen.append(params)
+        if isinstance(params, (set, frozenset)):
+            warnings.warn("a bare unordered set", FutureWarning, stacklevel=2)
+        torchs(self, params, defaults)
+
+    monkeypatch.setattr(torch.optim.Optimizer, "__init__", warning_of_sets)
+    given = params([torch.ones(2).requires_grad_()])
+    told = pytest.warns(FutureWarning, match="unordered") if isinstance(given, (set, frozenset)) else nullcontext()
+    with told:
+        OURS[cls](given)
+    assert seen[0] is given
+
+
+@pytest.mark.parametrize("cls", OURS)
+def test_set_inside_a_group_is_refused_as_torch_refuses_it(cls):
+    said = []
+    for maker in (cls, OURS[cls]):
+        with pytest.raises(TypeError) as caught:
+            maker([{"params": {torch.ones(2).requires_grad_()}}])
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+
+
 @every_input
 def test_step_is_a_no_op_without_gradients(info, item, device):
     params = [torch.randn(2, 3, device=device).requires_grad_() for _ in range(2)]
