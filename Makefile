@@ -5,7 +5,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.14.1
 # Python test processes. Threads sleep instead of spinning, here and in the demo: others may want the cores.
 JOBS ?= 2
-STEP_TESTS := adam_step agc clip decide grad_stats l1 loss_scale master_weights moments_dtype ops relative_step \
+STEP_TESTS := adam_step agc clip decide first_moment grad_stats l1 loss_scale master_weights moments_dtype ops relative_step \
 	rounding spike_guard step_plan
 SANITIZED_TESTS ?= $(STEP_TESTS:%=tests/test_%.py)
 EMULATED_TESTS ?= $(patsubst %,tests/test_%.py,$(STEP_TESTS) activation_stats checkpoint grad_scaler native_faults \

@@ -163,8 +163,10 @@ class Beside:
                     continue
                 assert mine[key].dtype == self.oracle.moments_dtype
                 exact = tol.Tolerance(0.0, 0.0, "a skipped step changes no bit")
-                # A first moment that shrinks keeps the rounding of what it was.
-                magnitude = max(largest, self.moments_before[row]) if key == "exp_avg" else largest**2
+                # A first moment that shrinks keeps the rounding of what it was, or of its share up to beta1 of 0.5.
+                beta1 = float(group["betas"][0])
+                before = self.moments_before[row] * (beta1 if beta1 <= 0.5 else 1.0)
+                magnitude = max(largest, before) if key == "exp_avg" else largest**2
                 tolerance = exact if skipped else tolerance
                 assert_moment(mine[key], getattr(state, key), tolerance, magnitude, f"{key} of param {row}")
 

@@ -232,8 +232,8 @@ def test_stale_second_backward_raises_as_with_torch(device):
         loss.backward()
 
 
-# 10,440 ends in a piece of 248 elements, whose last quad ends with the tensor; 41,037 is more than five chunks, so that
-# what a program gathered is read by all before the next gathers.
+# 10,440 ends in a piece of 200 elements, whose last quad ends with the tensor. 41,037 is more than five chunks: their
+# sums are merged by a whole block, in the scratch memory that it has just used.
 TRAPS = [10_440, 41_037]
 
 

@@ -115,6 +115,14 @@ def test_tracked_updates_are_gathered_in_the_same_accesses():
     assert code.registers <= 168, "fewer than three programs fit on a multiprocessor at once"
 
 
+@pytest.mark.parametrize("settings", [{}, {"track_updates": True}, {"clip_mode": "agc", "max_norm": 0.01}], ids=str)
+def test_beta1_of_0_takes_the_same_accesses_and_spills_nothing(settings):
+    code = triton_gates.code_of(launches("float32", beta1=0.0, **settings)["adam_step_kernel"], "90")
+    expected = {"load": wide("90", 4, 4, 4, 4), "store": wide("90", 4, 4, 4), "factors": "clip_mode" in settings}
+    assert not triton_gates.complaints(code, expected)
+    assert code.registers <= 168, "fewer than three programs fit on a multiprocessor at once"
+
+
 @pytest.mark.parametrize("arch", SLOW_BUT_90)
 def test_activations_are_measured_without_a_spill(arch):
     with triton_offline.recorded() as found:

@@ -26,7 +26,7 @@ struct AdamHyper {
 // The same, ready for one step of one parameter. Derived in float64 and then rounded: 1 - 0.999f is off by 1.3e-5.
 struct AdamRule {
   float grad_sign;
-  float one_minus_beta1;
+  float exp_avg_coef;  // see lerp
   float beta2;
   float one_minus_beta2;
   float eps;
@@ -36,12 +36,15 @@ struct AdamRule {
   float inv_bias_correction2_sqrt;  // 1 / sqrt(1 - beta2^step)
 };
 
+// What `lerp` takes for beta1.
+GRADOPS_HD float exp_avg_coef(double beta1) { return static_cast<float>((beta1 > 0.5 ? 1.0 : 0.0) - beta1); }
+
 // `lr` is the one this parameter takes, after the relative step cap; `step` counts this update, from 1.
 GRADOPS_HD AdamRule adam_rule(const AdamHyper& hyper, double lr, double step) {
   const bool decoupled = hyper.decay_kind == WeightDecay::kDecoupled;
   AdamRule rule;
   rule.grad_sign = hyper.maximize ? -1.0f : 1.0f;
-  rule.one_minus_beta1 = static_cast<float>(1.0 - hyper.beta1);
+  rule.exp_avg_coef = exp_avg_coef(hyper.beta1);
   rule.beta2 = static_cast<float>(hyper.beta2);
   rule.one_minus_beta2 = static_cast<float>(1.0 - hyper.beta2);
   rule.eps = static_cast<float>(hyper.eps);
@@ -62,15 +65,22 @@ struct AdamElement {
 // The subgradient of l1 * |param|; 0 at 0, so that a weight that is there may stay.
 GRADOPS_HD float l1_grad(float param, float l1) { return param > 0.0f ? l1 : param < 0.0f ? -l1 : 0.0f; }
 
+// beta1 * exp_avg + (1 - beta1) * grad, from the end that weighs more, as torch.lerp: from the other one, the rounding
+// of a large difference would stay in the sum. `coef` is 1 - beta1 from exp_avg, and -beta1 from grad.
+GRADOPS_HD float lerp(float exp_avg, float grad, float coef) {
+  return (coef > 0.0f ? exp_avg : grad) + (grad - exp_avg) * coef;
+}
+
 // One element of one step. `grad` is as stored; the decision unscales and clips it. All arithmetic is float32. Without
 // kL1 `rule.l1` is 0.
 template <WeightDecay kDecay, bool kAmsgrad, bool kL1 = true>
 GRADOPS_HD AdamElement adam_update(AdamElement e, float grad, const StepDecision& decision, const AdamRule& rule) {
-  grad = clamp_grad(grad * decision.inv_scale, decision.clip_value) * decision.clip_coef * rule.grad_sign;
+  // The sign goes into the factor, which is the same for all elements of a loop.
+  grad = clamp_grad(grad * decision.inv_scale, decision.clip_value) * (decision.clip_coef * rule.grad_sign);
   if constexpr (kL1) grad += l1_grad(e.param, rule.l1);
   if constexpr (kDecay == WeightDecay::kL2) grad += rule.decay * e.param;
   if constexpr (kDecay == WeightDecay::kDecoupled) e.param -= rule.decay * e.param;
-  e.exp_avg += (grad - e.exp_avg) * rule.one_minus_beta1;
+  e.exp_avg = lerp(e.exp_avg, grad, rule.exp_avg_coef);
   e.exp_avg_sq = e.exp_avg_sq * rule.beta2 + rule.one_minus_beta2 * grad * grad;
   float second_moment = e.exp_avg_sq;
   if constexpr (kAmsgrad) {

@@ -201,7 +201,9 @@ def adam_update(
         grad = grad.add(weight.sign(), alpha=float(group["l1"]))
     if weight_decay and not group["decoupled_weight_decay"]:
         grad = grad.add(weight, alpha=weight_decay)
-    exp_avg = grad.sub(state["exp_avg"]).mul_(1.0 - beta1).add_(state["exp_avg"])
+    # From the end that weighs more, as torch.lerp.
+    begin, coef = (state["exp_avg"], 1.0 - beta1) if beta1 > 0.5 else (grad, -beta1)
+    exp_avg = grad.sub(state["exp_avg"]).mul_(coef).add_(begin)
     # In this order, or the square of a huge gradient overflows.
     exp_avg_sq = grad.mul(1.0 - beta2).mul_(grad).add_(state["exp_avg_sq"], alpha=beta2)
     moved = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}

@@ -19,6 +19,7 @@ from gradops.backends.triton_rows import (
     DECOUPLED,
     EPS,
     EPS_OF,
+    EXP_AVG_COEF,
     FIRST_CHUNK,
     FLOOR,
     GRAD_SIGN,
@@ -39,7 +40,6 @@ from gradops.backends.triton_rows import (
     MIN_SCALE,
     NORM_TYPE,
     NUMEL,
-    ONE_MINUS_BETA1,
     ONE_MINUS_BETA2,
     SKIP,
     STEP,
@@ -91,7 +91,7 @@ def plan_row(
     beta1, beta2 = tl.load(group + BETA1_OF), tl.load(group + BETA2_OF)
     decay, decoupled = tl.load(group + WEIGHT_DECAY), tl.load(group + DECOUPLED) != 0
     tl.store(rule + GRAD_SIGN, tl.where(tl.load(group + MAXIMIZE) != 0, -1.0, 1.0))
-    tl.store(rule + ONE_MINUS_BETA1, (1.0 - beta1).to(tl.float32))
+    tl.store(rule + EXP_AVG_COEF, (tl.where(beta1 > 0.5, 1.0, 0.0) - beta1).to(tl.float32))
     tl.store(rule + BETA2, beta2.to(tl.float32))
     tl.store(rule + ONE_MINUS_BETA2, (1.0 - beta2).to(tl.float32))
     tl.store(rule + EPS, tl.load(group + EPS_OF).to(tl.float32))

@@ -192,14 +192,21 @@ def left_by_rounding(x, rounded):
 
 
 @triton.jit
-def adam_update(param, exp_avg, exp_avg_sq, max_exp_avg_sq, grad, rule, AMSGRAD: tl.constexpr):
-    """One step of Adam or AdamW, element by element in float32; `grad` is unscaled and clipped."""
-    grad_sign, one_minus_beta1, beta2, one_minus_beta2, eps, l1, l2, decay, step_size, inv_bias_correction2_sqrt = rule
+def adam_update(param, exp_avg, exp_avg_sq, max_exp_avg_sq, grad, rule, AMSGRAD: tl.constexpr, FROM_GRAD: tl.constexpr):
+    """One step of Adam or AdamW, element by element in float32; `grad` is unscaled and clipped.
+
+    FROM_GRAD: the gradient weighs more in the first moment than the old one does.
+    """
+    grad_sign, exp_avg_coef, beta2, one_minus_beta2, eps, l1, l2, decay, step_size, inv_bias_correction2_sqrt = rule
     grad = grad * grad_sign
     grad += tl.where(param > 0, l1, tl.where(param < 0, -l1, 0.0))
     grad = tl.where(l2 != 0, grad + l2 * param, grad)
     param = tl.where(decay != 0, param - decay * param, param)
-    exp_avg += (grad - exp_avg) * one_minus_beta1
+    change = (grad - exp_avg) * exp_avg_coef
+    if FROM_GRAD:
+        exp_avg = grad + change
+    else:
+        exp_avg += change
     exp_avg_sq = exp_avg_sq * beta2 + one_minus_beta2 * grad * grad
     second_moment = exp_avg_sq
     if AMSGRAD:

@@ -35,12 +35,12 @@ ROW_WORDS = tl.constexpr(16)
 TENSORS = tl.constexpr(7)
 
 # A kind says which code a row takes: dtype of the parameter + 3 * dtype of the gradient + 9 * amsgrad + 18 * dtype of
-# the moments, which is not float16.
+# the moments, which is not float16, + 36 * whether the gradient weighs more in the first moment.
 FLOAT32, BFLOAT16, FLOAT16 = (tl.constexpr(i) for i in range(3))
-KINDS = tl.constexpr(36)
+KINDS = tl.constexpr(72)
 
 # What `plan_row` leaves for the update of a row.
-GRAD_SIGN, ONE_MINUS_BETA1, BETA2, ONE_MINUS_BETA2, EPS, L2, DECAY, STEP_SIZE = (tl.constexpr(i) for i in range(8))
+GRAD_SIGN, EXP_AVG_COEF, BETA2, ONE_MINUS_BETA2, EPS, L2, DECAY, STEP_SIZE = (tl.constexpr(i) for i in range(8))
 INV_BIAS_CORRECTION2_SQRT = tl.constexpr(8)
 CAPPED = tl.constexpr(9)
 L1 = tl.constexpr(10)
@@ -86,7 +86,12 @@ def has_amsgrad(kind):
 
 @triton.constexpr_function
 def moments_dtype(kind):
-    return kind // 18
+    return kind // 18 % 2
+
+
+@triton.constexpr_function
+def is_from_grad(kind):
+    return kind // 36 == 1
 
 
 @triton.constexpr_function

@@ -16,6 +16,7 @@ from gradops.backends.triton_agc import unit_coefs_kernel
 from gradops.backends.triton_grad_stats import grad_stats_kernel
 from gradops.backends.triton_tables import (
     DeviceTable,
+    GroupForm,
     RowTable,
     first_chunks,
     form_of,
@@ -114,12 +115,12 @@ class TritonStep:
             self._first_chunks = firsts = first_chunks(rows)
             self._rows_of_chunks = [row for row in range(len(rows)) for _ in range(firsts[row], firsts[row + 1])]
             work = self._work = Workspace(len(rows), firsts[-1], device)
-        amsgrad = [bool(groups[row.group]["amsgrad"]) for row in rows]
-        forms = [form_of(row, flag) for row, flag in zip(rows, amsgrad, strict=True)]
+        of_groups = [GroupForm.of(group) for group in groups]
+        forms = [form_of(row, of_groups[row.group]) for row in rows]
         if forms != self._forms:
             table = RowTable()
-            for row, first, flag in zip(rows, self._first_chunks[:-1], amsgrad, strict=True):
-                table.add(row, first, flag)
+            for row, first in zip(rows, self._first_chunks[:-1], strict=True):
+                table.add(row, first, of_groups[row.group])
             self._table, self._forms = table, forms
         return work
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,17 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
 # Size of a dimension and the strides of the tensors in it.
 Dim = tuple[int, tuple[int, ...]]
+
+
+class GroupForm(NamedTuple):
+    """What of a group's hyper-parameters changes the code that its rows take."""
+
+    amsgrad: bool
+    from_grad: bool  # the gradient weighs more in the first moment than the old one does
+
+    @classmethod
+    def of(cls, group: dict[str, Any]) -> "GroupForm":
+        return cls(bool(group["amsgrad"]), float(group["betas"][0]) <= 0.5)
 
 
 class DeviceTable:
@@ -98,21 +109,22 @@ class RowTable:
         self.words: list[int] = []
         self.layouts: list[int] = []
 
-    def add(self, row: Row, first_chunk: int, amsgrad: bool) -> None:
+    def add(self, row: Row, first_chunk: int, group: GroupForm) -> None:
         """Appends a row; without a gradient only what places it among the others."""
         numel = row.param.numel()
         place = [numel, first_chunk, chunks_of(numel), row.group]
         if row.grad is None or row.state is None:
             self.words += [0] * words.STEP.value + [0, *place, 0, 0, 0, 0]
             return
-        tensors = tensors_of(row, amsgrad)
+        tensors = tensors_of(row, group.amsgrad)
         dims = layout_of([tensor for tensor in tensors if tensor is not None])
         places = [place for place, tensor in enumerate(tensors) if tensor is not None]
         pointers = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
         linear = len(dims) == 1 and all(stride == 1 for stride in dims[0][1])
         in_vectors = linear and all(pointer % 16 == 0 for pointer in pointers)
         moments = DTYPES[row.state["exp_avg"].dtype]
-        kind = DTYPES[row.param.dtype] + 3 * DTYPES[row.grad.dtype] + 9 * amsgrad + 18 * moments
+        kind = DTYPES[row.param.dtype] + 3 * DTYPES[row.grad.dtype] + 9 * group.amsgrad + 18 * moments
+        kind += 36 * group.from_grad
         step = row.state["step"].data_ptr()
         self.words += [*pointers, step, *place, 1, kind, int(in_vectors), len(self.layouts)]
         self.layouts.append(len(dims))
@@ -129,14 +141,15 @@ def tensors_of(row: Row, amsgrad: bool) -> list[Tensor | None]:
     return [row.updated, row.grad, *moments, rounded, row.state.get("compensation")]
 
 
-def form_of(row: Row, amsgrad: bool) -> tuple[Any, ...] | None:
+def form_of(row: Row, group: GroupForm) -> tuple[Any, ...] | None:
     """What the words of a row hang on; None for one that takes no part."""
     if row.grad is None or row.state is None:
         return None
     param, grad, state = row.param, row.grad, row.state
-    tensors = tensors_of(row, amsgrad)
+    tensors = tensors_of(row, group.amsgrad)
     forms = [None if tensor is None else (tensor.data_ptr(), tensor.stride()) for tensor in tensors]
-    return (param.shape, param.dtype, grad.dtype, state["exp_avg"].dtype, state["step"].data_ptr(), row.group, *forms)
+    dtypes = (param.dtype, grad.dtype, state["exp_avg"].dtype)
+    return (param.shape, *dtypes, state["step"].data_ptr(), row.group, group, *forms)
 
 
 def group_words(group: dict[str, Any], lr: float | Tensor) -> list[float]:

@@ -22,6 +22,7 @@ from gradops.backends.triton_rows import (
     DECAY,
     EPS,
     EXP_AVG,
+    EXP_AVG_COEF,
     EXP_AVG_SQ,
     GRAD,
     GRAD_SIGN,
@@ -32,7 +33,6 @@ from gradops.backends.triton_rows import (
     L2,
     MAX_EXP_AVG_SQ,
     NUMEL,
-    ONE_MINUS_BETA1,
     ONE_MINUS_BETA2,
     PARAM,
     ROUNDED,
@@ -46,6 +46,7 @@ from gradops.backends.triton_rows import (
     element_of,
     has_amsgrad,
     is_compensated,
+    is_from_grad,
     is_rounded,
     moments_dtype,
     pointers_of,
@@ -58,7 +59,7 @@ def rule_of(rule):
     """A row's rule as `adam_update` takes it; loaded before a loop, as `addresses_of`."""
     return (
         tl.load(rule + GRAD_SIGN),
-        tl.load(rule + ONE_MINUS_BETA1),
+        tl.load(rule + EXP_AVG_COEF),
         tl.load(rule + BETA2),
         tl.load(rule + ONE_MINUS_BETA2),
         tl.load(rule + EPS),
@@ -120,6 +121,7 @@ def update_tile(
         grad,
         rule,
         has_amsgrad(KIND_),
+        is_from_grad(KIND_),
     )
     stored = updated.to(param.dtype)
     tl.store(param_at, stored, mask=inside, eviction_policy=HINT)

@@ -124,6 +124,13 @@ void decoupled_decay_leaves_the_moments_alone_and_l2_does_not() {
   CHECK(decoupled.exp_avg == 0.0f && near(decoupled.param, 2.0 * (1.0 - 1e-4), 1e-7));
 }
 
+void first_moment_starts_where_more_weight_is() {
+  CHECK(lerp(30.0f, 0.0144f, exp_avg_coef(0.0)) == 0.0144f);
+  CHECK(lerp(0.0144f, 30.0f, exp_avg_coef(1.0 - 1e-12)) == 0.0144f);
+  CHECK(exp_avg_coef(0.5) == -0.5f && exp_avg_coef(0.75) == 0.25f);
+  CHECK(near(lerp(4.0f, -2.0f, exp_avg_coef(0.25)), -0.5, 1e-7));
+}
+
 void a_units_gradient_is_clipped_to_its_share_of_the_weights() {
   CHECK(near(agc_coef(5.0, 1.0, 0.1), 0.5, 1e-7));
   CHECK(agc_coef(50.0, 1.0, 0.1) == 1.0f);
@@ -144,6 +151,7 @@ int main() {
   constants_are_rounded_once_from_float64();
   first_step_moves_by_the_learning_rate_against_the_gradient();
   decoupled_decay_leaves_the_moments_alone_and_l2_does_not();
+  first_moment_starts_where_more_weight_is();
   a_units_gradient_is_clipped_to_its_share_of_the_weights();
   return done("test_math");
 }

@@ -65,10 +65,10 @@ def recorded():
         triton_step.launch = before
 
 
-def launches_of(param_dtype, grad_dtype, amsgrad=False, **settings):
+def launches_of(param_dtype, grad_dtype, amsgrad=False, beta1=0.9, **settings):
     """The launches of one step of two parameters, a large and a small one."""
     params = [torch.zeros(64, 128, dtype=param_dtype), torch.zeros(7, dtype=param_dtype)]
-    group = {"lr": 0.01, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1, "l1": 0.0, "maximize": False}
+    group = {"lr": 0.01, "betas": (beta1, 0.999), "eps": 1e-8, "weight_decay": 0.1, "l1": 0.0, "maximize": False}
     group |= {"amsgrad": amsgrad, "decoupled_weight_decay": True, "params": params}
     rows = []
     for index, param in enumerate(params):
