@@ -110,6 +110,22 @@ def test_same_bits_for_every_grid_launch_form_and_schedule(lib, event):
             assert_same_bits(mine, theirs)
 
 
+@pytest.mark.parametrize("one_launch", [True, False])
+@pytest.mark.parametrize("seed", range(2))
+def test_rows_of_many_chunks_wait_for_each_others_scratch(lib, seed, one_launch):
+    """Behind four chunks a whole block merges a row's sums in scratch memory, one row after another.
+
+    A barrier that is missing there is for ThreadSanitizer to see (`make test-emulated-sanitized`).
+    """
+    cases = [ParamCase((41_037,)), ParamCase((PIECE * 70,)), ParamCase((PIECE * 90 + 3,))]
+    settings = {"max_norm": 1.0, "max_relative_step": 0.05}
+    optimizer = gradops.AdamW([case.param() for case in cases], lr=10.0, **settings)
+    EmulatedPlan(lib, optimizer, blocks=1, one_launch=one_launch, seed=seed)
+    both = Beside(optimizer, **settings)
+    for size in (1.0, 100.0):
+        both.step([case.grad(size * 10.0**row) for row, case in enumerate(cases)])
+
+
 def measured_norm(lib, case, norm_type):
     optimizer = gradops.Adam([case.param()], max_norm=1.0, norm_type=norm_type)
     EmulatedPlan(lib, optimizer)
