@@ -9,21 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 from gradops import ops as ops
 from gradops._version import __version__
-from gradops.clip import clip_grad_norm_
-from gradops.decay_groups import no_decay_groups
 from gradops.distributed.absent_keys import allow_absent_keys
 from gradops.distributed.saving import load_checkpoint, save_checkpoint
-from gradops.init import init_cnn_
-from gradops.loss_scale import DynamicLossScale, GradScaler
+from gradops.model.decay_groups import no_decay_groups
+from gradops.model.init import init_cnn_
+from gradops.moved import keep_earlier_paths
+from gradops.one_pass.clip import clip_grad_norm_
+from gradops.one_pass.grad_scaler import GradScaler
 from gradops.optim import Adam, AdamW, unwrap, wrap
+from gradops.policies.loss_scale import DynamicLossScale
+from gradops.policies.relative_step import RelativeStepCap
+from gradops.policies.spike_guard import SpikeGuard
 from gradops.range_test.curve import LRCurve
 from gradops.range_test.finder import lr_find
 from gradops.record.recorder import Recorder
-from gradops.relative_step import RelativeStepCap
-from gradops.spike_guard import SpikeGuard
 from gradops.stats import StepStats
 
 allow_absent_keys()
+keep_earlier_paths()
 
 __all__ = [
     "Adam",

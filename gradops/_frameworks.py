@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.amp.grad_scaler import OptState
 
 from gradops.backends.checks import DTYPES
-from gradops.clip import grad_norm
-from gradops.distributed.clip import clip_sharded_grads_
+from gradops.backends.sharded.clip import clip_sharded_grads_
 from gradops.distributed.shards import full_tensor, is_sharded
-from gradops.one_pass import OnePass
-from gradops.param_groups import params_of
+from gradops.one_pass.clip import grad_norm
+from gradops.one_pass.groups import params_of
+from gradops.one_pass.one_pass import OnePass
 from gradops.settings import Settings
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import gradops
 from gradops._frameworks import clip_now_, clips_in_its_step, grad_scale_of, measured_norm, needs, settings_for
-from gradops.one_pass import OnePass
+from gradops.one_pass.one_pass import OnePass
 
 with needs("accelerate"):
     import accelerate

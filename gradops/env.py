@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from gradops import backends
 from gradops._version import __version__
+from gradops.backends import choose
+from gradops.backends.native import extension
 
 WIDTH = 80
 _LABEL = 16
@@ -38,29 +39,29 @@ def nvcc_version() -> str:
 
 
 def _native(device_type: str) -> str:
-    if reason := backends.missing("native", device_type):
+    if reason := choose.missing("native", device_type):
         return f"not built: {reason}"
-    extension: Any = backends.extension._C
+    native: Any = extension._C
     if device_type == "cpu":
-        return f"usable, {extension.cpu_capability()} code"
+        return f"usable, {native.cpu_capability()} code"
     if not torch.cuda.is_available():
         return "built, not usable: torch finds no CUDA device"
-    forms = (f"cuda:{index} {extension.launch_form(f'cuda:{index}')}" for index in range(torch.cuda.device_count()))
+    forms = (f"cuda:{index} {native.launch_form(f'cuda:{index}')}" for index in range(torch.cuda.device_count()))
     return f"usable; {'; '.join(forms)}"
 
 
 def _triton() -> str:
-    if reason := backends.missing("triton", backends.TRITON_DEVICES[0]):
+    if reason := choose.missing("triton", choose.TRITON_DEVICES[0]):
         return f"not usable: {reason}"
     version = importlib.metadata.version("triton")
-    if not any(getattr(torch, device).is_available() for device in backends.TRITON_DEVICES):
+    if not any(getattr(torch, device).is_available() for device in choose.TRITON_DEVICES):
         return f"{version}, not usable: torch finds no GPU"
     return f"usable, {version}"
 
 
 def _chosen() -> str:
-    devices = ["cpu", *(name for name in backends.TRITON_DEVICES if getattr(torch, name).is_available())]
-    choices = [backends.choose(torch.device(name)) for name in devices]
+    devices = ["cpu", *(name for name in choose.TRITON_DEVICES if getattr(torch, name).is_available())]
+    choices = [choose.backend_for(torch.device(name)) for name in devices]
     return "; ".join(
         f"{choice.device} {choice.name}" + (f" ({choice.reason})" if choice.reason else "") for choice in choices
     )
@@ -79,8 +80,8 @@ def states() -> dict[str, str]:
 
 def facts() -> dict[str, str]:
     """Every line of the report, by its label, backends last."""
-    extension = backends.extension._C
-    build = extension.build_info() if extension is not None else {"compiler": "-", "torch": "-"}
+    native = extension._C
+    build = native.build_info() if native is not None else {"compiler": "-", "torch": "-"}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "gradops": __version__,
@@ -90,7 +91,7 @@ def facts() -> dict[str, str]:
         "torch": f"{torch.__version__}, CUDA build: {torch.version.cuda or 'none'}",
         "threads": f"{torch.get_num_threads()} (torch.set_num_threads)",
         "built with": f"{build['compiler']}, for torch {build['torch']}",
-        "native code": backends.extension.loaded_from(),
+        "native code": extension.loaded_from(),
         "nvcc": nvcc_version(),
         **states(),
     }

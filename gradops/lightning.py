@@ -8,7 +8,7 @@ import torch
 
 import gradops
 from gradops._frameworks import check_settings, clip_now_, grad_scale_of, measured_norm, needs, settings_with
-from gradops.one_pass import OnePass
+from gradops.one_pass.one_pass import OnePass
 
 with needs("lightning"):
     from lightning.pytorch import Callback

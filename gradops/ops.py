@@ -25,9 +25,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradops.backends import activations, extension, torch_ops
+from gradops.backends import activations
 from gradops.backends.checks import check_tensor
-from gradops.backends.torch_activations import BINS, COUNTS
+from gradops.backends.native import extension
+from gradops.backends.torch import ops as torch_ops
+from gradops.backends.torch.activations import BINS, COUNTS
 from gradops.torch_before_2_7 import annotate_before_2_7
 
 _WRITTEN = {

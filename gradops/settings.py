@@ -7,11 +7,11 @@ from typing import Any, Literal, TypedDict, TypeVar, get_args
 
 import torch
 
-from gradops.loss_scale import DynamicLossScale
 from gradops.numbers import not_negative, off, positive, positive_and_finite
-from gradops.protect import Protect, protect_setting
-from gradops.relative_step import RelativeStepCap
-from gradops.spike_guard import SpikeGuard
+from gradops.policies.loss_scale import DynamicLossScale
+from gradops.policies.protect import Protect, protect_setting
+from gradops.policies.relative_step import RelativeStepCap
+from gradops.policies.spike_guard import SpikeGuard
 
 # In the order in which they are tried.
 Backend = Literal["native", "triton", "torch"]

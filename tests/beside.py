@@ -7,7 +7,7 @@ import torch
 
 import gradops
 from gradops.reference import Reference
-from gradops.reference_guard import GuardState
+from gradops.reference.guard import GuardState
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 HALF_ULP = {torch.bfloat16: (2.0**-7, 2.0**-133), torch.float16: (2.0**-10, 2.0**-24)}

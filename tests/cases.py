@@ -7,7 +7,7 @@ import torch
 from hypothesis import strategies as st
 
 import gradops
-from gradops.backends import extension
+from gradops.backends.native import extension
 
 needs_native = pytest.mark.skipif(bool(extension.MISSING), reason=extension.MISSING)
 

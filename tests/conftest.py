@@ -8,7 +8,7 @@ import torch
 import torch.testing._internal.common_utils  # loads a hypothesis profile of its own, and must not do so after us
 from hypothesis import HealthCheck, Phase, settings
 
-from gradops import backends
+from gradops.backends import choose
 from gradops.settings import BACKENDS
 
 # Shared machines pause for longer than any deadline that would still find slow examples.
@@ -34,15 +34,15 @@ def usable_backends():
         return [("native", "cpu")]
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     pairs = [(name, device) for device in devices for name in BACKENDS]
-    return [(name, device) for name, device in pairs if not backends.missing(name, device)]
+    return [(name, device) for name, device in pairs if not choose.missing(name, device)]
 
 
 @pytest.fixture(params=usable_backends(), ids="-".join)
 def backend(request, monkeypatch):
     """Runs a test once for each backend and device: the one that optimizers take which ask for none."""
     name, _ = request.param
-    choose = backends.choose
-    monkeypatch.setattr(backends, "choose", lambda device, wanted=None: choose(device, wanted or name))
+    backend_for = choose.backend_for
+    monkeypatch.setattr(choose, "backend_for", lambda device, wanted=None: backend_for(device, wanted or name))
     return name
 
 

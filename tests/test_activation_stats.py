@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tolerances import ACTIVATION_MEAN, ACTIVATION_STD
 from torch.library import opcheck
 
-from gradops.backends import activations, torch_math
+from gradops.backends import activations
+from gradops.backends.torch import math as torch_math
 from gradops.record.activations import histogram_edges
 
 EDGES = np.array(histogram_edges())
@@ -27,7 +28,7 @@ IMPLEMENTATIONS = ["triton"] if INTERPRETED else [pytest.param("operator", marks
 
 def measured(x, near_zero=1e-3, how="operator"):
     if how == "triton":
-        from gradops.backends import triton_activations
+        from gradops.backends.triton import activations as triton_activations
 
         return triton_activations.activation_stats(x, near_zero)
     return (torch.ops.gradops if how == "operator" else activations).activation_stats(x, near_zero)
@@ -101,7 +102,7 @@ def test_any_tensor_of_any_layout_is_read_where_its_values_are(shape, layout, ho
 @pytest.mark.parametrize("layout", ["contiguous", "transposed", "channels_last", "misaligned"])
 def test_triton_copies_nothing_whose_memory_has_no_gaps(layout):
     pytest.importorskip("triton")
-    from gradops.backends import triton_activations
+    from gradops.backends.triton import activations as triton_activations
 
     x = lay_out(torch.randn(2, 3, 4, 5), layout)
     assert triton_activations._in_memory_order(x).data_ptr() == x.data_ptr()

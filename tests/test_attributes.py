@@ -10,7 +10,7 @@ import torch
 from refused import make
 
 import gradops
-from gradops.attributes import nearest
+from gradops.one_pass.attributes import nearest
 from gradops.settings import SETTINGS
 
 NUMBERS = ("max_norm", "norm_type", "clip_value", "max_relative_step", "loss_scale", "l1")

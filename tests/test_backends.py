@@ -14,9 +14,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradops
-from gradops import backends
-from gradops.backends import torch_guard, torch_math
-from gradops.backends.torch_step import TorchStep
+from gradops.backends import choose
+from gradops.backends.torch import guard as torch_guard
+from gradops.backends.torch import math as torch_math
+from gradops.backends.torch.step import TorchStep
 
 TESTS = Path(__file__).parent
 
@@ -42,18 +43,18 @@ def make(device="cpu", **settings):
     ],
 )
 def test_backend_follows_the_device_and_what_was_built(device, native, triton, expected, monkeypatch):
-    monkeypatch.setattr(backends.extension, "missing_for", lambda kind: "" if kind in native else "no native code")
-    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: triton or None)
+    monkeypatch.setattr(choose.extension, "missing_for", lambda kind: "" if kind in native else "no native code")
+    monkeypatch.setattr(choose.importlib.util, "find_spec", lambda name: triton or None)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    backends._missing_for_triton.cache_clear()
-    choice = backends.choose(torch.device(device))
-    backends._missing_for_triton.cache_clear()
+    choose._missing_for_triton.cache_clear()
+    choice = choose.backend_for(torch.device(device))
+    choose._missing_for_triton.cache_clear()
     assert choice.name == expected
     assert ("no native code" in choice.reason) is (device not in native)
 
 
 def test_forced_backend_that_cannot_run_is_refused_with_the_reason(monkeypatch):
-    monkeypatch.setattr(backends, "missing", lambda name, device_type: "it rains")
+    monkeypatch.setattr(choose, "missing", lambda name, device_type: "it rains")
     with pytest.raises(RuntimeError, match=r"backend='triton' cannot step parameters on cpu: it rains"):
         make(backend="triton")
     optimizer = torch.optim.AdamW([torch.ones(3).requires_grad_()])
@@ -95,7 +96,7 @@ def test_backend_that_cannot_run_assigned_later_moves_nothing(monkeypatch):
         optimizer.backend = "xla"
     optimizer.backend = "triton"
     with monkeypatch.context() as patched:
-        patched.setattr(backends, "missing", lambda name, device_type: "it rains")
+        patched.setattr(choose, "missing", lambda name, device_type: "it rains")
         with pytest.raises(RuntimeError, match="it rains"):
             optimizer.step()
     assert_bitwise(snapshot(optimizer), before)

@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 import gradops
-from gradops.checkpoint import CHECKPOINT_KEYS
+from gradops.one_pass.checkpoint import CHECKPOINT_KEYS
 
 pytestmark = pytest.mark.usefixtures("backend")
 

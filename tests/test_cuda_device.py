@@ -14,7 +14,7 @@ from beside import assert_bitwise, assert_same_bits, params_of, snapshot
 from cases import CHUNK
 
 import gradops
-from gradops import backends
+from gradops.backends import choose
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 needs_two = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
@@ -37,10 +37,10 @@ SETTINGS = [
 @pytest.fixture(autouse=True, params=KERNELS)
 def kernels(request, monkeypatch):
     """The kernels of a step; each test runs with both backends that have some."""
-    if missing := backends.missing(request.param, "cuda"):
+    if missing := choose.missing(request.param, "cuda"):
         pytest.skip(missing)
-    choose = backends.choose
-    monkeypatch.setattr(backends, "choose", lambda device, wanted=None: choose(device, wanted or request.param))
+    backend_for = choose.backend_for
+    monkeypatch.setattr(choose, "backend_for", lambda device, wanted=None: backend_for(device, wanted or request.param))
     return KERNELS[request.param]
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from cases import needs_native
 
-from gradops import backends, env
+from gradops import env
+from gradops.backends import choose
 
 
 def test_report_fits_80_columns_and_names_versions_and_every_backend():
@@ -26,7 +27,7 @@ def test_backend_that_is_not_usable_says_why(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.xpu, "is_available", lambda: False)
     assert "not usable: torch finds no GPU" in env.states()["Triton"]
-    monkeypatch.setattr(backends, "missing", lambda name, device: "" if name == "torch" else f"no {name} for {device}")
+    monkeypatch.setattr(choose, "missing", lambda name, device: "" if name == "torch" else f"no {name} for {device}")
     assert env.states()["CUDA native"] == "not built: no native for cuda"
     assert env.states()["Triton"] == "not usable: no triton for cuda"
 
@@ -34,7 +35,7 @@ def test_backend_that_is_not_usable_says_why(monkeypatch):
 @needs_native
 def test_what_is_chosen_is_named_with_the_reason(monkeypatch):
     assert env.states()["chosen"].startswith("cpu native")
-    monkeypatch.setattr(backends.extension, "missing_for", lambda device_type: "a reason")
+    monkeypatch.setattr(choose.extension, "missing_for", lambda device_type: "a reason")
     assert env.states()["chosen"].startswith("cpu torch (a reason")
 
 

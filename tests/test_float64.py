@@ -10,7 +10,7 @@ import torch
 from beside import assert_bitwise, assert_close, params_of, snapshot
 
 import gradops
-from gradops.backends import torch_ops
+from gradops.backends.torch import ops as torch_ops
 from gradops.reference import Reference
 
 SHAPES = [(40, 30), (17,), (), (0,), (2, 3, 4, 5), (9001,)]

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import gradops
-from gradops.init import NORMS
-from gradops.residual import last_norms
+from gradops.model.init import NORMS
+from gradops.model.residual import last_norms
 
 
 def gain(layer, weights_per_output):

@@ -10,7 +10,7 @@ import pytest
 from machine_code import gates, sass, toolchain
 
 import gradops
-from gradops import backends
+from gradops.backends import choose
 
 pytestmark = pytest.mark.skipif(bool(toolchain.missing()), reason=f"not found: {', '.join(toolchain.missing())}")
 
@@ -184,7 +184,7 @@ def extension_cubins(folder):
 
 def test_extension_holds_machine_code_that_passes_every_gate(tmp_path):
     """It has no line numbers to tell element code by, so its instructions must be those that were read above."""
-    if reason := backends.missing("native", "cuda"):
+    if reason := choose.missing("native", "cuda"):
         pytest.skip(reason)
     read = {}
     for source, arch in COMPILED:

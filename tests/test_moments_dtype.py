@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from seeded_runs import resumed_after_three_of_five, step
 
 import gradops
-from gradops.param_state import MOMENTS
+from gradops.one_pass.state import MOMENTS
 
 
 def optimizer_of(*params, **settings):

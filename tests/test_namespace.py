@@ -1,5 +1,6 @@
 """What `gradops.` offers: public names only, and frameworks on demand."""
 
+import importlib
 import importlib.util
 import subprocess
 import sys
@@ -47,3 +48,20 @@ def test_help_on_the_package_imports_no_framework():
 def test_every_module_for_a_framework_can_be_asked_for():
     assert set(gradops._FRAMEWORKS) == set(FRAMEWORKS)
     assert all(importlib.util.find_spec(f"gradops.{framework}") for framework in FRAMEWORKS)
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        ("clip", ["clip_grad_norm_"]),
+        ("decay_groups", ["no_decay_groups"]),
+        ("init", ["init_cnn_"]),
+        ("loss_scale", ["DynamicLossScale", "GradScaler"]),
+        ("relative_step", ["RelativeStepCap"]),
+        ("spike_guard", ["SpikeGuard"]),
+    ],
+)
+def test_earlier_module_paths_have_what_users_imported_from_them(module, names):
+    earlier = importlib.import_module(f"gradops.{module}")
+    assert [getattr(earlier, name) for name in names] == [getattr(gradops, name) for name in names]
+    assert getattr(gradops, module) is earlier

@@ -14,8 +14,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 import gradops
-from gradops.checkpoint import CHECKPOINT_KEYS
 from gradops.distributed import absent_keys
+from gradops.one_pass.checkpoint import CHECKPOINT_KEYS
 
 # Written by 0.1.0: four steps of a linear layer, the second with an inf.
 RELEASED = Path(__file__).parent / "checkpoints-0.1.0.zip"

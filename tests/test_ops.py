@@ -7,7 +7,8 @@ import torch
 from torch.library import opcheck
 
 import gradops
-from gradops import reference, reference_update
+from gradops import reference
+from gradops.reference import update as reference_update
 
 ops = torch.ops.gradops
 

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import gradops
-from gradops.protect import protected
+from gradops.policies.protect import protected
 
 
 def assert_same_models(a, b, device="cpu"):

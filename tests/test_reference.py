@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tolerances import TORCH_FLOAT32, TORCH_FLOAT64
 
-from gradops import reference, reference_update
+from gradops import reference
+from gradops.reference import update as reference_update
 
 OPTIONS = {
     "default": {},

@@ -14,7 +14,8 @@ pytest.importorskip("triton")
 from machine_code import planted_triton, triton_gates, triton_offline
 
 from gradops import SpikeGuard
-from gradops.backends import triton_activations, triton_step
+from gradops.backends.triton import activations as triton_activations
+from gradops.backends.triton import step as triton_step
 
 NEEDS = [name for name in ("nvdisasm", "cuobjdump") if toolchain.find_binary(name) is None]
 pytestmark = [

@@ -26,7 +26,7 @@ class Fault(NamedTuple):
     where: str = "test_triton_step.py"
 
 
-UPDATE, MEASURE, STEP = "triton_update.py", "triton_grad_stats.py", "triton_step.py"
+UPDATE, MEASURE, STEP = "triton/update.py", "triton/grad_stats.py", "triton/step.py"
 TAILS = "test_tails_strides_and_misalignment_stay_inside_their_tensors"
 FAULTS = {
     "an update without its tail mask": Fault(
@@ -54,7 +54,7 @@ FAULTS = {
         "AssertionError",
     ),
     "moves told before the last program of a row": Fault(
-        "triton_adam_step.py",
+        "triton/update_step.py",
         'sem="acq_rel") == tl.load(row + CHUNKS) - 1',
         'sem="acq_rel") == tl.load(row + CHUNKS) - 2',
         "test_any_order_of_programs_gives_the_same_bits",
@@ -83,7 +83,7 @@ FAULTS = {
         "test_update_stats.py",
     ),
     "a learning rate that never recovers": Fault(
-        "triton_guard.py",
+        "triton/guard.py",
         "tl.load(settings + LR_GROWTH))",
         "1.0)",
         "test_learning_rate_is_cut_after_a_spike_and_recovers",
@@ -91,7 +91,7 @@ FAULTS = {
         "test_spike_guard.py",
     ),
     "a unit measured one element too far": Fault(
-        "triton_agc.py",
+        "triton/agc.py",
         "inside = index < length\n",
         "inside = index < length + 1\n",
         "test_each_unit_is_clipped_by_its_own_weights",
@@ -99,7 +99,7 @@ FAULTS = {
         "test_agc.py",
     ),
     "the factor of the neighbouring unit": Fault(
-        "triton_agc.py",
+        "triton/agc.py",
         "unit = first % count +",
         "unit = (first + 1) % count +",
         "test_each_unit_is_clipped_by_its_own_weights",

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from interpreter import Meter, metered, shuffled
 
-from gradops.backends import triton_step
+from gradops.backends.triton import step as triton_step
 
 HERE = Path(__file__).resolve().parent
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

@@ -1,5 +1,5 @@
 // A guard against single spikes of the gradient norm: what is usual, what is a spike, and how the learning rate is cut
-// and recovers. The meaning of each number is gradops/spike_guard.py's.
+// and recovers. The meaning of each number is gradops/policies/spike_guard.py's.
 #pragma once
 
 #include "math/decide.h"

@@ -79,3 +79,29 @@ class Backend(Protocol):
 
     def description(self) -> str:
         """What ran the last step, for people."""
+
+
+class Plan(Protocol):
+    """What the optimizer asks of `StepPlan`, which says what each of these does, and of its native twin."""
+
+    def prepare(self, settings: Settings) -> Any: ...
+
+    def bind_params(self, param_groups: list[dict[str, Any]], names: tuple[str, ...], buffers: StepBuffers) -> None: ...
+
+    def bind_state(self, state: dict[Tensor, Any]) -> None: ...
+
+    def params_without_state(self) -> list[int]: ...
+
+    def step(
+        self,
+        param_groups: list[dict[str, Any]],
+        state: dict[Tensor, Any],
+        settings: Any,
+        loss_scale: Tensor | None,
+        grads_scaled: bool,
+        found_inf: Tensor | None,
+    ) -> bool: ...
+
+    def description(self) -> str: ...
+
+    def refresh(self) -> None: ...

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradops import notebook
+from gradops import notebook, shortcuts
 from gradops.diagnose.finding import counted, number, share
 from gradops.diagnose.view import View
 from gradops.record.run import Run
@@ -71,9 +71,7 @@ class Comparison:
         Args:
             path: where to write it, in the format that its suffix names; None for nowhere.
         """
-        from gradops.picture.pair import draw
-
-        return draw(self, path)
+        return shortcuts.picture_of_both(self, path, "Comparison.plot")
 
     def __repr__(self) -> str:
         return f"<gradops Comparison: {' '.join(str(self).splitlines()[:2])}>"

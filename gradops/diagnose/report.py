@@ -8,7 +8,7 @@ from html import escape
 
 from rich.console import Console
 
-from gradops import notebook
+from gradops import notebook, shortcuts
 from gradops.diagnose import activations, gradients, losses, order, settings, weights
 from gradops.diagnose.causes import CAUSES, NOTES, UNKNOWN, Cause
 from gradops.diagnose.finding import Finding, counted
@@ -120,13 +120,11 @@ class Report:
         return notebook.html_or_none(self._html)
 
     def _html(self) -> str:
-        from gradops.picture import plot
-
         said = [notebook.heading(self.verdict.replace("`", "")), notebook.paragraph(self.summary)]
         said += [f"<h5>What was seen</h5>{notebook.listed(map(_finding_html, self.findings))}"] if self.findings else []
         said += [f"<h5>What to do</h5>{notebook.listed(map(_remedy_html, self.remedies))}"] if self.remedies else []
         if self.run is not None:
-            said.append(notebook.image(plot(self.run), self.summary))
+            said.append(notebook.image(shortcuts.picture(self.run, None, None, "A report's picture"), self.summary))
         return "".join(said)
 
 

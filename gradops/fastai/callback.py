@@ -10,8 +10,8 @@ from torch import nn
 import gradops
 from gradops._frameworks import check_settings, needs, settings_with
 from gradops.fastai.optimizer import Adam
-from gradops.one_pass import OnePass
-from gradops.param_groups import params_of
+from gradops.one_pass.groups import params_of
+from gradops.one_pass.one_pass import OnePass
 
 with needs("fastai"):
     from fastai import optimizer as fastai_optimizer

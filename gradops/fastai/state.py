@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradops.checkpoint import CHECKPOINT_KEYS
+from gradops.one_pass.checkpoint import CHECKPOINT_KEYS
 
 # Ours, and fastai's names for them.
 MOMENTS = {"exp_avg": "grad_avg", "exp_avg_sq": "sqr_avg"}

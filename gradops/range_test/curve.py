@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from gradops import shortcuts
 from gradops.notebook import html_or_none, image
 
 if TYPE_CHECKING:
@@ -133,13 +134,7 @@ class LRCurve:
         Raises:
             ModuleNotFoundError: matplotlib is not installed; the message says how to install it.
         """
-        try:
-            from gradops.range_test import picture
-        except ModuleNotFoundError as missing:
-            raise ModuleNotFoundError(
-                f"plotting needs {missing.name}: run pip install 'gradops[report]'", name=missing.name
-            ) from missing
-        return picture.draw(self, path)
+        return shortcuts.picture_of_curve(self, path, "LRCurve.plot")
 
     def __repr__(self) -> str:
         if not self.steps:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradops.one_pass import OnePass
+from gradops.one_pass.one_pass import OnePass
 from gradops.range_test.curve import LRCurve, LRStep
 from gradops.range_test.snapshot import restored
 

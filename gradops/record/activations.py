@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gradops.backends.checks import DTYPES
-from gradops.backends.torch_activations import BINS, COUNTS, HIGHEST_EXPONENT, LOWEST_EXPONENT
+from gradops.backends.torch.activations import BINS, COUNTS, HIGHEST_EXPONENT, LOWEST_EXPONENT
 from gradops.record.ring import Column
 
 # Layers whose output is their input.

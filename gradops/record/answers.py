@@ -1,9 +1,10 @@
 """What a record says, in words and in pictures; needs the extra `report`."""
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
+
+from gradops import shortcuts
 
 if TYPE_CHECKING:
     from gradops.diagnose import Report
@@ -23,9 +24,7 @@ class Answers(Protocol):
             ModuleNotFoundError: the extra `report` is not installed.
             ValueError: nothing was recorded yet.
         """
-        with extra("Recorder.report"):
-            from gradops.diagnose import report
-        return report(self.run())
+        return shortcuts.report(self.run(), "Recorder.report")
 
     def plot(self, path: str | os.PathLike[str] | None = None, layers: Sequence[str] | None = None) -> "Picture":
         """The run as one picture, a matplotlib figure that a notebook shows; see `gradops.picture.plot`.
@@ -38,9 +37,7 @@ class Answers(Protocol):
             ModuleNotFoundError: the extra `report` is not installed.
             ValueError: nothing was recorded yet, or a layer was not watched.
         """
-        with extra("Recorder.plot"):
-            from gradops.picture import plot
-        return plot(self.run(), path, layers)
+        return shortcuts.picture(self.run(), path, layers, "Recorder.plot")
 
     def _repr_html_(self) -> str | None:
         return self.run()._repr_html_()
@@ -52,16 +49,4 @@ class Answers(Protocol):
             ModuleNotFoundError: the extra `report` is not installed.
             ValueError: nothing was recorded yet.
         """
-        with extra("Recorder.to_html"):
-            from gradops.picture import page
-        page.write(self.run(), path)
-
-
-@contextmanager
-def extra(name: str) -> Iterator[None]:
-    """Imports inside the block that fail say what installs the extra `report`, which `name` needs."""
-    try:
-        yield
-    except ModuleNotFoundError as missing:
-        needed = f"{name} needs {missing.name}: run pip install 'gradops[report]'"
-        raise ModuleNotFoundError(needed, name=missing.name) from missing
+        shortcuts.page(self.run(), path, "Recorder.to_html")

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from gradops.record.answers import extra
+from gradops import shortcuts
 
 if TYPE_CHECKING:
     from gradops.diagnose.finding import Finding
@@ -25,8 +25,7 @@ class FindingCalls:
     """
 
     def __init__(self, callback: Callable[["Finding"], object]) -> None:
-        with extra("Recorder(on_finding=...)"):
-            import gradops.diagnose  # noqa: F401
+        shortcuts.check_reports("Recorder(on_finding=...)")
         self._callback = callback
         self._called: set[tuple[str, str | int | None]] = set()
         self._looked_at, self._took = time.monotonic(), 0.0  # seconds
@@ -38,12 +37,10 @@ class FindingCalls:
 
     def look(self, run: "Run") -> None:
         """Looks at these steps."""
-        from gradops.diagnose import report
-
         if not len(run.steps):
             return
         begin = time.monotonic()
-        found = report(run).findings
+        found = shortcuts.report(run, "Recorder(on_finding=...)").findings
         self._looked_at = time.monotonic()
         self._took = self._looked_at - begin
         for finding in found:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from gradops.loss_scale import DynamicLossScale
-from gradops.one_pass import OnePass
+from gradops.one_pass.one_pass import OnePass
+from gradops.policies.loss_scale import DynamicLossScale
 from gradops.record.activations import ActivationWatch
 from gradops.record.answers import Answers
 from gradops.record.findings import STEPS, FindingCalls

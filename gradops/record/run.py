@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradops import shortcuts
 from gradops.notebook import html_or_none
-from gradops.record.answers import extra
 from gradops.record.samples import of_row
 
 if TYPE_CHECKING:
-    from gradops.diagnose.comparison import Comparison
+    from gradops.diagnose import Comparison
 
 FORMAT_VERSION = 2
 # Files of these can be read; the first has no losses' flags, samples or modules.
@@ -97,9 +97,7 @@ class Run:
             ModuleNotFoundError: the extra `report` is not installed.
             ValueError: the runs have no step in common.
         """
-        with extra("Run.compare"):
-            from gradops.diagnose.comparison import compare
-        return compare(self, other)
+        return shortcuts.comparison(self, other, "Run.compare")
 
     def __repr__(self) -> str:
         ends = f", {self.steps[0]} to {self.steps[-1]}" if len(self.steps) else ""
@@ -109,13 +107,7 @@ class Run:
     def _repr_html_(self) -> str | None:
         if not len(self.steps):
             return None
-
-        def made() -> str:
-            from gradops.diagnose import report
-
-            return report(self)._html()
-
-        return html_or_none(made)
+        return html_or_none(lambda: shortcuts.report(self, "A run's picture")._html())
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes an .npz file; whoever reads `path` meanwhile, or after a crash, finds the old file or the new one."""

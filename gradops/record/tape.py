@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gradops.one_pass import OnePass
-from gradops.param_groups import param_names, params_of
+from gradops.one_pass.groups import param_names, params_of
+from gradops.one_pass.one_pass import OnePass
 from gradops.record.activations import ActivationWatch
 from gradops.record.history import ACTIVATIONS, PER_PARAM, Chunk, Params
 from gradops.record.ring import Column, Ring, Snapshot

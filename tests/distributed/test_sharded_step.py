@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard
 
 import gradops
-from gradops.distributed import sharded_plan
+from gradops.backends.sharded import plan as sharded_plan
 from gradops.settings import Settings
 
 SETTINGS = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import emulator
 import torch
 
-from gradops.loss_scale import DynamicLossScale
+from gradops.policies.loss_scale import DynamicLossScale
 from gradops.settings import relative_step_cap, with_l1
 
 HERE = Path(__file__).parent

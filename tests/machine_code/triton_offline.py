@@ -10,9 +10,9 @@ from triton.compiler import ASTSource
 from triton.compiler.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from gradops.backends import triton_step
 from gradops.backends.call import Row, StepCall
-from gradops.param_state import fit_state, zero_state
+from gradops.backends.triton import step as triton_step
+from gradops.one_pass.state import fit_state, zero_state
 from gradops.settings import Settings
 from gradops.stats import StepBuffers
 

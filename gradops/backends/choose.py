@@ -1,0 +1,100 @@
+"""What runs a step: native code, Triton, or torch's own operations; chosen here and nowhere else."""
+
+import functools
+import importlib.util
+import os
+import warnings
+from dataclasses import dataclass
+
+import torch
+
+from gradops.backends.call import Plan
+from gradops.backends.native import extension
+from gradops.backends.plan import StepPlan
+from gradops.backends.torch import ops as torch_ops
+from gradops.backends.torch.step import TorchStep
+from gradops.settings import BACKENDS
+
+_advised = False
+TRITON_DEVICES = ("cuda", "xpu")  # torch calls ROCm's devices cuda too
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A backend for the parameters of one device.
+
+    Attributes:
+        name: one of `gradops.settings.BACKENDS`.
+        device: where the parameters are.
+        reason: why none of those before it was taken; empty for the first.
+        sharded: whether some of the parameters are DTensors.
+    """
+
+    name: str
+    device: torch.device
+    reason: str = ""
+    sharded: bool = False
+
+
+def missing(name: str, device_type: str) -> str:
+    """Why this backend cannot step parameters on devices of this type; empty if it can."""
+    if name == "native":
+        return extension.missing_for(device_type)
+    if name == "triton":
+        return _missing_for_triton(device_type)
+    return ""
+
+
+def backend_for(device: torch.device, wanted: str | None = None) -> Choice:
+    """The backend for parameters on this device: the one that is `wanted`, or else the first that can run there.
+
+    Raises:
+        RuntimeError: the wanted one cannot; the message says why.
+    """
+    if wanted is not None:
+        if reason := missing(wanted, device.type):
+            raise RuntimeError(f"backend={wanted!r} cannot step parameters on {device}: {reason}")
+        return Choice(wanted, device, f"backend={wanted!r} was asked for")
+    reasons: list[str] = []
+    for name in BACKENDS:
+        # On the CPU Triton only has its interpreter, which is for tests.
+        if not (reason := missing(name, device.type)) and (name, device.type) != ("triton", "cpu"):
+            return Choice(name, device, "; ".join(reasons))
+        reasons += [reason] if reason else []
+    raise AssertionError("torch's own operations run everywhere")
+
+
+def advise(choice: Choice) -> None:
+    """Says once, in one line, how to get native code, where a step runs without it for no other reason."""
+    global _advised
+    if extension.MISSING and choice.reason.startswith(extension.MISSING) and not _advised:
+        _advised = True
+        where = "in Triton" if choice.name == "triton" else "in torch's own operations"
+        warnings.warn(f"{extension.MISSING}; until then steps run {where}", stacklevel=2)
+
+
+def make_plan(choice: Choice) -> Plan:
+    """A new plan for the chosen backend."""
+    if choice.sharded:
+        from gradops.backends.sharded.plan import ShardedPlan
+
+        return ShardedPlan(torch_ops if choice.name == "torch" else torch.ops.gradops)
+    if choice.name == "native":
+        from gradops.backends.native.plan import NativePlan
+
+        return NativePlan()
+    if choice.name == "triton":
+        from gradops.backends.triton.step import TritonStep
+
+        return StepPlan(TritonStep())
+    return StepPlan(TorchStep(choice.reason))
+
+
+@functools.cache
+def _missing_for_triton(device_type: str) -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if device_type not in TRITON_DEVICES and not (interpreted and device_type == "cpu"):
+        return f"Triton has no code for {device_type}"
+    return ""

@@ -1,0 +1,183 @@
+"""The operators of `gradops.ops` in torch's own operations, for devices without native code and for float64.
+
+Signatures are the operators' schemas where no native code defines them; the arguments are described in `gradops.ops`.
+"""
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradops.backends.checks import check_like, check_writable
+from gradops.backends.torch import math as torch_math
+from gradops.backends.torch.math import GradStats
+from gradops.policies.loss_scale import DynamicLossScale
+
+_increment = torch.autograd.graph.increment_version
+
+
+def operators_for(tensors: list[Tensor]) -> Any:
+    """Who has the operators for these tensors: torch.ops.gradops, or this module for float64, which no kernel takes."""
+    return sys.modules[__name__] if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.ops.gradops
+
+
+def _check(tensors: list[Tensor], role: str, writable: bool, leaders: list[Tensor] | None = None) -> None:
+    leaders = tensors if leaders is None else leaders
+    if len(tensors) != len(leaders):
+        raise ValueError(f"{role} must have one tensor a parameter, {len(leaders)}, got {len(tensors)}")
+    for index, (tensor, leader) in enumerate(zip(tensors, leaders, strict=True)):
+        if leader.device != leaders[0].device:
+            raise ValueError(
+                f"gradops: tensor 0 is on {leaders[0].device}, tensor {index} on {leader.device}; call once for each "
+                "device"
+            )
+        check_like(tensor, leader, role, str(index))
+        if writable:
+            check_writable(tensor, role, str(index))
+
+
+def _measured(
+    grads: list[Tensor], inv_scale: Tensor | None, clip_value: float | None, norm_type: float
+) -> tuple[GradStats, list[GradStats]]:
+    if not norm_type > 0:
+        raise ValueError(f"norm_type must be positive, got {norm_type}")
+    rows = [torch_math.grad_stats(grad, inv_scale, clip_value, norm_type) for grad in grads]
+    if rows:
+        return torch_math.merge(rows, norm_type), rows
+    zero = torch.zeros((), dtype=torch.float32, device="cpu")
+    return GradStats(zero, zero, zero.long()), rows
+
+
+def _told(values: Tensor, tensors: list[Tensor]) -> Tensor:
+    """What was measured of these tensors as it is handed out: float64 where one of them is, else float32."""
+    return values.to(torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32)
+
+
+def _inverse(grad_scale: Tensor | None) -> Tensor | None:
+    return None if grad_scale is None else torch_math.inv_loss_scale(grad_scale)
+
+
+def grad_stats(
+    grads: list[Tensor],
+    grad_scale: Tensor | None = None,
+    clip_value: float | None = None,
+    norm_type: float = 2.0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check(grads, "grads", writable=False)
+    every, rows = _measured(grads, _inverse(grad_scale), clip_value, norm_type)
+    if not rows:
+        nothing = torch.zeros(0, dtype=torch.float32, device="cpu")
+        return every.norm, nothing, nothing.clone(), nothing.long()
+    norms, abs_max, nonfinite = (
+        torch.stack([getattr(row, name) for row in rows]) for name in ("norm", "abs_max", "nonfinite")
+    )
+    return _told(every.norm, grads), _told(norms, grads), _told(abs_max, grads), nonfinite
+
+
+def adam_step_(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    max_exp_avg_sqs: list[Tensor],
+    steps: list[Tensor],
+    lr: Tensor,
+    *,
+    grad_scale: Tensor | None = None,
+    clip_coef: Tensor | None = None,
+    found_inf: Tensor | None = None,
+    clip_value: float | None = None,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    decoupled: bool = False,
+    maximize: bool = False,
+    l1: float = 0.0,
+) -> None:
+    _check(params, "params", writable=True)
+    _check(grads, "grads", writable=False, leaders=params)
+    moments = {"exp_avg": exp_avgs, "exp_avg_sq": exp_avg_sqs}
+    if max_exp_avg_sqs:
+        moments["max_exp_avg_sq"] = max_exp_avg_sqs
+    for name, tensors in moments.items():
+        _check(tensors, f"{name}s", writable=True, leaders=params)
+    _check_steps(steps, params)
+    if not params:
+        return
+    group = {
+        "betas": (beta1, beta2), "eps": eps, "weight_decay": weight_decay, "decoupled_weight_decay": decoupled,
+        "amsgrad": bool(max_exp_avg_sqs), "maximize": maximize, "l1": l1,
+    }  # fmt: skip
+    device = params[0].device
+    skip = torch.zeros((), dtype=torch.bool, device=device) if found_inf is None else found_inf.reshape(()) != 0
+    wide = torch_math.wide_dtype(device)
+    numbers = torch.stack([step.reshape(()) for step in steps]).to(wide) + 1
+    rules = torch_math.adam_rules(params, group, lr.to(device, wide).reshape(()).expand_as(numbers), numbers)
+    inv_scale = _inverse(grad_scale)
+    for index, (param, rule) in enumerate(zip(params, rules, strict=True)):
+        grad = torch_math.clamp(torch_math.unscale(grads[index], inv_scale), clip_value)
+        grad = grad if clip_coef is None else grad * clip_coef.reshape(()).to(grad.dtype)
+        torch_math.adam_update(
+            param, grad, {name: tensors[index] for name, tensors in moments.items()}, group, rule, skip
+        )
+        steps[index].add_(~skip)
+    for tensors in (params, steps, *moments.values()):
+        _increment(tensors)
+
+
+def _check_steps(steps: list[Tensor], params: list[Tensor]) -> None:
+    if len(steps) != len(params):
+        raise ValueError(f"steps must have one tensor a parameter, {len(params)}, got {len(steps)}")
+    for step, param in zip(steps, params, strict=True):
+        if step.numel() != 1 or step.dtype != torch.float32:
+            raise ValueError("steps must be single Floats")
+        if step.device != param.device:
+            raise ValueError(f"steps must be on the device of params, {param.device}, got {step.device}")
+
+
+def clip_grad_norm_(grads: list[Tensor], max_norm: float, norm_type: float = 2.0) -> Tensor:
+    if not max_norm >= 0:
+        raise ValueError(f"max_norm must not be negative, got {max_norm}")
+    _check(grads, "grads", writable=True)
+    every, _ = _measured(grads, None, None, norm_type)
+    if max_norm != float("inf"):
+        coef = torch_math.clip_coef(every.norm, max_norm)
+        _scale(grads, torch.where(every.nonfinite > 0, 1.0, coef))
+    return _told(every.norm, grads)
+
+
+def unscale_(grads: list[Tensor], grad_scale: Tensor) -> Tensor:
+    _check(grads, "grads", writable=True)
+    inv_scale = torch_math.inv_loss_scale(grad_scale)
+    every, _ = _measured(grads, inv_scale, None, float("inf"))
+    _scale(grads, inv_scale)
+    return (every.nonfinite > 0).float()
+
+
+def _scale(grads: list[Tensor], factor: Tensor) -> None:
+    for grad in grads:
+        grad.copy_(torch_math.unscale(grad, factor))
+    _increment(grads)
+
+
+def update_loss_scale_(
+    scale: Tensor,
+    growth_tracker: Tensor,
+    found_inf: Tensor,
+    *,
+    growth_factor: float = 2.0,
+    backoff_factor: float = 0.5,
+    growth_interval: int = 2000,
+    min_scale: float = 2.0**-14,
+    max_scale: float = 2.0**24,
+) -> None:
+    if scale.dtype != torch.float32 or scale.numel() != 1:
+        raise ValueError("scale must be a single Float")
+    if growth_tracker.dtype != torch.int64 or growth_tracker.numel() != 1:
+        raise ValueError("growth_tracker must be a single Long")
+    policy = DynamicLossScale(min_scale, growth_factor, backoff_factor, growth_interval, min_scale, max_scale)
+    moved, tracker = torch_math.next_loss_scale(scale, growth_tracker, policy, found_inf.reshape(()) != 0)
+    scale.copy_(moved)
+    growth_tracker.copy_(tracker)

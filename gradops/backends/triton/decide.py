@@ -1,0 +1,154 @@
+"""From what the gradients are to what this step does with them, and how each row is updated: once a row or a step."""
+
+import triton
+import triton.language as tl
+
+from gradops.backends.triton.guard import guard_step
+from gradops.backends.triton.math import MERGE_LEVELS, clip_coef_of, integer_power, merge_stats, norm_of
+from gradops.backends.triton.rows import (
+    BACKOFF_FACTOR,
+    BETA1_OF,
+    BETA2,
+    BETA2_OF,
+    CAP,
+    CAPPED,
+    CHUNKS,
+    CLIP_COEF,
+    CLIP_VALUE,
+    DECAY,
+    DECOUPLED,
+    EPS,
+    EPS_OF,
+    EXP_AVG_COEF,
+    FIRST_CHUNK,
+    FLOOR,
+    GRAD_SIGN,
+    GROUP,
+    GROUP_WORDS,
+    GROWTH_FACTOR,
+    GROWTH_INTERVAL,
+    INV_BIAS_CORRECTION2_SQRT,
+    INV_SCALE,
+    L1,
+    L1_OF,
+    L2,
+    LR,
+    LR_IS_DOUBLE,
+    MAX_NORM,
+    MAX_SCALE,
+    MAXIMIZE,
+    MIN_SCALE,
+    NORM_TYPE,
+    NUMEL,
+    ONE_MINUS_BETA2,
+    SKIP,
+    STEP,
+    STEP_SIZE,
+    WARMUP_STEPS,
+    WEIGHT_DECAY,
+)
+
+
+@triton.jit
+def current_lr(group, lr_pointer):
+    """The group's lr in float64, from a device scalar where it is a tensor."""
+    lr = tl.load(group + LR)
+    if lr_pointer != 0:
+        if tl.load(group + LR_IS_DOUBLE) != 0:
+            lr = tl.load(lr_pointer.to(tl.pointer_type(tl.float64)))
+        else:
+            lr = tl.load(lr_pointer.to(tl.pointer_type(tl.float32))).to(tl.float64)
+    return lr
+
+
+@triton.jit
+def plan_row(
+    row,
+    groups,
+    lr_pointers,
+    settings,
+    lr_factor,
+    param_sums,
+    param_counts,
+    chunk_count,
+    rule,
+    CAPS: tl.constexpr,
+):
+    """How a row is updated unless the step is skipped: derived in float64, then rounded."""
+    group = groups + tl.load(row + GROUP) * GROUP_WORDS
+    step = tl.load(tl.load(row + STEP).to(tl.pointer_type(tl.float32))).to(tl.float64) + 1.0
+    lr = current_lr(group, tl.load(lr_pointers + tl.load(row + GROUP))) * lr_factor
+    capped = 0.0
+    if CAPS:
+        first, chunks = tl.load(row + FIRST_CHUNK), tl.load(row + CHUNKS)
+        total, unit, _, _ = merge_stats(param_sums, param_counts, chunk_count, first, chunks, 2.0, 2, MERGE_LEVELS)
+        rms = unit * tl.sqrt(total / tl.maximum(tl.load(row + NUMEL), 1).to(tl.float64))
+        warmup = tl.load(settings + WARMUP_STEPS)
+        warm = tl.where(step < warmup, step / tl.maximum(warmup, 1.0), 1.0)
+        limit = tl.load(settings + CAP) * warm * tl.maximum(rms, tl.load(settings + FLOOR))
+        capped = tl.where(limit < lr, 1.0, 0.0)
+        lr = tl.minimum(limit, lr)
+    beta1, beta2 = tl.load(group + BETA1_OF), tl.load(group + BETA2_OF)
+    decay, decoupled = tl.load(group + WEIGHT_DECAY), tl.load(group + DECOUPLED) != 0
+    tl.store(rule + GRAD_SIGN, tl.where(tl.load(group + MAXIMIZE) != 0, -1.0, 1.0))
+    tl.store(rule + EXP_AVG_COEF, (tl.where(beta1 > 0.5, 1.0, 0.0) - beta1).to(tl.float32))
+    tl.store(rule + BETA2, beta2.to(tl.float32))
+    tl.store(rule + ONE_MINUS_BETA2, (1.0 - beta2).to(tl.float32))
+    tl.store(rule + EPS, tl.load(group + EPS_OF).to(tl.float32))
+    tl.store(rule + L1, tl.load(group + L1_OF).to(tl.float32))
+    tl.store(rule + L2, tl.where(decoupled, 0.0, decay).to(tl.float32))
+    tl.store(rule + DECAY, tl.where(decoupled, lr * decay, 0.0).to(tl.float32))
+    tl.store(rule + STEP_SIZE, (lr / (1.0 - integer_power(beta1, step))).to(tl.float32))
+    tl.store(rule + INV_BIAS_CORRECTION2_SQRT, (1.0 / tl.sqrt(1.0 - integer_power(beta2, step))).to(tl.float32))
+    tl.store(rule + CAPPED, capped)
+
+
+@triton.jit
+def move_loss_scale(scalars, counters, settings, skip):
+    """torch.amp.GradScaler's rule, kept inside [min_scale, max_scale]."""
+    scale, tracker = tl.load(scalars + 4).to(tl.float64), tl.load(counters + 2) + 1
+    grows = tracker >= tl.load(settings + GROWTH_INTERVAL).to(tl.int64)
+    smaller = tl.maximum(scale * tl.load(settings + BACKOFF_FACTOR), tl.load(settings + MIN_SCALE))
+    larger = tl.minimum(scale * tl.load(settings + GROWTH_FACTOR), tl.load(settings + MAX_SCALE))
+    tl.store(scalars + 4, tl.where(skip, smaller, tl.where(grows, larger, scale)).to(tl.float32))
+    tl.store(counters + 2, tl.where(skip | grows, 0, tracker))
+
+
+@triton.jit
+def decide(
+    row_sums,
+    row_counts,
+    row_count,
+    settings,
+    scale,
+    inv_scale,
+    found_inf,
+    decision,
+    scalars,
+    counters,
+    NORM: tl.constexpr,
+    MOVES_LOSS_SCALE: tl.constexpr,
+    GUARDS: tl.constexpr,
+):
+    """Merges all rows and writes what the step does and the statistics of the whole of it."""
+    p, clip_value = tl.load(settings + NORM_TYPE), tl.load(settings + CLIP_VALUE).to(tl.float32)
+    total, unit, abs_max_bits, nonfinite = merge_stats(
+        row_sums, row_counts, row_count, 0, row_count, p, NORM, MERGE_LEVELS
+    )
+    grad_norm = norm_of(total, unit, abs_max_bits, nonfinite, clip_value, p, NORM)
+    found_nonfinite = nonfinite != 0
+    if found_inf is not None:
+        found_nonfinite = found_nonfinite | (tl.load(found_inf) != 0)
+    clip_coef = tl.where(found_nonfinite, 1.0, clip_coef_of(grad_norm, tl.load(settings + MAX_NORM)))
+    skip, clip_coef = guard_step(grad_norm, found_nonfinite, clip_coef, settings, scalars, counters, GUARDS)
+    skipped = tl.where(skip, 1, 0)
+    tl.store(decision + INV_SCALE, inv_scale)
+    tl.store(decision + CLIP_COEF, clip_coef)
+    tl.store(decision + SKIP, skipped.to(tl.float32))
+    tl.store(scalars + 0, grad_norm.to(tl.float32))
+    tl.store(scalars + 1, clip_coef)
+    tl.store(scalars + 2, tl.where(found_nonfinite, 1.0, 0.0))
+    tl.store(scalars + 3, scale)
+    tl.store(counters + skipped, tl.load(counters + skipped) + 1)
+    if MOVES_LOSS_SCALE:
+        move_loss_scale(scalars, counters, settings, found_nonfinite)

@@ -1,0 +1,91 @@
+"""The second kernel of a step in Triton: updates what the first one decided to."""
+
+import triton
+import triton.language as tl
+
+from gradops.backends.triton.agc import UNIT_WORDS, units_of
+from gradops.backends.triton.row_stats import write_updates
+from gradops.backends.triton.rows import (
+    CAPPED,
+    CHUNK,
+    CHUNKS,
+    CLIP_VALUE,
+    FIRST_CHUNK,
+    KIND,
+    KINDS,
+    ROW_WORDS,
+    RULE_WORDS,
+    SKIP,
+    STEP,
+    TAKES_PART,
+)
+from gradops.backends.triton.update import update_chunk
+
+
+@triton.jit(do_not_specialize=["chunk_count"])
+def adam_step_kernel(
+    rows,
+    chunk_rows,
+    layouts,
+    settings,
+    row_rules,
+    decision,
+    param_sums,
+    param_counts,
+    moved_sums,
+    tickets,
+    capped,
+    update_ratio,
+    param_rms,
+    units,
+    unit_coefs,
+    chunk_count,
+    KINDS_HERE: tl.constexpr,
+    CAPS: tl.constexpr,
+    TRACKS: tl.constexpr,
+    MASTERS: tl.constexpr,
+    COMPENSATES: tl.constexpr,
+):
+    """Updates one chunk; with TRACKS the last program of a row tells how far.
+
+    `KINDS_HERE` has a bit for each kind that rows have; `MASTERS`: half precision has masters;
+    `COMPENSATES`: it has compensations. `units` and `unit_coefs` are None where gradients are not clipped by units.
+    """
+    # Backwards: gradients that were read last are the likeliest to be in the cache still.
+    chunk = chunk_count - 1 - tl.program_id(0)
+    index = tl.load(chunk_rows + chunk)
+    row = rows + index.to(tl.int64) * ROW_WORDS
+    rule = row_rules + index.to(tl.int64) * RULE_WORDS
+    first = tl.load(row + FIRST_CHUNK)
+    moves = (tl.load(decision + SKIP) == 0) & (tl.load(row + TAKES_PART) != 0)
+    if chunk == first:
+        tl.store(capped + index, moves & (tl.load(rule + CAPPED) != 0))
+        if moves:
+            step = tl.load(row + STEP).to(tl.pointer_type(tl.float32))
+            tl.store(step, tl.load(step) + 1.0)
+    kind = tl.where(moves, tl.load(row + KIND), -1)
+    clip_value = tl.load(settings + CLIP_VALUE).to(tl.float32)
+    row_units = None
+    if units is not None:
+        row_units = units_of(units + index.to(tl.int64) * UNIT_WORDS, unit_coefs)
+    for each in tl.static_range(KINDS):
+        if KINDS_HERE & (1 << each):
+            if kind == each:
+                begin = (chunk - first) * CHUNK
+                update_chunk(
+                    row, layouts, begin, rule, decision, clip_value, row_units, param_sums + chunk,
+                    moved_sums + chunk, chunk_count, each, CAPS, TRACKS, MASTERS, COMPENSATES,
+                )  # fmt: skip
+    if TRACKS:
+        if tl.atomic_add(tickets + index, 1, sem="acq_rel") == tl.load(row + CHUNKS) - 1:
+            tl.store(tickets + index, 0)
+            write_updates(
+                row,
+                decision,
+                param_sums,
+                moved_sums,
+                param_counts,
+                chunk_count,
+                update_ratio + index,
+                param_rms + index,
+            )

@@ -1,0 +1,67 @@
+"""`Adam` and `AdamW`: torch's classes with the one pass as their step."""
+
+from typing import Any
+
+import torch
+from typing_extensions import Unpack
+
+from gradops.one_pass.one_pass import OnePass
+from gradops.settings import SettingsDict, spelt_out
+from gradops.settings_text import arguments
+
+_ARGUMENTS = f"""
+    Args:
+        params: parameters, named parameters or groups: float32, bfloat16 and float16 on one device, of any layout.
+            With float64 among them, torch's own operations run the step, in float64 for these. A parameter is checked
+            if it requires a gradient, or when its first one comes: whatever is frozen may stand among them.
+{arguments()}
+
+    Raises:
+        TypeError: a keyword is of another kind.
+        ValueError: a keyword is out of its range, a parameter stands twice in the groups, or `differentiable` is set.
+        RuntimeError: a parameter cannot be stepped, or the backend cannot run; the message names it and says why.
+"""
+
+
+class AdamWKeywords(SettingsDict, total=False):
+    """torch.optim.AdamW's keywords and the settings."""
+
+    lr: float | torch.Tensor
+    betas: tuple[float | torch.Tensor, float | torch.Tensor]
+    eps: float
+    weight_decay: float
+    amsgrad: bool
+    foreach: bool | None
+    maximize: bool
+    capturable: bool
+    differentiable: bool
+    fused: bool | None
+
+
+class AdamKeywords(AdamWKeywords, total=False):
+    """torch.optim.Adam's keywords and the settings."""
+
+    decoupled_weight_decay: bool
+
+
+class Adam(OnePass, torch.optim.Adam):
+    __doc__ = f"""torch.optim.Adam whose step also unscales, checks, measures, clips and moves the loss scale.
+
+    It takes all of torch's arguments, and after them the settings, which `gradops.wrap` has too. Moments are of
+    `moments_dtype` whatever the parameter's dtype. A step's meaning is written down in `gradops.reference`.
+    {_ARGUMENTS}"""
+
+    def __init__(self, params: Any, *args: Any, **keywords: Unpack[AdamKeywords]) -> None:
+        super().__init__(params, *args, **keywords)
+
+    spelt_out(__init__, like=torch.optim.Adam.__init__)
+
+
+class AdamW(OnePass, torch.optim.AdamW):
+    __doc__ = f"""torch.optim.AdamW, as `gradops.Adam` is torch.optim.Adam: torch's arguments first, then the settings.
+    {_ARGUMENTS}"""
+
+    def __init__(self, params: Any, *args: Any, **keywords: Unpack[AdamWKeywords]) -> None:
+        super().__init__(params, *args, **keywords)
+
+    spelt_out(__init__, like=torch.optim.AdamW.__init__)

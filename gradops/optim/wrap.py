@@ -1,0 +1,216 @@
+"""`wrap`, which makes an optimizer of ours of torch's own in place, and `unwrap`."""
+
+import functools
+import weakref
+from typing import Any, TypeVar, overload
+
+import torch
+from torch.optim import optimizer as torch_optimizer
+from typing_extensions import Unpack
+
+from gradops.distributed.zero import check_owner
+from gradops.one_pass.attributes import shown
+from gradops.one_pass.checkpoint import CHECKPOINT_KEYS, saved_scalars, torchs_step
+from gradops.one_pass.groups import check_groups
+from gradops.one_pass.known_optimizers import forget
+from gradops.one_pass.one_pass import OnePass
+from gradops.optim.adam import Adam, AdamW
+from gradops.settings import SETTINGS, Settings, SettingsDict, spelt_out
+from gradops.settings_text import with_settings
+
+OptimizerT = TypeVar("OptimizerT", bound=torch.optim.Optimizer)
+
+_TAKES = "gradops.wrap takes torch.optim.Adam, torch.optim.AdamW and subclasses of them that keep their step"
+
+
+@overload
+def wrap(optimizer: torch.optim.AdamW, **settings: Unpack[SettingsDict]) -> AdamW: ...  # type: ignore[overload-overlap]
+@overload
+def wrap(optimizer: torch.optim.Adam, **settings: Unpack[SettingsDict]) -> Adam: ...
+@overload
+def wrap(optimizer: OptimizerT, **settings: Unpack[SettingsDict]) -> OptimizerT: ...
+@spelt_out
+@with_settings
+def wrap(optimizer: torch.optim.Optimizer, **settings: Unpack[SettingsDict]) -> torch.optim.Optimizer:
+    """Upgrades a torch.optim.Adam or AdamW in place: its step becomes the one pass.
+
+    The object keeps its identity, groups, state, hooks and learning-rate schedulers; its class becomes the matching
+    gradops class, so that `isinstance(optimizer, torch.optim.AdamW)` stays true. `unwrap` undoes it.
+
+    Args:
+        optimizer: a torch.optim.Adam or AdamW, or an instance of a subclass that keeps torch's `step`.
+        **settings: every one of them, with its default.
+
+    Returns:
+        The same object, with `backward`, `scale`, `unscale_`, `refresh_` and `stats`, and with every keyword as an
+        attribute that each step reads anew.
+
+    Raises:
+        TypeError: the optimizer or a keyword is of another kind.
+        ValueError: a keyword is out of its range, the optimizer is wrapped already with other options, or the groups
+            bring a loss scale from a checkpoint that is NaN.
+        RuntimeError: a parameter cannot be stepped, the backend cannot run, or somebody has replaced the optimizer's
+            `step`.
+    """
+    for name in settings:
+        if name not in SETTINGS:
+            raise TypeError(f"wrap() got an unexpected keyword argument {name!r}")
+    wanted = Settings(**settings)
+    wanted.checked()
+    check_owner(optimizer)
+    _check_kind(optimizer)
+    if isinstance(optimizer, OnePass):
+        _check_same(optimizer, wanted)
+        return optimizer
+    cls: type = type(optimizer)
+    upgraded = _upgraded_class(cls)
+    has_scheduler = _check_own_step(optimizer)
+    check_groups(optimizer.param_groups, wanted)
+    saved_scalars(optimizer.param_groups[0])
+    _swap_class(optimizer, upgraded, has_scheduler)
+    optimizer._setup(wanted)  # type: ignore[attr-defined]
+    return optimizer
+
+
+def unwrap(optimizer: OptimizerT) -> OptimizerT:
+    """Undoes `wrap`: the object becomes plain torch's again, with its state; also for `gradops.Adam` and `AdamW`.
+
+    Loss scale, counters, masters, compensations and what a guard knows are dropped, and recorders closed. Moments of
+    half-precision parameters become half precision, as torch needs them.
+
+    Returns:
+        The same object; one that is not wrapped is left alone.
+    """
+    if not isinstance(optimizer, OnePass):
+        return optimizer
+    has_scheduler = _check_own_step(optimizer)
+    for watcher in optimizer._watchers:
+        watcher.close()
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            state = optimizer.state.get(param, {})
+            state.pop("master", None)
+            state.pop("compensation", None)
+            for name, value in state.items():
+                state[name] = torchs_step(value, group) if name == "step" else value.to(param.dtype)
+    for key in CHECKPOINT_KEYS:
+        optimizer.param_groups[0].pop(key, None)
+    forget(optimizer)
+    for name in (*SETTINGS, *OnePass.RUNTIME):
+        optimizer.__dict__.pop(name, None)
+    _swap_class(optimizer, _downgraded_class(type(optimizer)), has_scheduler)
+    return optimizer
+
+
+def _check_same(optimizer: OnePass, settings: Settings) -> None:
+    for name in SETTINGS:
+        now, wanted = getattr(optimizer, name), getattr(settings, name)
+        if now != wanted:
+            raise ValueError(
+                f"this optimizer is wrapped already with {name}={shown(now)}, not {shown(wanted)}; set "
+                f"optimizer.{name} instead"
+            )
+
+
+def _raw_step(cls: type) -> Any:
+    """The class's `step` without what torch itself wraps around it: profiler labels and hooks."""
+    step = cls.step  # type: ignore[attr-defined]
+    # By the module that made the wrapper, since functools.wraps copies every attribute to other people's wrappers.
+    while step.__globals__ is vars(torch_optimizer) and hasattr(step, "__wrapped__"):
+        step = step.__wrapped__
+    return step
+
+
+def _check_kind(optimizer: Any) -> None:
+    """Refuses what is no optimizer, or what only holds one."""
+    if isinstance(optimizer, torch.optim.Adam):
+        return
+    got = f"{_TAKES}, got {type(optimizer).__name__}"
+    for name in ("optimizer", "opt"):
+        if isinstance(getattr(optimizer, name, None), torch.optim.Optimizer):
+            made_of = isinstance(optimizer, torch.optim.Optimizer)
+            way_on = "wrap that one before a framework takes it" if made_of else f"pass its .{name}"
+            raise TypeError(f"{got}, which holds the optimizer; {way_on}")
+    if isinstance(optimizer, type):
+        raise TypeError(f"{_TAKES}, got the class {optimizer.__name__}; pass an instance")
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"{got}, which is no optimizer")
+
+
+@functools.cache
+def _upgraded_class(cls: type) -> type[OnePass]:
+    # AdamW first: it is a subclass of Adam.
+    for base, upgraded in ((torch.optim.AdamW, AdamW), (torch.optim.Adam, Adam)):
+        if not issubclass(cls, base):
+            continue
+        if cls is base:
+            return upgraded
+        if _raw_step(cls) is not _raw_step(torch.optim.Adam):
+            raise TypeError(
+                f"{cls.__name__} has a step of its own, which gradops.wrap would replace; pass an optimizer "
+                f"that keeps torch.optim.{base.__name__}'s step, or {_way_on(cls)}"
+            )
+        return type(cls.__name__, (upgraded, cls), {"__module__": cls.__module__, "__reduce_ex__": _reduce_upgraded})
+    raise TypeError(f"{_TAKES}, got {cls.__name__}; train with gradops.AdamW, or {_way_on(cls)}")
+
+
+def _way_on(cls: type) -> str:
+    """How to train with an optimizer that cannot be wrapped."""
+    return (
+        f"leave {cls.__name__} as it is, with gradops.clip_grad_norm_ for clipping and gradops.GradScaler for float16, "
+        "which go with any optimizer"
+    )
+
+
+def _downgraded_class(cls: type) -> type:
+    after_ours = cls.__mro__[cls.__mro__.index(OnePass) :]
+    return next(base for base in after_ours if base not in OnePass.__mro__)
+
+
+def _reduce_upgraded(self: OnePass, protocol: int) -> Any:
+    """Pickles an instance of a class that was made at run time, and so cannot be found by its name."""
+    return _new_upgraded, (_downgraded_class(type(self)),), self.__getstate__()
+
+
+def _new_upgraded(cls: type) -> OnePass:
+    upgraded = _upgraded_class(cls)
+    return upgraded.__new__(upgraded)
+
+
+def _check_own_step(optimizer: torch.optim.Optimizer) -> bool:
+    """Refuses an optimizer whose `step` somebody replaced; returns whether a learning-rate scheduler has wrapped it."""
+    own = optimizer.__dict__.get("step")
+    if own is None:
+        return False
+    if hasattr(own, "_wrapped_by_lr_sched"):
+        return True
+    raise RuntimeError(
+        "somebody has replaced this optimizer's step() (Accelerate's prepare() does); call gradops.wrap first, then "
+        "hand the optimizer on"
+    )
+
+
+def _swap_class(optimizer: torch.optim.Optimizer, cls: type, has_scheduler: bool) -> None:
+    optimizer.__dict__.pop("step", None)
+    optimizer.__class__ = cls
+    optimizer._patch_step_function()
+    if has_scheduler:
+        _count_steps_for_scheduler(optimizer)
+
+
+def _count_steps_for_scheduler(optimizer: torch.optim.Optimizer) -> None:
+    """What a learning-rate scheduler does to an optimizer's step when it is made, done to the new step.
+
+    Its own wrapper calls the step of the old class. It notes in `_opt_called` that a step was taken.
+    """
+    reference = weakref.ref(optimizer)
+    step = type(optimizer).step
+
+    @functools.wraps(step)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        target = reference()
+        target._opt_called = True  # type: ignore[union-attr]
+        return step.__get__(target, type(target))(*args, **kwargs)
+
+    counted._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
+    optimizer.step = counted  # type: ignore[method-assign]
