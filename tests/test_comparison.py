@@ -134,5 +134,5 @@ def test_command_compares_two_files(tmp_path, capsys):
         main(["report", *paths, paths[0]])
     with pytest.raises(SystemExit, match="--html shows one run"):
         main(["report", *paths, "--html", "x.html"])
-    with pytest.raises(SystemExit, match="No such file"):
+    with pytest.raises(SystemExit, match="there is no file"):
         main(["report", paths[0], str(tmp_path / "missing.npz")])

@@ -209,10 +209,18 @@ def test_command_prints_the_report_within_80_columns(tmp_path, capsys, monkeypat
 
 
 def test_what_is_no_recorded_run_is_said_in_a_sentence(tmp_path):
-    (tmp_path / "run.npz").write_text("something else")
-    with pytest.raises(SystemExit, match="is no recorded run"):
-        main(["report", str(tmp_path / "run.npz")])
-    with pytest.raises(SystemExit, match="No such file"):
+    (tmp_path / "text.npz").write_text("something else")
+    np.savez(tmp_path / "other.npz", weights=np.ones(3))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "other.npz").read_bytes()[:100])
+    torch.save({"weight": torch.ones(3)}, tmp_path / "model.pt")
+    for name in ("text.npz", "other.npz", "cut.npz", "model.pt", "."):
+        with pytest.raises(
+            SystemExit, match=r"is no recorded run; pass a file that gradops\.Recorder\(path=\.\.\.\) wrote$"
+        ):
+            main(["report", str(tmp_path / name)])
+    with pytest.raises(
+        SystemExit, match=r"there is no file .*missing\.npz; gradops\.Recorder\(path=\.\.\.\) writes one$"
+    ):
         main(["report", str(tmp_path / "missing.npz")])
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -110,6 +111,11 @@ def test_autocast_computes_with_the_weights_as_they_are_now(outer):
     assert outputs[-1] > outputs[0] + 1
 
 
+class NoRate(torch.optim.Optimizer):
+    def step(self, closure=None):
+        pass
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -119,7 +125,15 @@ def test_autocast_computes_with_the_weights_as_they_are_now(outer):
         ({"stop_ratio": 1.0}, ValueError, "stop_ratio must be above 1"),
         ({"loader": []}, ValueError, "the loader is empty"),
         ({"loader": iter([1])}, TypeError, "could not be put back"),
-        ({"optimizer": object()}, TypeError, "OptimWrapper"),
+        ({"optimizer": "adam"}, TypeError, "must be a torch.optim.Optimizer, got str; pass one$"),
+        ({"optimizer": torch.optim.SGD}, TypeError, "got the class SGD; pass an instance$"),
+        ({"optimizer": SimpleNamespace(opt=None)}, TypeError, r"got SimpleNamespace; pass its \.opt$"),
+        (
+            {"optimizer": torch.optim.LBFGS([torch.nn.Parameter(torch.ones(2))])},
+            TypeError,
+            "LBFGS's step needs a closure",
+        ),
+        ({"optimizer": NoRate([torch.ones(2)], {})}, TypeError, r"NoRate has no learning rate \(lr\) in its groups"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, error, message):

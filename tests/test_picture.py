@@ -212,8 +212,16 @@ def test_page_shows_values_zooms_and_sorts_in_a_browser(written, run):
     assert min(said["colours"]) > 20
 
 
+def test_report_says_what_it_wrote(written, tmp_path, capsys):
+    page, picture = tmp_path / "r.html", tmp_path / "r.png"
+    assert main(["report", str(written / "run.npz"), "--html", str(page), "--plot", str(picture)]) == 0
+    said = capsys.readouterr().out.replace("\n", "")
+    assert f"Page: {page}" in said
+    assert f"Picture: {picture}" in said
+
+
 def test_page_that_cannot_be_written_is_said_in_a_sentence(written):
-    with pytest.raises(SystemExit, match="No such file"):
+    with pytest.raises(SystemExit, match="--html: there is no directory"):
         main(["report", str(written / "run.npz"), "--html", str(written / "missing" / "r.html")])
 
 

@@ -19,7 +19,7 @@ from gradops.bench.models import MODELS
 from gradops.bench.recipes import RECIPES, Recipe
 from gradops.bench.rows import DTYPES, Row
 from gradops.bench.zoo import ModelError
-from gradops.picture.formats import check_picture
+from gradops.picture.formats import check_folder, check_picture
 
 NO_GPU = "--device cuda needs a GPU: torch.cuda.is_available() is False here"
 GIBIBYTE = 2**30
@@ -55,8 +55,7 @@ def main(args: argparse.Namespace) -> int:
     """Measures, prints and writes. Returns the exit status."""
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit(NO_GPU)
-    if args.json is not None and not args.json.parent.is_dir():
-        sys.exit(f"there is no directory {args.json.parent}")
+    check_folder("--json", args.json)
     check_picture("--plot", args.plot)
     if args.threads is not None:
         if args.threads < 1:

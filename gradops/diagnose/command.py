@@ -9,7 +9,7 @@ from rich.console import Console
 from gradops.diagnose.comparison import compare
 from gradops.diagnose.report import report
 from gradops.picture import page, plot
-from gradops.picture.formats import check_picture
+from gradops.picture.formats import check_folder, check_picture
 from gradops.record.run import Run
 
 
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Prints the report and writes what was asked for. Returns the exit status."""
     check_picture("--plot", args.plot)
+    check_folder("--html", args.html)
     if len(args.recordings) > 1:
         return _compare(args.recordings, args.html, args.plot)
     try:

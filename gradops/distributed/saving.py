@@ -12,6 +12,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
+from gradops.distributed.matching import check_fits
+
 # The file that says which of the folders beside it is the checkpoint.
 _LATEST = "latest"
 
@@ -29,6 +31,9 @@ def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, optimizer: O
         optimizer: of its parameters.
         **extra: objects with `state_dict` and `load_state_dict`, such as schedulers; or values that
             torch.distributed.checkpoint can save.
+
+    Raises:
+        NotADirectoryError: `path` is a file.
     """
     import torch.distributed.checkpoint as dcp
 
@@ -62,14 +67,18 @@ def load_checkpoint(path: str | os.PathLike[str], model: nn.Module, optimizer: O
 
     Raises:
         FileNotFoundError: no save into `path` was ever complete.
+        NotADirectoryError: `path` is a file.
+        ValueError: it is the checkpoint of another model or optimizer, or was saved without an object that is given.
+            Nothing is loaded then.
     """
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import set_state_dict
 
     folder = _agreed(_latest(Path(path)))
     if folder is None:
-        raise FileNotFoundError(f"no complete checkpoint in {os.fspath(path)}")
+        raise FileNotFoundError(f"no complete checkpoint in {os.fspath(path)}; save_checkpoint makes one there")
     state = _state_of(model, optimizer, extra)
+    check_fits(Path(path), folder, state)
     with _one_process_is_meant():
         dcp.load(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
@@ -91,6 +100,11 @@ def _state_of(model: nn.Module, optimizer: Optimizer, extra: dict[str, Any]) -> 
 
 
 def _latest(folder: Path) -> Path | None:
+    if folder.is_file():
+        raise NotADirectoryError(
+            f"{folder} is a file, and a checkpoint is a folder: pass one that save_checkpoint made or may make; "
+            "torch.load reads the file"
+        )
     try:
         return folder / (folder / _LATEST).read_text()
     except FileNotFoundError:

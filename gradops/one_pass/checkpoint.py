@@ -12,7 +12,7 @@ from gradops.backends.torch.math import arithmetic_of
 from gradops.numbers import number
 from gradops.one_pass.groups import params_of
 from gradops.one_pass.loss_scaling import LossScaled
-from gradops.one_pass.state import HALF_PRECISION
+from gradops.one_pass.state import HALF_PRECISION, MOMENTS
 from gradops.policies.loss_scale import DynamicLossScale
 from gradops.policies.protect import Protected
 from gradops.settings import SETTINGS, Settings
@@ -54,6 +54,24 @@ def saved_scalars(group: Mapping[str, Any]) -> dict[str, Any]:
     return saved
 
 
+def check_kind(state_dict: Mapping[str, Any]) -> None:
+    """Refuses the state dict of another kind of optimizer.
+
+    Raises:
+        ValueError: a group or a parameter's state lacks what Adam's has.
+    """
+    groups = ((f"group {index}", group, ("betas", "eps")) for index, group in enumerate(state_dict["param_groups"]))
+    entries = state_dict["state"].items()
+    states = ((f"parameter {name}", entry, ("step", *MOMENTS[:2])) for name, entry in entries if entry)
+    for name, there, wanted in chain(groups, states):
+        missing = next((key for key in wanted if key not in there), None)
+        if missing is not None:
+            raise ValueError(
+                f"the state dict is no Adam's: its {name} has no {missing}; load the model's weights alone, and let "
+                "this optimizer begin anew"
+            )
+
+
 def torchs_step(step: Tensor, group: dict[str, Any]) -> Tensor:
     """A copy of a step counter, where torch's Adam with the group's settings keeps it."""
     on_device = group.get("fused") or group.get("capturable")
@@ -88,13 +106,19 @@ class Checkpointed(LossScaled):
         knows are restored, or begin anew where the state dict has none of them.
 
         Raises:
-            TypeError, ValueError: the loss scale is no number, or a count no finite one. Nothing has changed then.
+            TypeError: the loss scale or a count is no number. Nothing has changed then, nor after the next.
+            ValueError: the loss scale is NaN, a count not finite, or the state that of another kind of optimizer.
         """
         for group in state_dict["param_groups"][:1]:
             saved_scalars(group)
         final: dict[str, Any] = {}
+
+        def begin(_: Any, loaded: dict[str, Any]) -> None:
+            check_kind(loaded)
+            final.update(loaded)
+
         handles = [
-            self.register_load_state_dict_pre_hook(lambda _, loaded: final.update(loaded)),
+            self.register_load_state_dict_pre_hook(begin),
             self.register_load_state_dict_post_hook(lambda _: self._restore_moments(final), prepend=True),
         ]
         try:

@@ -22,6 +22,9 @@ OptimizerT = TypeVar("OptimizerT", bound=torch.optim.Optimizer)
 
 _TAKES = "gradops.wrap takes torch.optim.Adam, torch.optim.AdamW and subclasses of them that keep their step"
 
+# Accelerate's is the optimizer that holds one which people meet.
+_BEFORE = "wrap that one before prepare() or whatever took it, or use gradops.accelerate.Accelerator"
+
 
 @overload
 def wrap(optimizer: torch.optim.AdamW, **settings: Unpack[SettingsDict]) -> AdamW: ...  # type: ignore[overload-overlap]
@@ -129,7 +132,7 @@ def _check_kind(optimizer: Any) -> None:
     for name in ("optimizer", "opt"):
         if isinstance(getattr(optimizer, name, None), torch.optim.Optimizer):
             made_of = isinstance(optimizer, torch.optim.Optimizer)
-            way_on = "wrap that one before a framework takes it" if made_of else f"pass its .{name}"
+            way_on = _BEFORE if made_of else f"pass its .{name}"
             raise TypeError(f"{got}, which holds the optimizer; {way_on}")
     if isinstance(optimizer, type):
         raise TypeError(f"{_TAKES}, got the class {optimizer.__name__}; pass an instance")

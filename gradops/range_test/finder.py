@@ -1,5 +1,6 @@
 """The learning-rate range test (Smith 2015): train while the rate grows, see where the loss falls and where it goes."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, nullcontext
@@ -51,7 +52,8 @@ def lr_find(
         The curve, with `suggestion`, `notes()` and `plot()`.
 
     Raises:
-        TypeError: the loader can be read only once, or the optimizer is none of torch's.
+        TypeError: the loader can be read only once, or the optimizer is none of torch's, needs a closure or has no
+            learning rate.
         ValueError: an argument is out of its range, or the loader is empty.
     """
     _check(optimizer, loader, start_lr, end_lr, num_steps, stop_ratio)
@@ -75,11 +77,7 @@ def lr_find(
 
 
 def _check(optimizer: Any, loader: Any, start_lr: float, end_lr: float, num_steps: int, stop_ratio: float) -> None:
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(
-            f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}; of fastai's OptimWrapper pass "
-            "its .opt"
-        )
+    _check_optimizer(optimizer)
     if isinstance(loader, Iterator):
         raise TypeError(
             "the loader is an iterator, and the batches that the test takes from it could not be put back; pass the "
@@ -91,6 +89,23 @@ def _check(optimizer: Any, loader: Any, start_lr: float, end_lr: float, num_step
         raise ValueError(f"num_steps must be at least 10, got {num_steps}")
     if not stop_ratio > 1:
         raise ValueError(f"stop_ratio must be above 1, got {stop_ratio}")
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        held = next((name for name in ("opt", "optimizer") if hasattr(optimizer, name)), None)
+        got, way_on = type(optimizer).__name__, f"pass its .{held}" if held else "pass one"
+        if isinstance(optimizer, type):
+            got, way_on = f"the class {optimizer.__name__}", "pass an instance"
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {got}; {way_on}")
+    needs = inspect.signature(optimizer.step).parameters.get("closure")
+    if needs is not None and needs.default is inspect.Parameter.empty:
+        raise TypeError(
+            f"{type(optimizer).__name__}'s step needs a closure, which lr_find does not give it; find the rate with "
+            "torch.optim.SGD or AdamW"
+        )
+    if any("lr" not in group for group in optimizer.param_groups):
+        raise TypeError(f"{type(optimizer).__name__} has no learning rate (lr) in its groups, so there is none to find")
 
 
 def _name(optimizer: torch.optim.Optimizer) -> str:

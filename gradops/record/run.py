@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,10 +140,12 @@ class Run:
             about = json.loads(str(arrays.pop("about")))
             version = about.pop("format_version")
             more = {name: about.pop(name) for name in IN_JSON if name in about}
-        except (KeyError, ValueError, OSError) as error:
-            if isinstance(error, FileNotFoundError):
-                raise
-            raise ValueError(f"{path} is no recorded run: {error}") from error
+        except FileNotFoundError:
+            raise FileNotFoundError(f"there is no file {path}; gradops.Recorder(path=...) writes one") from None
+        except PermissionError:
+            raise
+        except (KeyError, ValueError, OSError, BadZipFile) as error:
+            raise ValueError(f"{path} is no recorded run; pass a file that gradops.Recorder(path=...) wrote") from error
         if version not in READABLE:
             raise ValueError(f"{path} has format {version}, this gradops reads {FORMAT_VERSION}")
         columns: dict[str, Any] = {**arrays, "about": about, **more}

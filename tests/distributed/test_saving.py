@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -137,3 +138,11 @@ def test_a_folder_without_a_checkpoint_is_said_to_have_none(tmp_path):
     model, optimizer, _ = build(1)
     with pytest.raises(FileNotFoundError, match="no complete checkpoint"):
         gradops.load_checkpoint(tmp_path, model, optimizer)
+
+
+def test_one_process_saves_and_loads_without_a_warning(tmp_path):
+    model, optimizer, scheduler = build(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gradops.save_checkpoint(tmp_path, model, optimizer, scheduler=scheduler)
+        gradops.load_checkpoint(tmp_path, model, optimizer, scheduler=scheduler)

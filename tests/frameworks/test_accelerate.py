@@ -243,3 +243,11 @@ def test_upgrade_refuses_what_it_would_break():
     Training(used)
     with pytest.raises(RuntimeError, match="already"):
         ga.upgrade(used)
+
+
+def test_wrapping_a_prepared_optimizer_says_what_to_do():
+    prepared = Training(make(accelerate.Accelerator)).optimizer
+    with pytest.raises(
+        TypeError, match=r"AcceleratedOptimizer, .*; wrap that one before prepare\(\).*, or use gradops"
+    ):
+        gradops.wrap(prepared)

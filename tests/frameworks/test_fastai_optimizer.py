@@ -10,8 +10,10 @@ pytest.importorskip("fastai")
 
 from fastai.learner import load_learner
 from fastai.optimizer import Adam as FastaisAdam
+from fastai.optimizer import OptimWrapper
 from learners import CLOSE, Poison, Watch, grad_ops, network, two_groups, weights
 
+import gradops
 from gradops import fastai as gf
 
 
@@ -110,3 +112,9 @@ def test_states_cleared_by_fastai_start_anew(learner):
     learn.fit(1, 1e-2)
     steps = {float(state["step"]) for state in learn.opt.opt.state.values()}
     assert steps == {6.0}
+
+
+def test_wrapping_fastais_holder_says_what_to_pass():
+    held = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))])
+    with pytest.raises(TypeError, match=r"got OptimWrapper, which holds the optimizer; pass its \.opt$"):
+        gradops.wrap(OptimWrapper(opt=held))
