@@ -24,9 +24,8 @@ STAMPS := $(VENV)/stamps
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install
 PYTEST := OMP_WAIT_POLICY=passive $(PY) -m pytest
-NATIVE := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh) setup.py gradops/building/recipe.py
-CXX_STYLED := $(wildcard $(foreach suffix,cpp h cu cuh,csrc/*.$(suffix) csrc/*/*.$(suffix) tests/*/*.$(suffix) \
-	tests/*/*/*.$(suffix)))
+NATIVE := $(shell find csrc -type f) setup.py gradops/building/recipe.py
+CXX_STYLED := $(shell find csrc tests -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 SANITIZED := build/sanitized
 EMULATED := build/emulated
 library = $$(g++ -print-file-name=lib$(1).so)
@@ -85,6 +84,7 @@ test-slow: $(STAMPS)/test $(STAMPS)/build
 # The library must be there before Python starts, since Python itself is not built with the sanitizers; it is Python,
 # too, that leaks at exit.
 test-sanitized: $(STAMPS)/test $(STAMPS)/build
+	rm -rf $(SANITIZED)/gradops
 	GRADOPS_NATIVE=1 GRADOPS_CUDA=0 GRADOPS_SANITIZE=address,undefined $(PY) setup.py -q build --build-lib $(SANITIZED)
 	LD_PRELOAD="$(call library,asan) $(call library,ubsan)" \
 	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED) OMP_WAIT_POLICY=passive \

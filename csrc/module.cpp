@@ -3,7 +3,7 @@
 #include <torch/version.h>
 
 #include "cpu/isa.h"
-#include "step_plan.h"
+#include "host/step_plan.h"
 
 #define GRADOPS_TEXT(x) #x
 #define GRADOPS_TEXT_OF(x) GRADOPS_TEXT(x)

@@ -118,7 +118,7 @@ def _size(norm: float) -> float:
 
 
 class StepBuffers:
-    """The memory behind `StepStats`, the loss scale and the guard, in the order that csrc/step_backend.h gives it.
+    """The memory behind `StepStats`, the loss scale and the guard, in the order that csrc/host/step_backend.h gives it.
 
     Attributes:
         current_scale, growth_tracker: what the next step's loss scale comes from.

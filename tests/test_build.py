@@ -51,9 +51,10 @@ def test_without_torch_one_sentence_says_what_to_run_first(checkout):
 def test_every_cpu_source_is_built_in_sorted_order(checkout):
     names = recipe(checkout)
     extension = names["extension"]({"GRADOPS_CUDA": "0"})
-    found = [*checkout.glob("csrc/*.cpp"), *checkout.glob("csrc/cpu/*.cpp")]
-    expected = sorted({str(path.relative_to(checkout)) for path in found} - set(names["HOST_OF_CUDA"]))
+    found = {str(path.relative_to(checkout)) for path in checkout.glob("csrc/**/*.cpp")}
+    expected = sorted(path for path in found if not path.startswith("csrc/cuda/"))
     assert expected == extension.sources
+    assert found == {*expected, *names["sources"](*names["HOST_OF_CUDA"])}
     assert "csrc/module.cpp" in expected
 
 
@@ -170,7 +171,7 @@ def test_what_compiling_lacks_is_one_sentence_that_says_what_runs_without(checko
 
 
 def test_source_that_does_not_compile_gives_the_compilers_errors_and_no_traceback(checkout):
-    for path in [*checkout.glob("csrc/*.cpp"), *checkout.glob("csrc/cpu/*.cpp")]:
+    for path in checkout.glob("csrc/**/*.cpp"):
         path.unlink()
     (checkout / "csrc" / "module.cpp").write_text("int main() { return undeclared; }\n")
     done = run_setup(checkout, "build_ext", GRADOPS_CUDA="0")

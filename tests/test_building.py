@@ -34,7 +34,7 @@ if os.environ.get("FAIL"):
     sys.exit("gradops' native code was not compiled")
 (folder / "gradops").mkdir()
 (folder / "gradops" / "_C.test.so").write_bytes(b"gradops was built for torch VERSION CUDA none")
-print("[2/2] c++ -c csrc/step_plan.cpp -o step_plan.o", flush=True)
+print("[2/2] c++ -c csrc/host/step_plan.cpp -o step_plan.o", flush=True)
 with (folder.parent.parent / "compiled").open("a") as counted:
     counted.write("once\\n")
 """.replace("VERSION", RELEASE)
@@ -90,7 +90,7 @@ def compiled(user):
 def test_build_prints_a_line_a_file_and_leaves_the_extension_alone(user, build):
     status, out, err = build()
     assert (status, err) == (0, "")
-    assert out.splitlines()[:2] == ["[1/2] csrc/ops.cpp", "[2/2] csrc/step_plan.cpp"]
+    assert out.splitlines()[:2] == ["[1/2] csrc/ops.cpp", "[2/2] csrc/host/step_plan.cpp"]
     (name,) = left(user)
     assert out.splitlines()[2].endswith(f"gradops/{name}")
     assert [path.name for path in (user / "gradops" / name).iterdir()] == ["_C.test.so"]

@@ -122,3 +122,8 @@ def test_a_circle_is_seen(tmp_path):
     (tmp_path / "gradops" / "optim" / "__init__.py").write_text("")
     with pytest.raises(CycleError):
         TopologicalSorter(import_graph(tmp_path)).prepare()
+
+
+def test_every_folder_of_modules_is_a_package():
+    folders = {path.parent for path in (ROOT / "gradops").rglob("*.py") if "csrc" not in path.parts}
+    assert [folder.name for folder in folders if not (folder / "__init__.py").exists()] == []

@@ -33,7 +33,7 @@ PLANTED = {
 }
 
 
-SOURCES = sorted((toolchain.ROOT / "csrc" / "cuda").glob("*.cu"))
+SOURCES = sorted((toolchain.ROOT / "csrc" / "cuda").rglob("*.cu"))
 COMPILED = [(source, arch) for source in SOURCES for arch in toolchain.ARCHS]
 # Work of a row or of a step only.
 WITHOUT_ELEMENTS = ("plan_rows_kernel", "update_loss_scale_kernel", "write_updates_kernel", "decide_units_kernel")

@@ -8,12 +8,12 @@
 
 #include <cstdint>
 
+#include "host/step_scalars.h"
 #include "math/adam_step.h"
 #include "math/agc.h"
 #include "math/loss_scale.h"
 #include "math/relative_step.h"
 #include "math/spike_guard.h"
-#include "step_scalars.h"
 
 namespace gradops::cuda {
 

@@ -1,4 +1,4 @@
-"""What a tensor must be to be stepped: csrc/checks.cpp for the backends in Python."""
+"""What a tensor must be to be stepped: csrc/host/checks.cpp for the backends in Python."""
 
 import torch
 from torch import Tensor

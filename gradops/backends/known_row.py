@@ -1,4 +1,4 @@
-"""A parameter as a plan in Python knows it: csrc/param_row.h for the backends without native code."""
+"""A parameter as a plan in Python knows it: csrc/host/param_row.h for the backends without native code."""
 
 from dataclasses import dataclass
 from typing import Any

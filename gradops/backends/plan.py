@@ -1,4 +1,4 @@
-"""The host path of a step in Python: csrc/step_plan.h for the backends without native code.
+"""The host path of a step in Python: csrc/host/step_plan.h for the backends without native code.
 
 Built once for an optimizer. A step walks the parameters and compares identity, address, dtype, shape and strides with
 what the plan knows; only what moved is checked anew.

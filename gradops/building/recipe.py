@@ -40,7 +40,9 @@ CXX_FLAGS = [
 NVCC_FLAGS = ["-O3", "-std=c++20", "-fmad=false"]
 # A100, H100 and H200, B200, RTX 50; with code that later GPUs' drivers compile.
 DEFAULT_ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
-HOST_OF_CUDA = ["csrc/cuda_ops.cpp", "csrc/cuda_step.cpp", "csrc/device_rows.cpp", "csrc/device_units.cpp"]
+CPU_SOURCES = ("csrc/*.cpp", "csrc/host/**/*.cpp", "csrc/cpu/**/*.cpp")
+HOST_OF_CUDA = ("csrc/cuda/host/**/*.cpp",)
+KERNELS_OF_CUDA = ("csrc/cuda/**/*.cu",)
 SANITIZERS = {"address", "undefined", "thread"}
 # For the compiler only: linking with it could bring in a second libgomp beside the one torch has loaded, whose thread
 # count torch.set_num_threads would not reach.
@@ -106,7 +108,7 @@ def _lacks_header(nvcc: Path) -> bool:
 def missing_for_cuda() -> list[str]:
     """What stands between this machine and the CUDA backend, as short phrases; empty when nothing does."""
     nvcc, built_for = _nvcc(), torch.version.cuda
-    missing = [] if sources("csrc/cuda/*.cu") else ["CUDA sources in csrc/cuda"]
+    missing = [] if sources(*KERNELS_OF_CUDA) else ["CUDA sources in csrc/cuda"]
     if built_for is None:
         missing.append(f"a CUDA build of torch (this one is {torch.__version__})")
     if nvcc is None:
@@ -159,11 +161,10 @@ def extension(environ: Any) -> Extension:
     cuda = wants_cuda(environ.get("GRADOPS_CUDA", ""))
     if cuda:
         choose_architectures(environ)
-    files = [path for path in sources("csrc/*.cpp", "csrc/cpu/*.cpp") if cuda or path not in HOST_OF_CUDA]
     major = str(torch.version.cuda).split(".")[0]
     ext = CppExtension(
         "gradops._C",
-        files + (sources("csrc/cuda/*.cu") if cuda else []),
+        sources(*CPU_SOURCES, *(HOST_OF_CUDA + KERNELS_OF_CUDA if cuda else ())),
         # Headers count as sources when setuptools asks whether anything is newer; ninja then finds out what.
         depends=[os.path.relpath(__file__, ROOT), *sources("csrc/**/*.h", "csrc/**/*.cuh")],
         define_macros=[("GRADOPS_WITH_CUDA", major)] if cuda else [],

@@ -1,8 +1,8 @@
-// In place of csrc/step_backend.cpp, csrc/cpu_ops.cpp and csrc/cuda/launch.cu: parameters on the CPU are stepped by
-// the CUDA backend, whose kernels the emulator runs on a GPU of three multiprocessors.
+// In place of csrc/host/step_backend.cpp, csrc/cpu/ops.cpp and csrc/cuda/launch.cu: parameters on the CPU are stepped
+// by the CUDA backend, whose kernels the emulator runs on a GPU of three multiprocessors.
 #include <cstdlib>
 
-#include "cuda_step.h"
+#include "cuda/host/step.h"
 #include "emulator.h"
 
 namespace gradops {

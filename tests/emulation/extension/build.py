@@ -6,6 +6,7 @@ PYTHONPATH the tests of the step are tests of the CUDA backend.
 
 import os
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -17,16 +18,34 @@ sys.path.insert(0, str(HERE.parent))
 
 import emulator  # noqa: E402
 
-REPLACED = {"csrc/step_backend.cpp", "csrc/cpu_ops.cpp"}
+CSRC = "csrc/"
+# By backend.cpp.
+REPLACED = {"csrc/host/step_backend.cpp", "csrc/cpu/ops.cpp", "csrc/cuda/launch.cu"}
+
+
+def write_if_changed(path, text):
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
 
 
 def main(target):
     os.chdir(ROOT)
+    shutil.rmtree(Path(target, "gradops"), ignore_errors=True)  # modules that have moved since
     names = runpy.run_path("gradops/building/recipe.py")
     extension = names["extension"]({**os.environ, "GRADOPS_CUDA": "0"})
     own = [*HERE.glob("*.cpp"), *HERE.parent.glob("*.cpp")]
+    kernels = Path("build/emulated-objects/kernels.cpp")
+    kernels.parent.mkdir(parents=True, exist_ok=True)
+    emulated = sorted({*names["sources"](*names["KERNELS_OF_CUDA"])} - REPLACED)
+    write_if_changed(kernels, "".join(f'#include "{path.removeprefix(CSRC)}"\n' for path in emulated))
     extension.sources = sorted(
-        {*extension.sources, *names["HOST_OF_CUDA"], *(str(path.relative_to(ROOT)) for path in own)} - REPLACED
+        {
+            *extension.sources,
+            *names["sources"](*names["HOST_OF_CUDA"]),
+            *(str(path.relative_to(ROOT)) for path in own),
+            str(kernels),
+        }
+        - REPLACED
     )
     extension.include_dirs += [str(HERE.parent)]
     flags = extension.extra_compile_args["cxx"]

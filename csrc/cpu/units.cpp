@@ -1,4 +1,4 @@
-#include "unit_clip.h"
+#include "cpu/units.h"
 
 #include <algorithm>
 

@@ -1,4 +1,4 @@
-#include "device_rows.h"
+#include "cuda/host/rows.h"
 
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>

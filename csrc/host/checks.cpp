@@ -1,4 +1,4 @@
-#include "checks.h"
+#include "host/checks.h"
 
 #include <ATen/MemoryOverlap.h>
 

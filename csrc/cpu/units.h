@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "step_backend.h"
+#include "host/step_backend.h"
 
 namespace gradops {
 

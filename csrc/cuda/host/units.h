@@ -5,8 +5,8 @@
 #include <utility>
 #include <vector>
 
+#include "cuda/host/table.h"
 #include "cuda/unit_table.h"
-#include "device_table.h"
 
 namespace gradops {
 

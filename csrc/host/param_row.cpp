@@ -1,11 +1,11 @@
-#include "param_row.h"
+#include "host/param_row.h"
 
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <algorithm>
 
-#include "checks.h"
-#include "containers.h"
+#include "host/checks.h"
+#include "host/containers.h"
 
 namespace gradops {
 namespace {

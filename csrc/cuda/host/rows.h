@@ -5,9 +5,9 @@
 #include <vector>
 
 #include "cpu/multi_tensor.h"
+#include "cuda/host/table.h"
 #include "cuda/launch.h"
 #include "cuda/work_table.h"
-#include "device_table.h"
 
 namespace gradops {
 

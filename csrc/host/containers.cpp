@@ -1,4 +1,4 @@
-#include "containers.h"
+#include "host/containers.h"
 
 #include <c10/util/StringUtil.h>
 

@@ -1,6 +1,6 @@
-#include "tensor_lists.h"
+#include "host/tensor_lists.h"
 
-#include "checks.h"
+#include "host/checks.h"
 
 namespace gradops {
 

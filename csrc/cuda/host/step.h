@@ -6,9 +6,9 @@
 #include <string>
 #include <vector>
 
-#include "device_rows.h"
-#include "device_units.h"
-#include "step_backend.h"
+#include "cuda/host/rows.h"
+#include "cuda/host/units.h"
+#include "host/step_backend.h"
 
 namespace gradops {
 

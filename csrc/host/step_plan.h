@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "step_backend.h"
+#include "host/step_backend.h"
 
 namespace gradops {
 

@@ -4,10 +4,10 @@
 
 #include <numeric>
 
-#include "checks.h"
 #include "cpu/activation_stats.h"
+#include "host/checks.h"
+#include "host/tensor_lists.h"
 #include "math/loss_scale.h"
-#include "tensor_lists.h"
 
 namespace gradops {
 namespace {

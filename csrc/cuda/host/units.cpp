@@ -1,4 +1,4 @@
-#include "device_units.h"
+#include "cuda/host/units.h"
 
 namespace gradops {
 namespace {

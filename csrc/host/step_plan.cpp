@@ -1,4 +1,4 @@
-#include "step_plan.h"
+#include "host/step_plan.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/record_function.h>
@@ -8,7 +8,7 @@
 #include <atomic>
 #include <unordered_map>
 
-#include "containers.h"
+#include "host/containers.h"
 
 namespace gradops {
 namespace {

@@ -1,4 +1,4 @@
-#include "cpu_step.h"
+#include "cpu/step.h"
 
 #include <ATen/record_function.h>
 

@@ -3,8 +3,8 @@
 
 #include <vector>
 
-#include "step_backend.h"
-#include "unit_clip.h"
+#include "cpu/units.h"
+#include "host/step_backend.h"
 
 namespace gradops {
 

@@ -1,4 +1,4 @@
-#include "cuda_step.h"
+#include "cuda/host/step.h"
 
 #include <ATen/record_function.h>
 #include <c10/core/DeviceGuard.h>

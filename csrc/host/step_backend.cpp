@@ -1,12 +1,12 @@
-#include "step_backend.h"
+#include "host/step_backend.h"
 
-#include "cpu_step.h"
+#include "cpu/step.h"
 #ifdef GRADOPS_WITH_CUDA
 #include <c10/core/DeviceGuard.h>
 
 #include <limits>
 
-#include "cuda_step.h"
+#include "cuda/host/step.h"
 #endif
 
 namespace gradops {

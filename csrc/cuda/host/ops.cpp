@@ -6,11 +6,11 @@
 
 #include <numeric>
 
-#include "checks.h"
 #include "cuda/activation_stats.h"
-#include "device_rows.h"
-#include "step_scalars.h"
-#include "tensor_lists.h"
+#include "cuda/host/rows.h"
+#include "host/checks.h"
+#include "host/step_scalars.h"
+#include "host/tensor_lists.h"
 
 namespace gradops {
 namespace {

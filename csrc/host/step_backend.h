@@ -5,11 +5,11 @@
 #include <optional>
 #include <span>
 
+#include "host/param_row.h"
+#include "host/step_scalars.h"
 #include "math/loss_scale.h"
 #include "math/relative_step.h"
 #include "math/spike_guard.h"
-#include "param_row.h"
-#include "step_scalars.h"
 
 namespace gradops {
 

@@ -1,0 +1,1 @@
+"""Steps in native code, on CPUs and NVIDIA GPUs."""

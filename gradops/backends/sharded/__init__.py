@@ -1,0 +1,1 @@
+"""Steps of parameters that several processes share."""

@@ -1,0 +1,1 @@
+"""Steps in torch's own operations, which run everywhere."""

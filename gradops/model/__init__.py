@@ -1,0 +1,1 @@
+"""Models before training: their initial weights, and groups for weight decay."""
