@@ -23,6 +23,8 @@ VENV := .venv
 STAMPS := $(VENV)/stamps
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install
+# One line a stage: its name and what it does; what it prints goes to build/log.
+STAGE := @$(PYTHON) tools/stage.py
 PYTEST := OMP_WAIT_POLICY=passive $(PY) -m pytest
 NATIVE := $(shell find csrc -type f) setup.py gradops/building/recipe.py
 CXX_STYLED := $(shell find csrc tests -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
@@ -48,16 +50,19 @@ test: test-cpp test-python test-emulated
 test-all: test test-slow test-sanitized test-emulated-two-launches test-emulated-sanitized
 
 test-cpp:
-	$(MAKE) -C tests/cpp test
+	$(STAGE) cpp-tests "compiling the C++ tests" $(MAKE) -C tests/cpp build
+	$(MAKE) --no-print-directory -C tests/cpp test
 
 test-python: $(STAMPS)/test $(STAMPS)/build
 	$(PYTEST) -n $(JOBS) $(ARGS)
 
 # The tests of the step once more, with the CUDA backend on the CPU: see tests/emulation/README.md.
 test-emulated test-emulated-two-launches: test-emulated%: $(STAMPS)/test $(STAMPS)/build
-	$(PY) tests/emulation/extension/build.py $(EMULATED)
-	[ ! -d $(EMULATED) ] || PYTHONPATH=$(EMULATED) GRADOPS_EMULATED_FORM=$(if $*,two_launches,one_launch) OMP_WAIT_POLICY=passive \
-	$(VENV)/bin/pytest -p no:cacheprovider -n $(JOBS) $(EMULATED_TESTS)
+	$(STAGE) emulated "compiling the emulated CUDA backend" $(PY) tests/emulation/extension/build.py $(EMULATED)
+	if [ -d $(EMULATED) ]; then \
+	    PYTHONPATH=$(EMULATED) GRADOPS_EMULATED_FORM=$(if $*,two_launches,one_launch) OMP_WAIT_POLICY=passive \
+	    $(VENV)/bin/pytest -p no:cacheprovider -n $(JOBS) $(EMULATED_TESTS); \
+	else tail -n 1 build/log/emulated.log; fi
 
 test-emulated-sanitized: $(STAMPS)/test $(STAMPS)/build
 	LD_PRELOAD="$(call library,tsan)" TSAN_OPTIONS=halt_on_error=1 $(PYTEST) -n 0 tests/emulation/test_step.py
@@ -85,7 +90,8 @@ test-slow: $(STAMPS)/test $(STAMPS)/build
 # too, that leaks at exit.
 test-sanitized: $(STAMPS)/test $(STAMPS)/build
 	rm -rf $(SANITIZED)/gradops
-	GRADOPS_NATIVE=1 GRADOPS_CUDA=0 GRADOPS_SANITIZE=address,undefined $(PY) setup.py -q build --build-lib $(SANITIZED)
+	$(STAGE) sanitized "compiling with the sanitizers" env GRADOPS_NATIVE=1 GRADOPS_CUDA=0 GRADOPS_SANITIZE=address,undefined \
+	    $(PY) setup.py -q build --build-lib $(SANITIZED)
 	LD_PRELOAD="$(call library,asan) $(call library,ubsan)" \
 	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED) OMP_WAIT_POLICY=passive \
 	$(VENV)/bin/pytest -p no:cacheprovider -n 0 $(SANITIZED_TESTS)
@@ -138,8 +144,8 @@ clean:
 # Set-up. A stamp is older than what it was made from, or its step has been done.
 
 $(STAMPS)/venv:
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) --quiet "setuptools>=77" wheel ninja
+	$(STAGE) venv "making $(VENV)" $(PYTHON) -m venv $(VENV)
+	$(STAGE) setuptools "installing setuptools and ninja" $(PIP) "setuptools>=77" wheel ninja
 	@mkdir -p $(STAMPS)
 	@touch $@
 
@@ -147,13 +153,13 @@ $(STAMPS)/torch-wanted: FORCE | $(STAMPS)/venv
 	@echo "$(TORCH)" | cmp --quiet - $@ || echo "$(TORCH)" > $@
 
 $(STAMPS)/torch: $(STAMPS)/torch-wanted
-	$(PIP) "$(TORCH)"
+	$(STAGE) torch "installing $(TORCH), some GB" $(PIP) "$(TORCH)"
 	@touch $@
 
 $(STAMPS)/build: $(NATIVE) $(STAMPS)/torch
-	$(PY) setup.py -q build_ext --inplace
+	$(STAGE) build "compiling the native code" $(PY) setup.py -q build_ext --inplace
 	@touch $@
 
 $(STAMPS)/demo $(STAMPS)/test $(STAMPS)/dev $(STAMPS)/docs $(STAMPS)/release: $(STAMPS)/%: pyproject.toml $(STAMPS)/build
-	$(PIP) --quiet --no-build-isolation "$(TORCH)" --editable ".[$(EXTRAS_$*)]"
+	$(STAGE) $* "installing the extras $(EXTRAS_$*)" $(PIP) --no-build-isolation "$(TORCH)" --editable ".[$(EXTRAS_$*)]"
 	@touch $@
