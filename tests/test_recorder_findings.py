@@ -13,10 +13,10 @@ pytest.importorskip("rich")
 
 import gradops
 import gradops.diagnose
+from gradops.one_pass.stuck import StuckWarning
 from gradops.record import findings
 from gradops.record.run import Run
 from gradops.record.samples import held, joined, of_row, table
-from gradops.record.stuck import StuckWarning
 
 
 def make(**settings):

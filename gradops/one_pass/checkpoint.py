@@ -13,6 +13,7 @@ from gradops.numbers import number
 from gradops.one_pass.groups import params_of
 from gradops.one_pass.loss_scaling import LossScaled
 from gradops.one_pass.state import HALF_PRECISION, MOMENTS
+from gradops.one_pass.stuck import Progress
 from gradops.policies.loss_scale import DynamicLossScale
 from gradops.policies.protect import Protected
 from gradops.settings import SETTINGS, Settings
@@ -85,6 +86,8 @@ class Checkpointed(LossScaled):
         raise NotImplementedError
 
     _protected: Protected | None
+    _calls: int  # of step()
+    _progress: Progress
 
     def refresh_(self) -> None:
         raise NotImplementedError
@@ -179,10 +182,12 @@ class Checkpointed(LossScaled):
         """Puts scale, counters and guard where a state dict takes them from."""
         waiting = self._loaded_scale if self._scale_policy is None else None
         scale = waiting or (float(self._buffers.current_scale), int(self._buffers.growth_tracker))
+        counts = self._buffers.steps.tolist()
+        if not self._watchers:
+            self._progress = self._progress.seen(self._calls, *counts)
         values = (
             *scale,
-            int(self._buffers.stats.steps_taken),
-            int(self._buffers.stats.steps_skipped),
+            *counts,
             *(value.item() for value in self._buffers.guard),
             self._last_step(),
         )
@@ -205,6 +210,7 @@ class Checkpointed(LossScaled):
         since = 0 if last is None else max(0, self._last_step() - last)
         self._buffers.stats.steps_taken.fill_((taken or 0) + since)
         self._buffers.stats.steps_skipped.fill_(skipped or 0)
+        self._progress = Progress(self._calls, (taken or 0) + since, skipped or 0, self._progress.warned)
         for value, was, start in zip(self._buffers.guard, guard, GUARD_STARTS, strict=True):
             value.fill_(start if None in guard else was)
         if isinstance(policy := self._scale_policy, DynamicLossScale):

@@ -15,6 +15,7 @@ from gradops.one_pass.groups import check_groups, check_taking_part, choose_back
 from gradops.one_pass.hooks import hooked_step
 from gradops.one_pass.known_optimizers import remember, settings_of_groups
 from gradops.one_pass.state import fit_state, zero_state
+from gradops.one_pass.stuck import LOOK_EVERY, Progress
 from gradops.policies.protect import Protect, protect_setting, protected
 from gradops.settings import SETTINGS, Settings
 from gradops.stats import StepBuffers, StepStats
@@ -47,6 +48,8 @@ class OnePass(Checkpointed):
         "_watchers",
         "_fitted",
         "_protected",
+        "_calls",
+        "_progress",
     )
 
     def __init__(self, params: Any, *args: Any, **keywords: Any) -> None:
@@ -74,6 +77,7 @@ class OnePass(Checkpointed):
         self._unscaled = None
         self._choice: choose.Choice | None = None
         self._fitted: Any = None
+        self._calls, self._progress = 0, Progress()
         self._bind()
         self._widen_moments()
         self._follow_policy()
@@ -131,12 +135,15 @@ class OnePass(Checkpointed):
             if not self._plan.step(self.param_groups, self.state, self._plan_settings(), *scaling):
                 raise RuntimeError("the optimizer's groups or state change while it steps")
             self._buffers.set_backend(self._plan.description())
-        self._scaled = False
-        self._unscaled = None
+        if self._scaled or self._unscaled is not None:
+            self._scaled, self._unscaled = False, None
         if self._protected is not None and before is not None:
             self._protected.after_step(before, self._buffers.steps)
         for watcher in self._watchers:
             watcher.after_step(loss)
+        self.__dict__["_calls"] += 1  # past __setattr__, which looks for misspelt settings and costs more
+        if not self._calls % LOOK_EVERY:
+            self._look()
         return loss
 
     def refresh_(self) -> None:
@@ -150,6 +157,14 @@ class OnePass(Checkpointed):
         self._plan.refresh()
         if self._protected is not None:
             self._protected.keep()
+
+    def _look(self) -> None:
+        """Warns of a training that stands still, where reading the counters waits for nothing.
+
+        Elsewhere a recorder sees it, which reads them without waiting; and saving, which waits anyway.
+        """
+        if not self._watchers and self._buffers.steps.device.type == "cpu":
+            self._progress = self._progress.seen(self._calls, *self._buffers.steps.tolist())
 
     def _counted(self) -> Tensor | None:
         """The steps so far, taken and skipped, for what must know which of them this step is."""

@@ -1,18 +1,12 @@
-"""Trainings that stand still and say nothing: every step skipped, or no step with a gradient."""
+"""Trainings that stand still, as a recorder sees them: step by step."""
 
-import warnings
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from gradops.one_pass.stuck import SKIPS, WITHOUT_GRADIENT, warn_of_empty_steps, warn_of_skips
 from gradops.record.history import Chunk, skipped_of
-
-SKIPS, WITHOUT_GRADIENT = 30, 50
-
-
-class StuckWarning(UserWarning):
-    """Steps, but no training."""
 
 
 class StuckWatch:
@@ -25,26 +19,17 @@ class StuckWatch:
     def see(self, chunk: Chunk) -> None:
         """Takes the next steps; nothing is waited for."""
         self._skipped, most = _longest(skipped_of(chunk.columns["scalars"]), self._skipped)
-        if most >= SKIPS:
-            self._warn(
-                "skipped",
-                f"{SKIPS} steps in a row were skipped, up to step {int(chunk.attempted[-1]) - 1}: nothing is learned. "
-                "Their gradients were inf or NaN, or a guard took them for spikes; recorder.report() says where it "
-                "began",
-            )
+        if most >= SKIPS and self._first("skipped"):
+            warn_of_skips(SKIPS, int(chunk.attempted[-1]) - 1)
         self._empty, most = _longest(~chunk.did_something, self._empty)
-        if most >= WITHOUT_GRADIENT:
-            self._warn(
-                "empty",
-                f"{WITHOUT_GRADIENT} calls of step() in a row found no gradient in any parameter: nothing is learned. "
-                "Call backward before step, and zero_grad after it; and make sure that the optimizer has the "
-                "parameters of the model that computes the loss",
-            )
+        if most >= WITHOUT_GRADIENT and self._first("empty"):
+            warn_of_empty_steps(WITHOUT_GRADIENT)
 
-    def _warn(self, kind: str, message: str) -> None:
-        if kind not in self._warned:
-            self._warned.add(kind)
-            warnings.warn(message, StuckWarning, stacklevel=2)
+    def _first(self, kind: str) -> bool:
+        """Whether nothing of the kind was warned of; from now on it is."""
+        first = kind not in self._warned
+        self._warned.add(kind)
+        return first
 
 
 def _longest(flags: Tensor, before: int) -> tuple[int, int]:
