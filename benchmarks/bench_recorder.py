@@ -33,7 +33,7 @@ class Training:
         self.labels = torch.randint(1000, (batch,))
 
     def record(self, recorded):
-        self.optimizer._watchers = (self.recorder,) if recorded else ()
+        self.optimizer.engine.watchers = (self.recorder,) if recorded else ()
         self.optimizer.track_updates = recorded
 
     def step(self):

@@ -77,7 +77,7 @@ def grad_scale_of(optimizer: OnePass, scaler: torch.amp.GradScaler | None) -> Te
         RuntimeError: the optimizer has a loss scale, but no loss was scaled.
     """
     if scaler is None or not scaler.is_enabled() or optimizer.loss_scale is not None:
-        scale, carried, _ = optimizer._scaling()
+        scale, carried, _ = optimizer.engine.scaling.of_step(optimizer)
         return scale if carried else None
     unscaled = scaler._per_optimizer_states[id(optimizer)]["stage"] is OptState.UNSCALED
     return None if unscaled else scaler._scale

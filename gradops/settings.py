@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Any, Literal, TypedDict, TypeVar, get_args
 
 import torch
@@ -26,7 +27,7 @@ CLIP_MODES: tuple[ClipMode, ...] = get_args(ClipMode)
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """The keywords of `wrap`, `Adam` and `AdamW` besides torch's; `gradops.settings_text` says what they mean."""
 
@@ -69,6 +70,13 @@ class Settings:
 
 
 SETTINGS = tuple(Settings.__dataclass_fields__)
+# What an optimizer's attributes say, in the order of SETTINGS.
+values_of = attrgetter(*SETTINGS)
+
+
+def settings_of(optimizer: Any) -> Settings:
+    """What an optimizer's attributes say; unchecked."""
+    return Settings(**dict(zip(SETTINGS, values_of(optimizer), strict=True)))
 
 
 class SettingsDict(TypedDict, total=False):

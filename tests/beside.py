@@ -217,7 +217,7 @@ class Beside:
         assert (int(stats.steps_taken), int(stats.steps_skipped)) == (expected.steps_taken, expected.steps_skipped)
         assert bool(stats.guarded) == expected.guarded
         assert_scalar(stats.lr_factor, expected.lr_factor, exact, "lr_factor")
-        state, known = oracle.guard_state, [value.item() for value in self.optimizer._buffers.guard]
+        state, known = oracle.guard_state, [value.item() for value in self.optimizer.engine.buffers.guard]
         for value, name in zip(known, ("lr_factor", "usual_norm", "deviation", "norms_seen"), strict=True):
             unit = tol.GUARD if name == "deviation" else norm
             assert_close(torch.tensor(value), torch.tensor(getattr(state, name)), unit, state.usual_norm, name)
@@ -230,7 +230,7 @@ class Beside:
             assert saved["gradops_growth_tracker"] == oracle.growth_tracker
 
     def synchronise(self):
-        self.oracle.guard_state = GuardState(*(value.item() for value in self.optimizer._buffers.guard))
+        self.oracle.guard_state = GuardState(*(value.item() for value in self.optimizer.engine.buffers.guard))
         for row, param in enumerate(params_of(self.optimizer)):
             self.oracle.params[row].copy_(param.detach())
             state = self.oracle.states[row]

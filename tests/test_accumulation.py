@@ -21,7 +21,7 @@ def test_one_bad_micro_batch_skips_the_step_and_only_it(bad, value, device):
         for micro in range(3):
             factor = value if (step, micro) == (1, bad) else 0.5
             scaled = optimizer.scale((param * factor).sum())
-            scales.append(float(optimizer._buffers.current_scale))
+            scales.append(float(optimizer.engine.buffers.current_scale))
             scaled.backward()
         optimizer.step()
     assert scales == [64.0] * 3 + [128.0] * 3 + [64.0] * 3

@@ -233,7 +233,7 @@ def test_waiting_scale_of_a_checkpoint_is_in_the_next_one(hand_over, device):
     again.load_state_dict(again.state_dict())
     again.loss_scale = "dynamic"
     assert again.scale(torch.ones((), device=device)).item() == 256.0
-    assert int(again._buffers.growth_tracker) == 1
+    assert int(again.engine.buffers.growth_tracker) == 1
 
 
 @pytest.mark.parametrize(("saved_scale", "begins"), [(256.0, 256.0), (1.0, 2.0**16), (2.0**30, 2.0**24)])
@@ -245,7 +245,7 @@ def test_scale_of_a_checkpoint_waits_for_the_policy(saved_scale, begins, device)
     assert optimizer.state_dict()["param_groups"][0]["gradops_loss_scale"] == saved_scale
     optimizer.loss_scale = "dynamic"
     assert optimizer.scale(torch.ones((), device=device)).item() == begins
-    assert int(optimizer._buffers.growth_tracker) == (saved_scale != 1.0)
+    assert int(optimizer.engine.buffers.growth_tracker) == (saved_scale != 1.0)
 
 
 @pytest.mark.parametrize(

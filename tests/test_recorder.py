@@ -205,7 +205,7 @@ def test_after_close_nothing_is_recorded_and_no_hook_is_left(device):
         train(model, optimizer, 2)
     train(model, optimizer, 2)
     assert recorder.run().steps.tolist() == [0, 1]
-    assert optimizer._watchers == ()
+    assert optimizer.engine.watchers == ()
     assert not any(module._forward_hooks for module in model.modules())
     recorder.close()
 
@@ -244,7 +244,7 @@ def test_copies_of_a_recorded_optimizer_and_model_are_not_recorded(device):
     train(model, optimizer, 1)
     copies = [(model, optimizer), (copy.deepcopy(model), None), (pickle.loads(pickle.dumps(model)), None)]
     for twin in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
-        assert twin._watchers == ()
+        assert twin.engine.watchers == ()
     for twin, _ in copies[1:]:
         twin(torch.full((1, 6), 1e6, device=device))
     train(model, optimizer, 1)
@@ -285,7 +285,7 @@ def test_wrong_arguments_are_refused(device, wrong, error, message):
     model, optimizer = make(device)
     with pytest.raises(error, match=message):
         gradops.Recorder(optimizer, model, **wrong)
-    assert optimizer._watchers == ()
+    assert optimizer.engine.watchers == ()
     assert not any(module._forward_hooks for module in model.modules())
 
 

@@ -222,7 +222,7 @@ def test_path_at_which_nothing_can_be_written_is_refused_before_anything_changed
     ):
         with pytest.raises(error, match="path"):
             gradops.Recorder(optimizer, model, path=path)
-    assert optimizer._watchers == ()
+    assert optimizer.engine.watchers == ()
     assert not optimizer.track_updates
     assert not any(module._forward_hooks for module in model.modules())
 

@@ -106,7 +106,7 @@ class GradOps(Callback):
             self.undo.callback(setattr, optimizer, name, getattr(optimizer, name))
             setattr(optimizer, name, value)
         # Now, lest a checkpoint taken before the first batch (lr_find takes one) hold the scale of another policy.
-        optimizer._follow_policy()
+        optimizer.engine.scaling.follow(optimizer.loss_scale)
         self.undo.callback(_drop_scaled_gradients, optimizer)
 
     def _cancel_if_skipped(self, optimizer: OnePass, *_: Any) -> None:
@@ -158,9 +158,9 @@ def _refuse(callbacks: Any, kinds: tuple[type, ...]) -> None:
 
 def _drop_scaled_gradients(optimizer: OnePass) -> None:
     """Forgets gradients of a fit that ended between backward and step, since the next fit may have another scale."""
-    if optimizer._scaled:
+    if optimizer.engine.scaling.scaled:
         optimizer.zero_grad()
-        optimizer._scaled, optimizer._unscaled = False, None
+        optimizer.engine.scaling.forget()
 
 
 def _upgrade(learn: Any) -> None:
@@ -171,7 +171,7 @@ def _upgrade(learn: Any) -> None:
         _name_params(learn.opt.opt, learn.model)
         gradops.wrap(learn.opt.opt)
     elif _name_params(learn.opt.opt, learn.model):
-        learn.opt.opt._bind()
+        learn.opt.opt.engine.rebind()
 
 
 def _name_params(optimizer: torch.optim.Optimizer, model: nn.Module) -> bool:

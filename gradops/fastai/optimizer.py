@@ -115,7 +115,7 @@ class Optimizer(OptimWrapper):
             _fill(group, list(params), names)
         self.undecayed = None
         self._part_undecayed()
-        self.opt._bind()
+        self.opt.engine.rebind()
 
 
 def _fill(group: dict[str, Any], params: list[torch.Tensor], names: dict[torch.Tensor, str]) -> dict[str, Any]:

@@ -10,13 +10,11 @@ from torch import Tensor
 
 from gradops.backends.torch.math import arithmetic_of
 from gradops.numbers import number
+from gradops.one_pass.engine import Engine
 from gradops.one_pass.groups import params_of
-from gradops.one_pass.loss_scaling import LossScaled
 from gradops.one_pass.state import HALF_PRECISION, MOMENTS
 from gradops.one_pass.stuck import Progress
-from gradops.policies.loss_scale import DynamicLossScale
-from gradops.policies.protect import Protected
-from gradops.settings import SETTINGS, Settings
+from gradops.settings import settings_of
 
 # Values of the state dict that hold what plain torch has no place for. They ride in the first group, as flat scalars:
 # distributed checkpoints keep those and plain torch ignores them.
@@ -79,143 +77,81 @@ def torchs_step(step: Tensor, group: dict[str, Any]) -> Tensor:
     return step.clone() if on_device else step.to("cpu", copy=True)
 
 
-class Checkpointed(LossScaled):
-    """State dicts that plain torch reads too, and that resume a run bit for bit."""
+@torch.no_grad()
+def widen_moments(states: Mapping[Tensor, Any]) -> None:
+    """Moments of half-precision parameters become float32, where plain torch made them."""
+    for state in states.values():
+        for key, value in state.items() if isinstance(state, Mapping) else ():
+            if key != "step" and isinstance(value, Tensor) and value.dtype in HALF_PRECISION:
+                state[key] = value.float()
 
-    def _setup(self, settings: Settings) -> None:
-        raise NotImplementedError
 
-    _protected: Protected | None
-    _calls: int  # of step()
-    _progress: Progress
+def restore_moments(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+    """Undoes the cast to the parameter's dtype that torch's loader makes before any hook sees the state."""
+    indices = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+    for index, param in zip(indices, params_of(optimizer.param_groups), strict=True):
+        for key, value in state_dict["state"].get(index, {}).items():
+            if key != "step" and isinstance(value, Tensor) and value.is_floating_point():
+                optimizer.state[param][key] = value.to(device=param.device, dtype=arithmetic_of(param))
 
-    def refresh_(self) -> None:
-        raise NotImplementedError
 
-    def state_dict(self) -> dict[str, Any]:
-        """torch's state dict; scale, counters and guard are `gradops_*` scalars in its first group. Synchronises.
+def publish(engine: Engine) -> None:
+    """Puts scale, counters and guard where a state dict takes them from; waits for the device."""
+    buffers = engine.buffers
+    engine.look()
+    values = (
+        *engine.scaling.saved(),
+        *buffers.steps.tolist(),
+        *(value.item() for value in buffers.guard),
+        _last_step(engine),
+    )
+    engine.optimizer.param_groups[0].update(zip(CHECKPOINT_KEYS, values, strict=True))
 
-        As in torch's, its tensors are the live ones, step counts included: copy it (`copy.deepcopy`) to keep it while
-        training goes on.
-        """
-        self._publish()
-        return super().state_dict()
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, for state dicts of gradops and of plain torch; moments stay float32, or float64 where the
-        parameter is.
+def restore_scalars(engine: Engine, saved: dict[str, Any]) -> None:
+    """Takes what a checkpoint says; where it says nothing (None), things are as at the start."""
+    scale, tracker, taken, skipped, *guard, last = (saved[key] for key in CHECKPOINT_KEYS)
+    # Plain torch hands our counters on as they were: what it has stepped since shows in the step counts alone.
+    since = 0 if last is None else max(0, _last_step(engine) - last)
+    buffers = engine.buffers
+    taken, skipped = (taken or 0) + since, skipped or 0
+    buffers.stats.steps_taken.fill_(taken)
+    buffers.stats.steps_skipped.fill_(skipped)
+    engine.progress = Progress(engine.calls, taken, skipped, engine.progress.warned)
+    for value, was, start in zip(buffers.guard, guard, GUARD_STARTS, strict=True):
+        value.fill_(start if None in guard else was)
+    engine.scaling.restore(scale, tracker)
 
-        The settings given to the constructor or to `wrap` stay; a dynamic loss scale, the counters and what a guard
-        knows are restored, or begin anew where the state dict has none of them.
 
-        Raises:
-            TypeError: the loss scale or a count is no number. Nothing has changed then, nor after the next.
-            ValueError: the loss scale is NaN, a count not finite, or the state that of another kind of optimizer.
-        """
-        for group in state_dict["param_groups"][:1]:
-            saved_scalars(group)
-        final: dict[str, Any] = {}
+def _last_step(engine: Engine) -> int:
+    """The largest step count of a parameter; waits for the device."""
+    states = [state for state in engine.optimizer.state.values() if isinstance(state, Mapping)]
+    steps = [state["step"] for state in states if state.get("step") is not None]
+    if not steps:
+        return 0
+    device = engine.buffers.scalars.device
+    counts = [torch.as_tensor(step, dtype=torch.float32, device=device).reshape(()) for step in steps]
+    return int(torch.stack(counts).max())
 
-        def begin(_: Any, loaded: dict[str, Any]) -> None:
-            check_kind(loaded)
-            final.update(loaded)
 
-        handles = [
-            self.register_load_state_dict_pre_hook(begin),
-            self.register_load_state_dict_post_hook(lambda _: self._restore_moments(final), prepend=True),
-        ]
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            for handle in handles:
-                handle.remove()
-        self._restore_scalars(saved_scalars(self.param_groups[0]))
-        self._scaled = False
-        self._unscaled = None
-        self.refresh_()
-        self._publish()
-        for watcher in self._watchers:
-            watcher.after_load()
+def pickled(engine: Engine) -> dict[str, Any]:
+    """What a pickle or a copy has of an engine."""
+    return {
+        "settings": settings_of(engine.optimizer),
+        "policy": engine.scaling.policy,
+        # As lists: tensors made here would be gone before a spawned process could open their memory.
+        "buffers": [buffer.tolist() for buffer in engine.buffers.all()],
+        "scaled": engine.scaling.scaled,
+        "unscaled": engine.scaling.unscaled,
+        "protected": None if engine.protected is None else engine.protected.saved(),
+    }
 
-    def __getstate__(self) -> dict[str, Any]:
-        runtime = {
-            "settings": Settings(**{name: getattr(self, name) for name in SETTINGS}),
-            "policy": self._scale_policy,
-            # As lists: tensors made here would be gone before a spawned process could open their memory.
-            "buffers": [buffer.tolist() for buffer in self._buffers.all()],
-            "scaled": self._scaled,
-            "unscaled": self._unscaled,
-            "protected": None if self._protected is None else self._protected.saved(),
-        }
-        return {**super().__getstate__(), "_gradops": runtime}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        runtime = state.get("_gradops")
-        super().__setstate__({key: value for key, value in state.items() if key != "_gradops"})
-        if runtime is None:
-            return  # torch's load_state_dict comes this way too
-        self._setup(runtime["settings"])
-        for buffer, saved in zip(self._buffers.all(), runtime["buffers"], strict=True):
-            buffer.copy_(torch.as_tensor(saved, dtype=buffer.dtype, device="cpu"))
-        if self._protected is not None:
-            self._protected.restore(runtime["protected"])
-        self._scale_policy = runtime["policy"]
-        self._scaled = runtime["scaled"]
-        self._unscaled = runtime["unscaled"]
-
-    def _widen_moments(self) -> None:
-        """Moments of half-precision parameters become float32, where plain torch made them."""
-        for state in self.state.values():
-            for key, value in state.items() if isinstance(state, Mapping) else ():
-                if key != "step" and isinstance(value, Tensor) and value.dtype in HALF_PRECISION:
-                    state[key] = value.float()
-
-    def _restore_moments(self, state_dict: dict[str, Any]) -> None:
-        """Undoes the cast to the parameter's dtype that torch's loader makes before any hook sees the state."""
-        indices = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
-        for index, param in zip(indices, params_of(self.param_groups), strict=True):
-            for key, value in state_dict["state"].get(index, {}).items():
-                if key != "step" and isinstance(value, Tensor) and value.is_floating_point():
-                    self.state[param][key] = value.to(device=param.device, dtype=arithmetic_of(param))
-
-    def _publish(self) -> None:
-        """Puts scale, counters and guard where a state dict takes them from."""
-        waiting = self._loaded_scale if self._scale_policy is None else None
-        scale = waiting or (float(self._buffers.current_scale), int(self._buffers.growth_tracker))
-        counts = self._buffers.steps.tolist()
-        if not self._watchers:
-            self._progress = self._progress.seen(self._calls, *counts)
-        values = (
-            *scale,
-            *counts,
-            *(value.item() for value in self._buffers.guard),
-            self._last_step(),
-        )
-        self.param_groups[0].update(zip(CHECKPOINT_KEYS, values, strict=True))
-
-    def _last_step(self) -> int:
-        """The largest step count of a parameter; waits for the device."""
-        states = [state for state in self.state.values() if isinstance(state, Mapping)]
-        steps = [state["step"] for state in states if state.get("step") is not None]
-        if not steps:
-            return 0
-        device = self._buffers.scalars.device
-        counts = [torch.as_tensor(step, dtype=torch.float32, device=device).reshape(()) for step in steps]
-        return int(torch.stack(counts).max())
-
-    def _restore_scalars(self, saved: dict[str, Any]) -> None:
-        """Takes what a checkpoint says; where it says nothing (None), things are as at the start."""
-        scale, tracker, taken, skipped, *guard, last = (saved[key] for key in CHECKPOINT_KEYS)
-        # Plain torch hands our counters on as they were: what it has stepped since shows in the step counts alone.
-        since = 0 if last is None else max(0, self._last_step() - last)
-        self._buffers.stats.steps_taken.fill_((taken or 0) + since)
-        self._buffers.stats.steps_skipped.fill_(skipped or 0)
-        self._progress = Progress(self._calls, (taken or 0) + since, skipped or 0, self._progress.warned)
-        for value, was, start in zip(self._buffers.guard, guard, GUARD_STARTS, strict=True):
-            value.fill_(start if None in guard else was)
-        if isinstance(policy := self._scale_policy, DynamicLossScale):
-            self._buffers.current_scale.fill_(policy.init_scale if scale is None else scale)
-            self._buffers.current_scale.clamp_(policy.min_scale, policy.max_scale)
-            self._buffers.growth_tracker.fill_(tracker or 0)
-        else:  # a scale of 1 is that of a run without one
-            self._loaded_scale = None if scale in (None, 1.0) else (scale, tracker or 0)
+def unpickle(engine: Engine, saved: dict[str, Any]) -> None:
+    """Makes a new engine what `pickled` says; the settings are the optimizer's already."""
+    for buffer, values in zip(engine.buffers.all(), saved["buffers"], strict=True):
+        buffer.copy_(torch.as_tensor(values, dtype=buffer.dtype, device="cpu"))
+    if engine.protected is not None:
+        engine.protected.restore(saved["protected"])
+    engine.scaling.policy = saved["policy"]
+    engine.scaling.scaled, engine.scaling.unscaled = saved["scaled"], saved["unscaled"]

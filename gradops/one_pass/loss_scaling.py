@@ -1,77 +1,53 @@
-"""An optimizer's own loss scale: scaling losses, unscaling gradients, and who of two scalers is at work."""
+"""An optimizer's own loss scale: whether gradients carry it, and who of two scalers is at work."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradops.backends.call import Plan
-from gradops.backends.torch.ops import operators_for
 from gradops.numbers import number
-from gradops.one_pass.attributes import CheckedAttributes
-from gradops.one_pass.groups import local_grads
-from gradops.one_pass.watcher import StepWatcher
 from gradops.policies.loss_scale import DynamicLossScale
-from gradops.settings import loss_scale_policy
+from gradops.settings import LossScale, loss_scale_policy
+from gradops.stats import StepBuffers
 
-_OUT_OF_ORDER = (
+OUT_OF_ORDER = (
     "loss_scale is set, but neither scale() nor backward() ran since the last step(): these gradients belong to an "
     "unscaled loss, and dividing them by the scale would hide that. Call optimizer.backward(loss)"
 )
-_STALE_UNSCALE = (
+STALE_UNSCALE = (
     "unscale_() has been called since the last step(): gradients of another scaled loss would be added to unscaled "
     "ones. Call unscale_() after the last backward"
 )
-_TWO_SCALERS = (
+TWO_SCALERS = (
     "this optimizer has its own loss_scale and is stepped by a GradScaler too: the gradients would be unscaled twice. "
     "Use one of them"
 )
 
 
-class LossScaled(CheckedAttributes):
-    """What an optimizer does with its `loss_scale`, and with the scale that a GradScaler hands it."""
+class LossScaling:
+    """The state of an optimizer's loss scale.
 
-    # A GradScaler sets both around step().
-    grad_scale: Tensor | None
-    found_inf: Tensor
+    Attributes:
+        policy: what the scale follows; None for no scaling.
+        loaded: what a checkpoint said before a dynamic policy was set: scale and growth tracker.
+        scaled: whether a loss was scaled since the last step.
+        unscaled: what `unscale_` found, if it ran since the last step: 0-d, not 0 for an inf or NaN.
+    """
 
-    # On the class: a copy of an optimizer is not watched.
-    _watchers: tuple[StepWatcher, ...] = ()
+    def __init__(self, buffers: StepBuffers) -> None:
+        self._buffers = buffers
+        self.policy: None | float | DynamicLossScale = None
+        self.loaded: tuple[float, int] | None = None
+        self.scaled = False
+        self.unscaled: Tensor | None = None
 
-    _plan: Plan
-    _scale_policy: None | float | DynamicLossScale
-    # What a checkpoint said, loaded before a dynamic policy was set: scale and growth tracker.
-    _loaded_scale: tuple[float, int] | None = None
-    _scaled: bool  # a loss was scaled since the last step
-    _unscaled: Tensor | None  # found_inf of unscale_(), if it ran since then
+    def forget(self) -> None:
+        """The gradients that carried the scale are used up, or will not be used."""
+        self.scaled, self.unscaled = False, None
 
-    def _plan_settings(self) -> Any:
-        raise NotImplementedError
-
-    def _bind(self) -> None:
-        raise NotImplementedError
-
-    @torch._disable_dynamo
     def scale(self, outputs: Any) -> Any:
-        """Multiplies a loss, or an iterable of losses, by the loss scale; returned unchanged without one.
-
-        Args:
-            outputs: a tensor or a (nested) list or tuple of tensors.
-
-        Returns:
-            The same structure, scaled. The scale is a float32 scalar on the device, never synchronised.
-
-        Raises:
-            RuntimeError: `unscale_` was called since the last step.
-        """
-        if self.loss_scale is None:
-            return outputs
-        if self._unscaled is not None:
-            raise RuntimeError(_STALE_UNSCALE)
-        if not self._scaled:
-            self._plan_settings()
-            self._follow_policy()
-        self._scaled = True
+        """The outputs times the scale."""
+        self.scaled = True
         # A copy: the live buffer moves at the next step, and autograd may still need this value then.
         factor = self._buffers.current_scale.clone()
 
@@ -84,61 +60,30 @@ class LossScaled(CheckedAttributes):
 
         return scaled(outputs)
 
-    @torch._disable_dynamo
-    def backward(self, loss: Tensor, **kwargs: Any) -> None:
-        """`self.scale(loss).backward(**kwargs)`: the line that replaces `loss.backward()`."""
-        for watcher in self._watchers:
-            watcher.loss(loss)
-        before = self._scaled
-        try:
-            self.scale(loss).backward(**kwargs)
-        except BaseException:
-            self._scaled = before  # or a step after an unscaled backward would divide by the scale
-            raise
+    def of_step(self, optimizer: Any) -> tuple[Tensor | None, bool, Tensor | None]:
+        """The loss scale, whether the gradients still carry it, and found_inf of those who looked before.
 
-    @torch.no_grad()
-    def unscale_(self) -> None:
-        """Divides the gradients by the loss scale in place, for code that reads or edits them before the step.
-
-        The step then does not unscale again. An inf or NaN seen here makes the step skip even if it is edited away, as
-        with torch.amp.GradScaler. Without a loss scale there is nothing to do.
+        A GradScaler sets `grad_scale` and `found_inf` of the optimizer around its step.
 
         Raises:
-            RuntimeError: no loss was scaled since the last step, the gradients are unscaled already, or a gradient does
-                not fit its parameter.
+            RuntimeError: no loss was scaled, two scalers are at work, or the policy is another than that of the loss.
+            TypeError, ValueError: what a GradScaler handed over is no number and no tensor of one element.
         """
-        if self.loss_scale is None:
-            return
-        if not self._scaled:
-            raise RuntimeError(_OUT_OF_ORDER)
-        if self._unscaled is not None:
-            raise RuntimeError("unscale_() has already been called since the last step()")
-        self._bind()
-        self._plan.params_without_state()  # checks every gradient before the first is changed
-        grads = local_grads(self.param_groups)
-        self._unscaled = operators_for(grads).unscale_(grads, self._buffers.current_scale)
-
-    def _scaling(self) -> tuple[Tensor | None, bool, Tensor | None]:
-        """The loss scale, whether the gradients still carry it, and found_inf of those who looked before."""
-        if hasattr(self, "found_inf"):
-            if self.loss_scale is not None:
-                raise RuntimeError(_TWO_SCALERS)
-            return self._handed("grad_scale"), True, self._handed("found_inf")
-        if self.loss_scale is None and not self._scaled:
+        if hasattr(optimizer, "found_inf"):
+            if optimizer.loss_scale is not None:
+                raise RuntimeError(TWO_SCALERS)
+            return self._handed(optimizer, "grad_scale"), True, self._handed(optimizer, "found_inf")
+        if optimizer.loss_scale is None and not self.scaled:
             return None, True, None
-        if not self._scaled:
-            raise RuntimeError(_OUT_OF_ORDER)
-        if self._scale_policy != loss_scale_policy(self.loss_scale):
+        if not self.scaled:
+            raise RuntimeError(OUT_OF_ORDER)
+        if self.policy != loss_scale_policy(optimizer.loss_scale):
             raise RuntimeError("loss_scale was changed between scale() and step(); change it right after a step")
-        return self._buffers.current_scale, self._unscaled is None, self._unscaled
+        return self._buffers.current_scale, self.unscaled is None, self.unscaled
 
-    def _handed(self, name: str) -> Tensor | None:
-        """What a GradScaler handed over; torch's hands over the int 0 where no parameter has a gradient.
-
-        Raises:
-            TypeError, ValueError: it is no number and no tensor of one element.
-        """
-        value: Any = getattr(self, name)
+    def _handed(self, optimizer: Any, name: str) -> Tensor | None:
+        """What a GradScaler handed over; torch's hands over the int 0 where no parameter has a gradient."""
+        value = getattr(optimizer, name)
         if isinstance(value, Tensor):
             if value.numel() != 1 or value.is_meta:
                 got = f"shape {list(value.shape)} on {value.device}"
@@ -149,19 +94,33 @@ class LossScaled(CheckedAttributes):
         given = number(name, int(value) if isinstance(value, bool) else value)
         return torch.tensor(given, dtype=torch.float32, device=self._buffers.scalars.device)
 
-    def _follow_policy(self) -> None:
+    def follow(self, loss_scale: LossScale) -> None:
         """Makes the current scale one that the policy allows, when the policy has changed."""
-        policy, before = loss_scale_policy(self.loss_scale), self._scale_policy
+        policy, before = loss_scale_policy(loss_scale), self.policy
         if policy == before:
             return
-        self._scale_policy = policy
+        self.policy = policy
         scale = self._buffers.current_scale
         if not isinstance(policy, DynamicLossScale):
             scale.fill_(1.0 if policy is None else policy)
         elif isinstance(before, DynamicLossScale):
             scale.clamp_(policy.min_scale, policy.max_scale)
         else:
-            begin, tracker = self._loaded_scale or (policy.init_scale, 0)
+            begin, tracker = self.loaded or (policy.init_scale, 0)
             scale.fill_(begin).clamp_(policy.min_scale, policy.max_scale)
             self._buffers.growth_tracker.fill_(tracker)
-            self._loaded_scale = None
+            self.loaded = None
+
+    def saved(self) -> tuple[float, int]:
+        """Scale and growth tracker, for a checkpoint; waits for the device."""
+        waiting = self.loaded if self.policy is None else None
+        return waiting or (float(self._buffers.current_scale), int(self._buffers.growth_tracker))
+
+    def restore(self, scale: float | None, tracker: int | None) -> None:
+        """Takes what a checkpoint says; where it says nothing, the scale begins anew."""
+        if isinstance(policy := self.policy, DynamicLossScale):
+            self._buffers.current_scale.fill_(policy.init_scale if scale is None else scale)
+            self._buffers.current_scale.clamp_(policy.min_scale, policy.max_scale)
+            self._buffers.growth_tracker.fill_(tracker or 0)
+        else:  # a scale of 1 is that of a run without one
+            self.loaded = None if scale is None or scale == 1.0 else (scale, tracker or 0)

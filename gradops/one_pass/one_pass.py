@@ -1,56 +1,43 @@
 """The optimizer's Python side: everything between `loss.backward()` and the next forward as one call."""
 
-from collections.abc import Callable, Iterator, MutableMapping
-from operator import attrgetter
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradops.backends import choose
-from gradops.distributed.shards import full_tensor
+from gradops.backends.torch.ops import operators_for
 from gradops.distributed.zero import check_builder
-from gradops.one_pass.checkpoint import Checkpointed, saved_scalars
-from gradops.one_pass.groups import check_groups, check_taking_part, choose_backend, param_names, params_of
+from gradops.one_pass import checkpoint
+from gradops.one_pass.attributes import check_attribute, described
+from gradops.one_pass.engine import Engine
+from gradops.one_pass.groups import check_groups, local_grads
 from gradops.one_pass.hooks import hooked_step
 from gradops.one_pass.known_optimizers import remember, settings_of_groups
-from gradops.one_pass.state import fit_state, zero_state
-from gradops.one_pass.stuck import LOOK_EVERY, Progress
+from gradops.one_pass.loss_scaling import OUT_OF_ORDER, STALE_UNSCALE
 from gradops.policies.protect import Protect, protect_setting, protected
-from gradops.settings import SETTINGS, Settings
-from gradops.stats import StepBuffers, StepStats
-from gradops.torch_before_2_7 import name_decay_before_2_7
-
-_settings_of = attrgetter(*SETTINGS)
+from gradops.settings import SETTINGS, Settings, SettingsAttributes, settings_of
+from gradops.stats import StepStats
 
 
-class OnePass(Checkpointed):
+class OnePass(SettingsAttributes, torch.optim.Optimizer):
     """What `gradops.Adam` and `gradops.AdamW` add to torch's classes.
 
     The settings (the fields of `gradops.settings.Settings`) are plain attributes, read at each step; see `gradops.wrap`
     for what they mean.
+
+    Attributes:
+        engine: carries out the steps, and tells those who watch them.
     """
+
+    engine: Engine
 
     # On the class: an instance's attribute would be lost in deepcopy and pickle.
     _step_supports_amp_scaling = True
 
-    # Attributes besides the settings, for unwrap to remove.
-    RUNTIME = (
-        "_settings_key",
-        "_prepared",
-        "_buffers",
-        "_plan",
-        "_choice",
-        "_scale_policy",
-        "_loaded_scale",
-        "_scaled",
-        "_unscaled",
-        "_watchers",
-        "_fitted",
-        "_protected",
-        "_calls",
-        "_progress",
-    )
+    # A GradScaler sets both around step().
+    grad_scale: Tensor | None
+    found_inf: Tensor
 
     def __init__(self, params: Any, *args: Any, **keywords: Any) -> None:
         given = {name: keywords.pop(name) for name in SETTINGS if name in keywords}
@@ -66,23 +53,26 @@ class OnePass(Checkpointed):
     def _setup(self, settings: Settings) -> None:
         """Takes the settings; the groups have been checked."""
         settings.checked()
+        self.engine = Engine(self)
         for name in SETTINGS:
             setattr(self, name, getattr(settings, name))
         remember(self)
-        saved = saved_scalars(self.param_groups[0])
-        self._settings_key: tuple[Any, ...] | None = None
-        self._buffers = StepBuffers()
-        self._scale_policy = None
-        self._scaled = False
-        self._unscaled = None
-        self._choice: choose.Choice | None = None
-        self._fitted: Any = None
-        self._calls, self._progress = 0, Progress()
-        self._bind()
-        self._widen_moments()
-        self._follow_policy()
-        self._restore_scalars(saved)
-        self._publish()
+        saved = checkpoint.saved_scalars(self.param_groups[0])
+        self.engine.rebind()
+        checkpoint.widen_moments(self.state)
+        self.engine.scaling.follow(self.loss_scale)
+        checkpoint.restore_scalars(self.engine, saved)
+        checkpoint.publish(self.engine)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        check_attribute(self, name, value)
+        object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        engine = self.__dict__.get("engine")
+        if engine is None or engine.choice is None:
+            return super().__repr__()  # in the making
+        return described(self, engine.choice, engine.buffers.stats.backend)
 
     @property
     def protect(self) -> Protect:
@@ -92,13 +82,13 @@ class OnePass(Checkpointed):
     @protect.setter
     def protect(self, value: Protect) -> None:
         setting = protect_setting(value)
-        self._protected = protected(setting)
+        self.engine.protected = protected(setting)
         self.__dict__["protect"] = setting
 
     @property
     def stats(self) -> StepStats:
         """What the last step measured, in live buffers; `stats.clone()` keeps a copy."""
-        return self._buffers.stats
+        return self.engine.buffers.stats
 
     @hooked_step
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -123,28 +113,69 @@ class OnePass(Checkpointed):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        settings = self._plan_settings()
-        if not self.state and self._is_ghost_step():
-            self._link()
-            return loss
-        scaling = self._scaling()
-        before = self._counted()
-        if not self._plan.step(self.param_groups, self.state, settings, *scaling):
-            self._link()
-            before = self._counted()
-            if not self._plan.step(self.param_groups, self.state, self._plan_settings(), *scaling):
-                raise RuntimeError("the optimizer's groups or state change while it steps")
-            self._buffers.set_backend(self._plan.description())
-        if self._scaled or self._unscaled is not None:
-            self._scaled, self._unscaled = False, None
-        if self._protected is not None and before is not None:
-            self._protected.after_step(before, self._buffers.steps)
-        for watcher in self._watchers:
-            watcher.after_step(loss)
-        self.__dict__["_calls"] += 1  # past __setattr__, which looks for misspelt settings and costs more
-        if not self._calls % LOOK_EVERY:
-            self._look()
+        engine = self.engine
+        if engine.step():
+            for watcher in engine.watchers:
+                watcher.after_step(loss)
         return loss
+
+    @torch._disable_dynamo
+    def scale(self, outputs: Any) -> Any:
+        """Multiplies a loss, or an iterable of losses, by the loss scale; returned unchanged without one.
+
+        Args:
+            outputs: a tensor or a (nested) list or tuple of tensors.
+
+        Returns:
+            The same structure, scaled. The scale is a float32 scalar on the device, never synchronised.
+
+        Raises:
+            RuntimeError: `unscale_` was called since the last step.
+        """
+        if self.loss_scale is None:
+            return outputs
+        scaling = self.engine.scaling
+        if scaling.unscaled is not None:
+            raise RuntimeError(STALE_UNSCALE)
+        if not scaling.scaled:
+            self.engine.prepare()
+            scaling.follow(self.loss_scale)
+        return scaling.scale(outputs)
+
+    @torch._disable_dynamo
+    def backward(self, loss: Tensor, **kwargs: Any) -> None:
+        """`self.scale(loss).backward(**kwargs)`: the line that replaces `loss.backward()`."""
+        for watcher in self.engine.watchers:
+            watcher.loss(loss)
+        scaling = self.engine.scaling
+        before = scaling.scaled
+        try:
+            self.scale(loss).backward(**kwargs)
+        except BaseException:
+            scaling.scaled = before  # or a step after an unscaled backward would divide by the scale
+            raise
+
+    @torch.no_grad()
+    def unscale_(self) -> None:
+        """Divides the gradients by the loss scale in place, for code that reads or edits them before the step.
+
+        The step then does not unscale again. An inf or NaN seen here makes the step skip even if it is edited away, as
+        with torch.amp.GradScaler. Without a loss scale there is nothing to do.
+
+        Raises:
+            RuntimeError: no loss was scaled since the last step, the gradients are unscaled already, or a gradient does
+                not fit its parameter.
+        """
+        if self.loss_scale is None:
+            return
+        engine = self.engine
+        if not engine.scaling.scaled:
+            raise RuntimeError(OUT_OF_ORDER)
+        if engine.scaling.unscaled is not None:
+            raise RuntimeError("unscale_() has already been called since the last step()")
+        engine.check_grads()
+        grads = local_grads(self.param_groups)
+        engine.scaling.unscaled = operators_for(grads).unscale_(grads, engine.buffers.current_scale)
 
     def refresh_(self) -> None:
         """Reads the parameters anew, after edits through `.data`, and the buffers that are protected, after any edit.
@@ -154,21 +185,7 @@ class OnePass(Checkpointed):
         call it after everything but a `load_state_dict` that changes them between steps: forwards that recalibrate
         BatchNorm, `reset_running_stats`. A skipped step would take that back.
         """
-        self._plan.refresh()
-        if self._protected is not None:
-            self._protected.keep()
-
-    def _look(self) -> None:
-        """Warns of a training that stands still, where reading the counters waits for nothing.
-
-        Elsewhere a recorder sees it, which reads them without waiting; and saving, which waits anyway.
-        """
-        if not self._watchers and self._buffers.steps.device.type == "cpu":
-            self._progress = self._progress.seen(self._calls, *self._buffers.steps.tolist())
-
-    def _counted(self) -> Tensor | None:
-        """The steps so far, taken and skipped, for what must know which of them this step is."""
-        return None if self._protected is None else self._buffers.steps.clone()
+        self.engine.refresh()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's; the new parameters must be ones that the one pass can step."""
@@ -176,102 +193,67 @@ class OnePass(Checkpointed):
         super().add_param_group(param_group)
         for name in set(SETTINGS) - own:
             param_group.pop(name, None)  # the defaults have the settings, which are of no group
-        if not hasattr(self, "_plan"):
+        if not hasattr(self, "engine"):
             return  # torch's constructor adds the first groups; _setup follows
         try:
-            check_groups(self.param_groups, Settings(*_settings_of(self)))
+            check_groups(self.param_groups, settings_of(self))
         except (RuntimeError, ValueError):
             self.param_groups.pop()
             raise
-        self._bind()
+        self.engine.rebind()
 
-    def _plan_settings(self) -> Any:
-        """What the attributes say, as the plan takes it; a plan for another backend is made here."""
-        values = _settings_of(self)
-        if values != self._settings_key:
-            settings = Settings(*values).checked()
-            self._bind()
-            self._prepared = self._plan.prepare(settings)
-            self._settings_key = values
-            self.defaults.update(zip(SETTINGS, values, strict=True))
-            if settings.of_state != self._fitted:
-                self._fit_states()
-        return self._prepared
+    def state_dict(self) -> dict[str, Any]:
+        """torch's state dict; scale, counters and guard are `gradops_*` scalars in its first group. Synchronises.
 
-    @torch.no_grad()
-    def _fit_states(self) -> None:
-        """Makes every state what the settings want; the plan then sees by its entries that it is another."""
-        settings = Settings(*_settings_of(self))
-        for param, name in zip(params_of(self.param_groups), param_names(self.param_groups), strict=True):
-            state = self.state.get(param)
-            if state is not None and not isinstance(state, MutableMapping):
-                got = type(state).__name__
-                raise TypeError(f"gradops: the state of '{name}' must be a dict or another mapping, got {got}")
-            if state:
-                fit_state(state, param, settings)
-        self._fitted = settings.of_state
-
-    def _bind(self) -> None:
-        """Gives the plan the groups as they are now."""
-        name_decay_before_2_7(self, self.param_groups)
-        choice = choose_backend(self.param_groups, self.backend)
-        names = param_names(self.param_groups)
-        if choice != self._choice:
-            self._plan, self._choice, self._settings_key = choose.make_plan(choice), choice, None
-        self._buffers.resize(names, choice.device)
-        self._plan.bind_params(self.param_groups, names, self._buffers)
-
-    def _is_ghost_step(self) -> bool:
-        """Whether torch's distributed checkpoint only wants the state created: lr 0 everywhere and zero gradients."""
-        if any(float(group["lr"]) != 0.0 for group in self.param_groups):
-            return False
-        grads = [param.grad for param in params_of(self.param_groups) if param.grad is not None]
-        return bool(grads) and not any(full_tensor(grad.any()) for grad in grads)
-
-    @torch.no_grad()
-    def _link(self) -> None:
-        """Binds the plan to the groups and the state as they are now, and creates the state that is missing."""
-        settings = Settings(*_settings_of(self))
-        self._bind()
-        if self._choice is not None:
-            choose.advise(self._choice)
-        check_taking_part(self.param_groups, settings)
-        self._plan.params_without_state()  # raises for a gradient that does not fit, before any state is made
-        params = [(param, group) for group in self.param_groups for param in group["params"]]
-        self._gather_steps()
-        self._fit_states()
-        self._plan.bind_state(self.state)
-        for index in self._plan.params_without_state():
-            param, group = params[index]
-            # Not self.state[param], which only torch's own defaultdict makes.
-            state = self.state.get(param) or self.state.setdefault(param, {})
-            state.update(zero_state(param, group["amsgrad"], settings))
-            fit_state(state, param, settings)
-        self._gather_steps()
-        self._plan.bind_state(self.state)
-
-    def _gather_steps(self) -> None:
-        """Makes every step counter a 0-d view of one buffer on the parameters' device, without waiting for it.
-
-        Counters in memory that processes share stay where they are, or the others would not see them move.
+        As in torch's, its tensors are the live ones, step counts included: copy it (`copy.deepcopy`) to keep it while
+        training goes on.
         """
-        device = self._buffers.scalars.device
-        # torch lets users keep what they like beside the parameters' states.
-        states = [state for state in self.state.values() if isinstance(state, MutableMapping)]
-        states = [state for state in states if state.get("step") is not None]
-        states = [state for state in states if not _shared_counter(state["step"], device)]
-        if not states:
-            return
-        base, *others = (getattr(state["step"], "_base", None) for state in states)
-        if base is not None and base.device == device and all(other is base for other in others):
-            return
-        steps = [torch.as_tensor(state["step"], dtype=torch.float32, device=device).reshape(()) for state in states]
-        for state, view in zip(states, torch.stack(steps).unbind(), strict=True):
-            state["step"] = view
+        checkpoint.publish(self.engine)
+        return super().state_dict()
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, for state dicts of gradops and of plain torch; moments stay float32, or float64 where the
+        parameter is.
 
-def _shared_counter(step: Any, device: torch.device) -> bool:
-    """Whether other processes may count with this tensor, and the step can, too."""
-    if not isinstance(step, Tensor) or device.type != "cpu":  # CUDA tensors all say that they are shared
-        return False
-    return step.device == device and step.dtype == torch.float32 and step.numel() == 1 and step.is_shared()
+        The settings given to the constructor or to `wrap` stay; a dynamic loss scale, the counters and what a guard
+        knows are restored, or begin anew where the state dict has none of them.
+
+        Raises:
+            TypeError: the loss scale or a count is no number. Nothing has changed then, nor after the next.
+            ValueError: the loss scale is NaN, a count not finite, or the state that of another kind of optimizer.
+        """
+        for group in state_dict["param_groups"][:1]:
+            checkpoint.saved_scalars(group)
+        final: dict[str, Any] = {}
+
+        def begin(_: Any, loaded: dict[str, Any]) -> None:
+            checkpoint.check_kind(loaded)
+            final.update(loaded)
+
+        handles = [
+            self.register_load_state_dict_pre_hook(begin),
+            self.register_load_state_dict_post_hook(lambda _: checkpoint.restore_moments(self, final), prepend=True),
+        ]
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for handle in handles:
+                handle.remove()
+        engine = self.engine
+        checkpoint.restore_scalars(engine, checkpoint.saved_scalars(self.param_groups[0]))
+        engine.scaling.forget()
+        engine.refresh()
+        checkpoint.publish(engine)
+        for watcher in engine.watchers:
+            watcher.after_load()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_gradops": checkpoint.pickled(self.engine)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        saved = state.get("_gradops")
+        super().__setstate__({key: value for key, value in state.items() if key != "_gradops"})
+        if saved is None:
+            return  # torch's load_state_dict comes this way too
+        self._setup(saved["settings"])
+        checkpoint.unpickle(self.engine, saved)

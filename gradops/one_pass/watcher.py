@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class StepWatcher(Protocol):
-    """What the optimizer calls on each of its `_watchers`; none of it may wait for the device."""
+    """What the optimizer calls on those who watch it (`engine.watch`); none of it may wait for the device."""
 
     def loss(self, loss: Tensor) -> None:
         """`backward(loss)` was called; `loss` is unscaled."""

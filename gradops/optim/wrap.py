@@ -87,7 +87,7 @@ def unwrap(optimizer: OptimizerT) -> OptimizerT:
     if not isinstance(optimizer, OnePass):
         return optimizer
     has_scheduler = _check_own_step(optimizer)
-    for watcher in optimizer._watchers:
+    for watcher in optimizer.engine.watchers:
         watcher.close()
     for group in optimizer.param_groups:
         for param in group["params"]:
@@ -99,7 +99,7 @@ def unwrap(optimizer: OptimizerT) -> OptimizerT:
     for key in CHECKPOINT_KEYS:
         optimizer.param_groups[0].pop(key, None)
     forget(optimizer)
-    for name in (*SETTINGS, *OnePass.RUNTIME):
+    for name in (*SETTINGS, "engine"):
         optimizer.__dict__.pop(name, None)
     _swap_class(optimizer, _downgraded_class(type(optimizer)), has_scheduler)
     return optimizer

@@ -61,8 +61,9 @@ def lr_find(
     rates = [start_lr * (end_lr / start_lr) ** (i / (num_steps - 1)) for i in range(num_steps)]
     curve = LRCurve(max_norm=getattr(optimizer, "max_norm", None), stop_ratio=stop_ratio, optimizer=_name(optimizer))
     with ExitStack() as stack:
-        for watcher in getattr(optimizer, "_watchers", ()):
-            stack.enter_context(watcher.paused())
+        if isinstance(optimizer, OnePass):
+            for watcher in optimizer.engine.watchers:
+                stack.enter_context(watcher.paused())
         stack.enter_context(restored(modules, optimizer, *filter(None, [scaler]), loader=loader))
         if not model.training:
             model.train()

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradops.one_pass.one_pass import OnePass
+
 Undo = Callable[[], None]
 
 
@@ -42,11 +44,14 @@ def restored(
             stack.callback(undo)
         parts = {id(part): part for module in modules for part in module.modules()}.values()
         params += [param for part in parts for param in part.parameters(recurse=False)]
-        buffers = filter(None, [getattr(optimizer, "_buffers", None)])
-        if (protected := getattr(optimizer, "_protected", None)) is not None:
-            stack.callback(protected.keep)  # when the buffers are back
+        engines: list[Any] = []
+        if isinstance(optimizer, OnePass):
+            engine = optimizer.engine
+            engines = [engine, engine.scaling, engine.buffers]
+            if engine.protected is not None:
+                stack.callback(engine.protected.keep)  # when the buffers are back
         stack.callback(_gradients(params))
-        stack.callback(_kept([vars(thing) for thing in (*parts, optimizer, *others, *buffers)]))
+        stack.callback(_kept([vars(thing) for thing in (*parts, optimizer, *others, *engines)]))
         yield
 
 

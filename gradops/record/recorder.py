@@ -119,7 +119,7 @@ class Recorder(Answers):
         self._about: dict[str, Any] | None = None  # once it is closed
         self._shown = 0  # steps that TensorBoard has
         self._attempted = 0  # steps up to the last one in the history
-        optimizer._watchers = (*optimizer._watchers, self)
+        optimizer.engine.watch(self)
         self._tracked_before, optimizer.track_updates = optimizer.track_updates, True
         self._at_exit: Callable[[], None] | None = _closer(self)
         atexit.register(self._at_exit)
@@ -187,14 +187,14 @@ class Recorder(Answers):
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Records nothing inside the block: a trial's steps, say, as those of `gradops.lr_find`."""
-        watchers, watching = self._optimizer._watchers, self._watch is not None and self._watch.on
-        self._optimizer._watchers = tuple(watcher for watcher in watchers if watcher is not self)
+        watching = self._watch is not None and self._watch.on
+        self._optimizer.engine.unwatch(self)
         if self._watch is not None:
             self._watch.on = False
         try:
             yield
         finally:
-            self._optimizer._watchers = watchers
+            self._optimizer.engine.watch(self)
             if self._watch is not None:
                 self._watch.on = watching
 
@@ -229,7 +229,7 @@ class Recorder(Answers):
             return
         atexit.unregister(self._at_exit)
         self._at_exit = None
-        self._optimizer._watchers = tuple(watcher for watcher in self._optimizer._watchers if watcher is not self)
+        self._optimizer.engine.unwatch(self)
         self._leave_tracking()
         if self._watch is not None:
             self._watch.close()
@@ -249,7 +249,7 @@ class Recorder(Answers):
 
     def _leave_tracking(self) -> None:
         """Sets `track_updates` back, or lets the last recorder do so."""
-        others = [watcher for watcher in self._optimizer._watchers if isinstance(watcher, Recorder)]
+        others = [watcher for watcher in self._optimizer.engine.watchers if isinstance(watcher, Recorder)]
         for other in others:
             other._tracked_before = other._tracked_before and self._tracked_before
         if not others:
@@ -342,6 +342,6 @@ def _about(optimizer: OnePass) -> dict[str, Any]:
         "loss_scale": str(policy) if dynamic else policy,
         "min_scale": policy.min_scale if isinstance(policy, DynamicLossScale) else None,
         "torch": torch.__version__,
-        "device": str(optimizer._buffers.scalars.device),
+        "device": str(optimizer.engine.buffers.scalars.device),
         "backend": optimizer.stats.backend,
     }

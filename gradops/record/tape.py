@@ -95,7 +95,7 @@ class Tape:
 
     def is_stale(self) -> bool:
         """Whether the optimizer has other parameters, or has them elsewhere, than when this began."""
-        return self._optimizer._buffers.norms is not self._norms
+        return self._optimizer.engine.buffers.norms is not self._norms
 
     def note_counters(self) -> None:
         """Notes how many steps were attempted before the next one, which no row tells. Waits for the device."""
@@ -144,7 +144,7 @@ class Tape:
 
     def _bind(self) -> None:
         """Takes the optimizer's parameters and buffers as they are now."""
-        buffers, groups = self._optimizer._buffers, self._optimizer.param_groups
+        buffers, groups = self._optimizer.engine.buffers, self._optimizer.param_groups
         self._norms = buffers.norms
         params = list(params_of(groups))
         names = [self._names.get(id(param), name) for param, name in zip(params, param_names(groups), strict=True)]

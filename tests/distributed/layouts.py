@@ -77,6 +77,6 @@ def result_of(optimizer, params):
         "params": [full(param.detach()) for param in params],
         "states": [{key: full(value).clone() for key, value in state.items()} for state in states],
         "stats": optimizer.stats.cpu(),
-        "scale": float(optimizer._buffers.current_scale),
+        "scale": float(optimizer.engine.buffers.current_scale),
         "backend": optimizer.stats.backend,
     }

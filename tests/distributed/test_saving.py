@@ -92,7 +92,7 @@ def ghost(world):
     state = get_optimizer_state_dict(model, optimizer)["state"]
     steps = [int(entry["step"]) for entry in state.values()]
     moved = [not torch.equal(full(p.detach()), b) for p, b in zip(model.parameters(), before, strict=True)]
-    return steps, moved, int(optimizer.stats.steps_taken), float(optimizer._buffers.current_scale)
+    return steps, moved, int(optimizer.stats.steps_taken), float(optimizer.engine.buffers.current_scale)
 
 
 @pytest.mark.parametrize("world", [2, 4])

@@ -56,7 +56,7 @@ def run(model, params, scaling, rank, world, no_sync=None, settings=None):
             scales.append(scaler.get_scale())
         else:
             optimizer.step()
-            scales.append(float(optimizer._buffers.current_scale))
+            scales.append(float(optimizer.engine.buffers.current_scale))
         optimizer.zero_grad()
         skipped.append(bool(optimizer.stats.found_inf))
     return [full(param.detach()) for param in params], scales, skipped, optimizer.stats.cpu()
@@ -124,7 +124,12 @@ def unscale_and_repair():
     unscaled = full(param.grad).clone()
     param.grad.to_local().nan_to_num_(posinf=0.0)
     optimizer.step()
-    return unscaled, full(param.detach()), float(optimizer._buffers.current_scale), bool(optimizer.stats.found_inf)
+    return (
+        unscaled,
+        full(param.detach()),
+        float(optimizer.engine.buffers.current_scale),
+        bool(optimizer.stats.found_inf),
+    )
 
 
 def test_an_inf_that_one_ranks_unscale_saw_skips_on_every_rank(workers):

@@ -86,14 +86,14 @@ class EmulatedPlan:
     """
 
     def __init__(self, lib, optimizer, blocks=2, one_launch=True, shared_slots=1, inline_params=True, seed=0):
-        self.lib, self.optimizer, self.real = lib, optimizer, optimizer._plan
+        self.lib, self.optimizer, self.real = lib, optimizer, optimizer.engine.plan
         self.form = (blocks, int(one_launch), shared_slots)
         self.inline_params, self.seed = inline_params, seed
         self.layouts = {}
         self.squares = {}  # of which parameter's bits the kernels know the sums: pointer and version
         self.native, self.key = None, None
         self.reports = []
-        optimizer._plan = self
+        optimizer.engine.plan = self
 
     def __getattr__(self, name):
         return getattr(self.real, name)
@@ -186,7 +186,7 @@ class EmulatedPlan:
             return [memory_of(state[param][name]) for param in params if name in state.get(param, {})]
 
         steps = {memory.ctypes.data: memory for memory in all_of("step")}  # views of one buffer
-        buffers = self.optimizer._buffers
+        buffers = self.optimizer.engine.buffers
         read = [t for t in (marked, found_inf, *self.layouts.values()) if t is not None]
         read += [group["lr"] for group in param_groups if isinstance(group["lr"], torch.Tensor)]
         if loss_scale is not None and loss_scale.untyped_storage().data_ptr() != buffers.scalars.data_ptr():
@@ -247,6 +247,6 @@ def spec_of(optimizer):
         setattr(spec, name, getattr(guard, name))
     spec.guard_warmup_steps = guard.warmup_steps if guard else 1
     names = ("scalars", "counters", "norms", "abs_max", "nonfinite", "capped", "update_ratio", "param_rms")
-    for name, buffer in zip(names, optimizer._buffers.all(), strict=True):
+    for name, buffer in zip(names, optimizer.engine.buffers.all(), strict=True):
         setattr(spec, name, buffer.data_ptr())
     return spec

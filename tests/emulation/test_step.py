@@ -76,7 +76,7 @@ def step_all(lib, cases, form, settings, options, events=("grad",) * 2, seed=3):
         for param, case in zip(params_of(optimizer), cases, strict=True):
             param.grad = draw_grad(case, event)
         optimizer.step()
-    return snapshot(optimizer), [buffer.clone() for buffer in optimizer._buffers.all()], plan
+    return snapshot(optimizer), [buffer.clone() for buffer in optimizer.engine.buffers.all()], plan
 
 
 HOSTILE = [

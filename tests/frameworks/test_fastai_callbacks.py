@@ -114,7 +114,7 @@ def test_recorder_works_beside_activation_stats(learner, opt_func, tmp_path):
     assert run.loss.tolist() == pytest.approx(learn.watch.losses)
     assert run.skipped.tolist() == [False, False, True, False, False, False]
     assert "1.1" in run.layers
-    assert not learn.opt.opt._watchers
+    assert not learn.opt.opt.engine.watchers
 
 
 def test_recorder_without_our_optimizer_is_refused(learner):

@@ -1,0 +1,219 @@
+"""What carries out an optimizer's steps: a plan for the backend that was chosen, its buffers, and the loss scale."""
+
+import weakref
+from collections.abc import MutableMapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gradops.backends import choose
+from gradops.backends.call import Plan
+from gradops.distributed.shards import full_tensor
+from gradops.one_pass.groups import check_taking_part, choose_backend, param_names, params_of
+from gradops.one_pass.loss_scaling import LossScaling
+from gradops.one_pass.state import fit_state, zero_state
+from gradops.one_pass.stuck import LOOK_EVERY, Progress
+from gradops.one_pass.watcher import StepWatcher
+from gradops.policies.protect import Protected
+from gradops.settings import SETTINGS, Settings, settings_of, values_of
+from gradops.stats import StepBuffers
+from gradops.torch_before_2_7 import name_decay_before_2_7
+
+if TYPE_CHECKING:
+    from gradops.one_pass.one_pass import OnePass
+
+
+class Engine:
+    """Carries out the steps of one optimizer, of which it keeps no more than a weak reference.
+
+    Attributes:
+        buffers: what steps write: statistics, counters, the guard and the loss scale.
+        scaling: the loss scale's policy, and whether the gradients carry the scale.
+        plan: walks the parameters and steps them.
+        choice: the backend and why; None until groups are bound.
+        protected: the buffers of modules that a skipped step puts back.
+        watchers: who is told of steps; see `watch`.
+        calls: of `step`.
+        progress: when a step was last seen to be taken.
+    """
+
+    def __init__(self, optimizer: "OnePass") -> None:
+        self._optimizer = weakref.ref(optimizer)
+        self.buffers = StepBuffers()
+        self.scaling = LossScaling(self.buffers)
+        self.plan: Plan
+        self.choice: choose.Choice | None = None
+        self.protected: Protected | None = None
+        self.watchers: tuple[StepWatcher, ...] = ()
+        self.calls, self.progress = 0, Progress()
+        self._prepared_for: tuple[Any, ...] | None = None
+        self._prepared: Any = None
+        self._fitted_for: Any = None
+
+    @property
+    def optimizer(self) -> "OnePass":
+        """Whose steps these are."""
+        optimizer = self._optimizer()
+        assert optimizer is not None, "the optimizer has its engine, and so outlives its methods"
+        return optimizer
+
+    def watch(self, watcher: StepWatcher) -> None:
+        """From now on `watcher` is told of losses, steps and loads. A copy of the optimizer is not watched."""
+        self.watchers = (*self.watchers, watcher)
+
+    def unwatch(self, watcher: StepWatcher) -> None:
+        """Undoes `watch`; one that does not watch is no error."""
+        self.watchers = tuple(other for other in self.watchers if other is not watcher)
+
+    def rebind(self) -> None:
+        """Takes the groups as they are now: after code has moved parameters between them, or renamed them.
+
+        A step notices by itself when parameters, gradients or state are others; it does not look at names.
+
+        Raises:
+            RuntimeError: a parameter cannot be stepped; the message names it and says why.
+        """
+        optimizer = self.optimizer
+        name_decay_before_2_7(optimizer, optimizer.param_groups)
+        choice = choose_backend(optimizer.param_groups, optimizer.backend)
+        names = param_names(optimizer.param_groups)
+        if choice != self.choice:
+            self.plan, self.choice, self._prepared_for = choose.make_plan(choice), choice, None
+        self.buffers.resize(names, choice.device)
+        self.plan.bind_params(optimizer.param_groups, names, self.buffers)
+
+    def prepare(self) -> Any:
+        """What the settings say now, as the plan takes it; a plan for another backend is made here.
+
+        Raises:
+            ValueError: a setting is out of its range.
+        """
+        optimizer = self.optimizer
+        values = values_of(optimizer)
+        if values != self._prepared_for:
+            settings = settings_of(optimizer).checked()
+            self.rebind()
+            self._prepared = self.plan.prepare(settings)
+            self._prepared_for = values
+            optimizer.defaults.update(zip(SETTINGS, values, strict=True))
+            if settings.of_state != self._fitted_for:
+                self._fit_states(settings)
+        return self._prepared
+
+    def step(self) -> bool:
+        """One step. False for the ghost step of torch's distributed checkpoint, which only creates the state."""
+        optimizer = self.optimizer
+        settings = self.prepare()
+        if not optimizer.state and _is_ghost_step(optimizer):
+            self._link()
+            return False
+        scaling = self.scaling.of_step(optimizer)
+        before = self._counted()
+        if not self.plan.step(optimizer.param_groups, optimizer.state, settings, *scaling):
+            self._link()
+            before = self._counted()
+            if not self.plan.step(optimizer.param_groups, optimizer.state, self.prepare(), *scaling):
+                raise RuntimeError("the optimizer's groups or state change while it steps")
+            self.buffers.set_backend(self.plan.description())
+        self.scaling.forget()
+        if self.protected is not None and before is not None:
+            self.protected.after_step(before, self.buffers.steps)
+        self.calls += 1
+        if not self.calls % LOOK_EVERY and self.buffers.steps.device.type == "cpu":
+            self.look()
+        return True
+
+    def look(self) -> None:
+        """Warns of a training that stands still; waits for the device, and so only saving calls it on a GPU.
+
+        With a recorder, that looks, and waits for nothing.
+        """
+        if not self.watchers:
+            self.progress = self.progress.seen(self.calls, *self.buffers.steps.tolist())
+
+    def refresh(self) -> None:
+        """Reads parameters and protected buffers anew."""
+        self.plan.refresh()
+        if self.protected is not None:
+            self.protected.keep()
+
+    def check_grads(self) -> None:
+        """Raises RuntimeError for a gradient that does not fit its parameter, before anything is done to one."""
+        self.rebind()
+        self.plan.params_without_state()
+
+    def _counted(self) -> Tensor | None:
+        """The steps so far, taken and skipped, for what must know which of them this step is."""
+        return None if self.protected is None else self.buffers.steps.clone()
+
+    @torch.no_grad()
+    def _link(self) -> None:
+        """Binds the plan to the groups and the state as they are now, and creates the state that is missing."""
+        optimizer, settings = self.optimizer, settings_of(self.optimizer)
+        groups, states = optimizer.param_groups, optimizer.state
+        self.rebind()
+        if self.choice is not None:
+            choose.advise(self.choice)
+        check_taking_part(groups, settings)
+        self.plan.params_without_state()  # raises for a gradient that does not fit, before any state is made
+        self._gather_steps()
+        self._fit_states(settings)
+        self.plan.bind_state(states)
+        params = [(param, group) for group in groups for param in group["params"]]
+        for index in self.plan.params_without_state():
+            param, group = params[index]
+            # Not states[param], which only torch's own defaultdict makes.
+            state = states.get(param) or states.setdefault(param, {})
+            state.update(zero_state(param, group["amsgrad"], settings))
+            fit_state(state, param, settings)
+        self._gather_steps()
+        self.plan.bind_state(states)
+
+    @torch.no_grad()
+    def _fit_states(self, settings: Settings) -> None:
+        """Makes every state what the settings want; the plan then sees by its entries that it is another."""
+        optimizer = self.optimizer
+        names = param_names(optimizer.param_groups)
+        for param, name in zip(params_of(optimizer.param_groups), names, strict=True):
+            state = optimizer.state.get(param)
+            if state is not None and not isinstance(state, MutableMapping):
+                got = type(state).__name__
+                raise TypeError(f"gradops: the state of '{name}' must be a dict or another mapping, got {got}")
+            if state:
+                fit_state(state, param, settings)
+        self._fitted_for = settings.of_state
+
+    def _gather_steps(self) -> None:
+        """Makes every step counter a 0-d view of one buffer on the parameters' device, without waiting for it.
+
+        Counters in memory that processes share stay where they are, or the others would not see them move.
+        """
+        device = self.buffers.scalars.device
+        # torch lets users keep what they like beside the parameters' states.
+        states = [state for state in self.optimizer.state.values() if isinstance(state, MutableMapping)]
+        states = [state for state in states if state.get("step") is not None]
+        states = [state for state in states if not _shared_counter(state["step"], device)]
+        if not states:
+            return
+        base, *others = (getattr(state["step"], "_base", None) for state in states)
+        if base is not None and base.device == device and all(other is base for other in others):
+            return
+        steps = [torch.as_tensor(state["step"], dtype=torch.float32, device=device).reshape(()) for state in states]
+        for state, view in zip(states, torch.stack(steps).unbind(), strict=True):
+            state["step"] = view
+
+
+def _is_ghost_step(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether torch's distributed checkpoint only wants the state created: lr 0 everywhere and zero gradients."""
+    if any(float(group["lr"]) != 0.0 for group in optimizer.param_groups):
+        return False
+    grads = [param.grad for param in params_of(optimizer.param_groups) if param.grad is not None]
+    return bool(grads) and not any(full_tensor(grad.any()) for grad in grads)
+
+
+def _shared_counter(step: Any, device: torch.device) -> bool:
+    """Whether other processes may count with this tensor, and the step can, too."""
+    if not isinstance(step, Tensor) or device.type != "cpu":  # CUDA tensors all say that they are shared
+        return False
+    return step.device == device and step.dtype == torch.float32 and step.numel() == 1 and step.is_shared()
