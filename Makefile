@@ -8,8 +8,8 @@ JOBS ?= 2
 STEP_TESTS := adam_step agc clip decide first_moment grad_stats l1 loss_scale master_weights moments_dtype ops relative_step \
 	rounding spike_guard step_plan
 SANITIZED_TESTS ?= $(STEP_TESTS:%=tests/test_%.py)
-EMULATED_TESTS ?= $(patsubst %,tests/test_%.py,$(STEP_TESTS) activation_stats checkpoint grad_scaler native_faults \
-	own_grad_scaler recorder stats update_stats)
+EMULATED_TESTS ?= $(patsubst %,tests/test_%.py,$(STEP_TESTS) activation_stats checkpoint gpu_report_steps grad_scaler \
+	native_faults own_grad_scaler recorder same_result stats update_stats)
 # What must pass with every torch and Python: make TORCH=torch==2.6.0 test-core PYTHON=python3.10
 CORE_TESTS ?= $(patsubst %,tests/test_%.py,adam_step wrap step_plan checkpoint grad_scaler own_grad_scaler lr_schedulers clip \
 	stats ops recorder)
@@ -31,7 +31,6 @@ CXX_STYLED := $(shell find csrc tests -name "*.cpp" -o -name "*.h" -o -name "*.c
 SANITIZED := build/sanitized
 EMULATED := build/emulated
 library = $$(g++ -print-file-name=lib$(1).so)
-GPU_CASES := resnet18 resnet50 resnet152 efficientnet_b0 convnext_tiny vit_b_16 10x64 161x64 1000x64 10000x64
 THREAD_CASES := --model resnet18 resnet50 --recipes fused foreach gradops
 EXTRAS_demo := demo
 EXTRAS_test := demo,frameworks,test
@@ -40,7 +39,7 @@ EXTRAS_release := release
 EXTRAS_docs := demo,docs,frameworks
 
 .PHONY: demo docs figures test test-all test-core test-cpp test-python test-emulated test-emulated-two-launches test-slow test-sanitized \
-	test-emulated-sanitized test-compute-sanitizer bench bench-gpu lint format build wheels clean FORCE
+	test-emulated-sanitized bench gpu-report lint format build wheels clean FORCE
 
 demo: $(STAMPS)/demo $(STAMPS)/build
 	OMP_WAIT_POLICY=passive $(PY) -m gradops demo $(ARGS)
@@ -60,7 +59,7 @@ test-python: $(STAMPS)/test $(STAMPS)/build
 test-emulated test-emulated-two-launches: test-emulated%: $(STAMPS)/test $(STAMPS)/build
 	$(STAGE) emulated "compiling the emulated CUDA backend" $(PY) tests/emulation/extension/build.py $(EMULATED)
 	if [ -d $(EMULATED) ]; then \
-	    PYTHONPATH=$(EMULATED) GRADOPS_EMULATED_FORM=$(if $*,two_launches,one_launch) OMP_WAIT_POLICY=passive \
+	    PYTHONPATH=$(EMULATED):. GRADOPS_EMULATED_FORM=$(if $*,two_launches,one_launch) OMP_WAIT_POLICY=passive \
 	    $(VENV)/bin/pytest -p no:cacheprovider -n $(JOBS) $(EMULATED_TESTS); \
 	else tail -n 1 build/log/emulated.log; fi
 
@@ -68,12 +67,6 @@ test-emulated-sanitized: $(STAMPS)/test $(STAMPS)/build
 	LD_PRELOAD="$(call library,tsan)" TSAN_OPTIONS=halt_on_error=1 $(PYTEST) -n 0 tests/emulation/test_step.py
 	LD_PRELOAD="$(call library,asan) $(call library,ubsan)" ASAN_OPTIONS=detect_leaks=0 \
 	$(PYTEST) -n 0 tests/emulation/test_step.py tests/emulation/test_step_pieces.py
-
-# On a GPU only.
-test-compute-sanitizer: $(STAMPS)/test $(STAMPS)/build
-	for tool in memcheck racecheck initcheck synccheck; do \
-	    compute-sanitizer --tool $$tool --error-exitcode 1 \
-	    $(PY) -m pytest -n 0 tests/test_adam_step.py tests/test_ops.py tests/test_cuda_device.py -k cuda || exit 1; done
 
 # In an environment of its own, with native code in a cache of its own; `rm -r build/core` gives several GB back.
 test-core:
@@ -108,9 +101,9 @@ bench: $(STAMPS)/test $(STAMPS)/build
 	cp build/profile/report.json benchmarks/results/profile.json
 	$(PY) -m benchmarks.tables
 
-bench-gpu: $(STAMPS)/test $(STAMPS)/build
-	mkdir -p benchmarks/results
-	$(PY) -m gradops bench --device cuda --model $(GPU_CASES) --json benchmarks/results/gpu.json $(ARGS)
+# On a GPU, with the Python that is there: nothing is installed. See docs/gpu.md.
+gpu-report:
+	$(PYTHON) -m benchmarks.gpu_report $(ARGS)
 
 # The site, in build/site.
 docs: $(STAMPS)/docs $(STAMPS)/build

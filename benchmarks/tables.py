@@ -1,13 +1,15 @@
-"""Writes every figure of the pages from the JSON files of `make bench`.
+"""Writes every figure of the pages from the JSON files of `make bench` and `make gpu-report`.
 
 A figure stands between `<!-- bench:NAME -->` and `<!-- /bench -->`; what was there is replaced.
 """
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks import gpu_tables
+from benchmarks.gpu_tables import markdown
 from gradops.bench import plot
 from gradops.bench.machine import sentence as machine_sentence
 from gradops.bench.models import MODELS
@@ -24,6 +26,8 @@ PAGES = [
     ROOT / "benchmarks" / "README.md",
     ROOT / "docs" / "speed.md",
     ROOT / "docs" / "bench-and-profile.md",
+    ROOT / "docs" / "cuda.md",
+    ROOT / "docs" / "gpu.md",
 ]
 SCALING_PICTURE = ROOT / "docs" / "scaling.png"
 
@@ -43,6 +47,7 @@ class Results:
         self.when = document["datetime"][:10]
         self.commit = (document["commit_info"]["id"] or "unknown")[:9]
         self.rows = [benchmark["extra_info"] for benchmark in document["benchmarks"]]
+        self.gpu = documents.get("gpu_report", {})
 
     def row(self, case: str, recipe: str) -> Row:
         return next(row for row in self.rows if (row["case"], row["recipe"]) == (case, recipe))
@@ -54,13 +59,6 @@ class Results:
         return list(dict.fromkeys(row["case"] for row in self.rows))
 
 
-def markdown(header: Iterable[str], body: Iterable[Iterable[str]]) -> str:
-    """A Markdown table; every column but the first is aligned to the right."""
-    header = list(header)
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def machine(results: Results) -> str:
     """Where, when and how the figures were taken."""
     what = results.machine
@@ -68,8 +66,7 @@ def machine(results: Results) -> str:
         f"Taken on {results.when} at commit {results.commit} with `make bench` on {what['cpu']}: {what['cores']} cores,"
         f" {what['threads']} threads, torch {what['torch']}, Python {what['python']}, {what['backend']}. "
         "Times are medians of rounds in which every recipe runs once, in random order; ratios are medians over the "
-        "rounds of two times of the same round; the spread is the interquartile range over the median. "
-        "No GPU timings have been taken."
+        "rounds of two times of the same round; the spread is the interquartile range over the median."
     )
 
 
@@ -159,7 +156,7 @@ def headline(results: Results) -> str:
         )
     return (
         "What follows the backward pass of a ResNet-18 (GradScaler, norm clipping, AdamW, float32) takes "
-        f"{' and '.join(parts)}. {source(results.documents['two_threads'])} No GPU times have been taken."
+        f"{' and '.join(parts)}. {source(results.documents['two_threads'])} " + gpu_tables.headline(results.gpu)
     )
 
 
@@ -248,6 +245,7 @@ FIGURES: dict[str, Callable[[Results], str]] = {
     "ranges": ranges,
     "scaling": scaling,
     "profile": profile,
+    **{name: lambda results, make=make: make(results.gpu) for name, make in gpu_tables.FIGURES.items()},
 }
 
 
@@ -260,13 +258,23 @@ def fill(text: str, results: Results) -> str:
     return re.sub(r"(?P<open><!-- bench:(?P<name>\w+) -->).*?<!-- /bench -->", replace, text, flags=re.DOTALL)
 
 
-def main() -> None:
+def read_results() -> Results:
+    """Every document that there is."""
+    return Results({path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")})
+
+
+def write_pages() -> None:
     """Rewrites the pages in place."""
-    results = Results({path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")})
-    document = results.documents["scaling"]
-    plot.draw([row_of(row) for row in document["rows"]], document, SCALING_PICTURE, by_work=True)
+    results = read_results()
     for page in PAGES:
         page.write_text(fill(page.read_text(), results))
+
+
+def main() -> None:
+    """Pages and the picture."""
+    document = read_results().documents["scaling"]
+    plot.draw([row_of(row) for row in document["rows"]], document, SCALING_PICTURE, by_work=True)
+    write_pages()
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info);
   m.def("has_backend", [](const std::string& device) { return has_backend(at::Device(device)); });
   m.def("launch_form", [](const std::string& device) { return launch_form(at::Device(device)); });
+  m.def("allow_one_launch", &allow_one_launch, py::arg("allowed"));
   m.def("cpu_capability", [] { return cpu::isa_name(cpu::current_isa()); });
   m.def("set_cpu_capability", &set_cpu_capability, py::arg("name"));
 

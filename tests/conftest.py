@@ -1,15 +1,19 @@
 """Fixtures and hypothesis profiles: "default" for every run, "long" for nightly ones (--hypothesis-profile=long)."""
 
+import contextlib
 import os
 import random
 
 import pytest
 import torch
-import torch.testing._internal.common_utils  # loads a hypothesis profile of its own, and must not do so after us
 from hypothesis import HealthCheck, Phase, settings
 
 from gradops.backends import choose
 from gradops.settings import BACKENDS
+
+# It loads a hypothesis profile of its own, and must not do so after us. It needs expecttest, which not everybody has.
+with contextlib.suppress(ModuleNotFoundError):
+    import torch.testing._internal.common_utils
 
 # Shared machines pause for longer than any deadline that would still find slow examples.
 common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]}

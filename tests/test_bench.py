@@ -223,8 +223,11 @@ class FakeGpu:
     def back_to_back(self, step):
         return 3.0
 
+    def host_time(self, step):
+        return 0.5
 
-def test_gpu_rows_have_own_replayed_and_back_to_back_times(monkeypatch):
+
+def test_gpu_rows_have_own_replayed_back_to_back_and_host_times(monkeypatch):
     monkeypatch.setattr(measure.gpu, "warm", lambda step: step)
 
     def captured(step):
@@ -239,6 +242,7 @@ def test_gpu_rows_have_own_replayed_and_back_to_back_times(monkeypatch):
     rows = {row.recipe: row for row in rows_of("3x5", [(5,)] * 3, "float32", recipes, [], found)}
     fused = rows["torch fused + clip"]
     assert (fused.seconds, fused.replay_seconds, fused.call_seconds, len(fused.samples)) == (2.0, 2.0, 3.0, 4)
+    assert fused.host_seconds == 0.5
     assert fused.gradops_speedup == 1.0
     scaled = rows["torch fused + GradScaler + clip"]
     assert (scaled.replay_seconds, scaled.uncaptured) == (None, "it synchronises")

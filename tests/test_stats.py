@@ -164,3 +164,15 @@ def test_backend_says_what_ran_the_step():
     assert optimizer.stats.backend == "none yet"
     optimizer.step()
     assert optimizer.stats.backend.startswith(BACKENDS[os.environ.get("GRADOPS_EMULATED_FORM")])
+
+
+def test_one_launch_can_be_switched_off(backend, device):
+    if backend != "native" or (device.type == "cpu" and "GRADOPS_EMULATED_FORM" not in os.environ):
+        pytest.skip("only native code on a GPU, or emulated, has that form")
+    before = gradops._C.allow_one_launch(False)
+    try:
+        optimizer, params = make(device)
+        step(optimizer, params)
+    finally:
+        gradops._C.allow_one_launch(before)
+    assert optimizer.stats.backend == "two launches: one launch is switched off"

@@ -56,10 +56,13 @@ bool capturing(Stream stream);
 // multiprocessor then holds.
 int make_one_pass_ready(int64_t shared_bytes);
 
+// Switched off by tests and benchmarks, to have the other form where this one is possible.
+inline bool one_launch_allowed = true;
+
 // The form for a table of `chunk_count` chunks. A small table takes no more blocks than it has chunks.
 inline LaunchForm choose_form(const DeviceLimits& limits, int32_t chunk_count) {
   LaunchForm form;
-  form.one_launch = limits.cooperative && limits.resident_blocks > 0;
+  form.one_launch = one_launch_allowed && limits.cooperative && limits.resident_blocks > 0;
   form.large_params = limits.large_params;
   form.blocks =
       std::clamp(form.one_launch ? limits.multiprocessors : 2 * limits.multiprocessors, 1, std::max(chunk_count, 1));
@@ -68,8 +71,9 @@ inline LaunchForm choose_form(const DeviceLimits& limits, int32_t chunk_count) {
   const int64_t parked = form.blocks * (kRegisterSlots + form.shared_slots) * kSharedSlotBytes;
   form.description =
       form.one_launch ? "one cooperative launch, up to " + std::to_string(parked / 1000000) + " MB parked on the chip"
-      : limits.cooperative ? "two launches: the one-pass kernel does not fit on a multiprocessor"
-                           : "two launches: the device has no cooperative launch";
+      : !one_launch_allowed ? "two launches: one launch is switched off"
+      : limits.cooperative  ? "two launches: the one-pass kernel does not fit on a multiprocessor"
+                            : "two launches: the device has no cooperative launch";
   return form;
 }
 

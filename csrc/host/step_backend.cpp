@@ -5,6 +5,7 @@
 #include <c10/core/DeviceGuard.h>
 
 #include <limits>
+#include <utility>
 
 #include "cuda/host/step.h"
 #endif
@@ -28,6 +29,8 @@ std::string launch_form(at::Device device) {
   return cuda::choose_form(cuda::device_limits(device.index()), std::numeric_limits<int32_t>::max()).description;
 }
 
+bool allow_one_launch(bool allowed) { return std::exchange(cuda::one_launch_allowed, allowed); }
+
 #else
 
 bool has_backend(at::Device device) { return device.is_cpu(); }
@@ -37,6 +40,8 @@ const char* backend_devices() { return "cpu only"; }
 std::unique_ptr<StepBackend> make_backend(at::Device) { return std::make_unique<CpuStep>(); }
 
 std::string launch_form(at::Device device) { return make_backend(device)->description(); }
+
+bool allow_one_launch(bool) { return true; }
 
 #endif
 

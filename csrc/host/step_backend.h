@@ -89,4 +89,7 @@ std::unique_ptr<StepBackend> make_backend(at::Device device);
 // How a large step on the device would be launched, for people.
 std::string launch_form(at::Device device);
 
+// Whether steps may be one cooperative launch, for tables made from now on; returns what held before.
+bool allow_one_launch(bool allowed);
+
 }  // namespace gradops

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gradops.bench import machine, measure, plot, scaling, table
+from gradops.bench.forms import find_forms
 from gradops.bench.interleave import Report
 from gradops.bench.libraries import find_libraries
 from gradops.bench.models import MODELS
@@ -67,10 +68,11 @@ def main(args: argparse.Namespace) -> int:
     memory = args.memory * GIBIBYTE if args.memory else measure.free_memory(args.device)
     plan = measure.Plan(args.device, args.dtype, args.seconds, args.rounds, memory)
     libraries, absent = find_libraries(args.device)
+    forms, unusable = find_forms(args.device)
     rows: list[Row] = []
     try:
         for case in scaling.cases(args.most_params) if args.scaling else args.model:
-            recipes = select(case, [*RECIPES, *libraries], args.recipes)
+            recipes = select(case, [*RECIPES, *forms, *libraries], args.recipes)
             with progress(console, case) as report:
                 found = measure.measure(case, plan, recipes, report)
             rows += found
@@ -80,7 +82,7 @@ def main(args: argparse.Namespace) -> int:
     except ModelError as error:
         sys.exit(str(error))
     console.print(table.legend(args.device))
-    for name, why in absent.items():
+    for name, why in (absent | unusable).items():
         console.print(f"not measured: {name}: {why}", markup=False)
     if args.plot:
         plot.draw(rows, head, args.plot, args.scaling)

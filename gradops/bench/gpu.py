@@ -1,8 +1,8 @@
 """Clocks of a GPU, and steps captured as CUDA graphs.
 
-A recipe is timed three ways: the GPU's own time between two events with nothing of the arrays left in its L2 cache, the
-same for a replay of the step captured in a CUDA graph, and the time of a call when calls follow each other without a
-pause, which for many small tensors is the host's.
+A recipe is timed four ways: the GPU's own time between two events with nothing of the arrays left in its L2 cache, the
+same for a replay of the step captured in a CUDA graph, the time of a call when calls follow each other without a pause,
+which for many small tensors is the host's, and the time until a call returns.
 """
 
 import statistics
@@ -50,6 +50,15 @@ class Gpu:
             step()
         torch.cuda.synchronize()
         return (time.perf_counter() - start) / self.BACK_TO_BACK
+
+    def host_time(self, step: Step) -> float:
+        """Seconds until a call returns, of a GPU that has nothing to do; a step that waits has its GPU time in them."""
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        step()
+        seconds = time.perf_counter() - start
+        torch.cuda.synchronize()
+        return seconds
 
     def copy_bandwidth(self) -> float:
         """Bytes a second that a copy of a large array reads and writes: what the device can do."""

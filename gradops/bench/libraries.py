@@ -29,7 +29,7 @@ class Library:
         devices: the types of device it steps on.
         options: keywords beyond torch's that make it AdamW.
         capturable: whether it takes torch's `capturable`; without it its step counter stands still in a CUDA graph.
-        through_operators: whether its update shows itself to torch's dispatcher.
+        through_operators: whether its update shows itself to torch's dispatcher; None where what it moves is not known.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Library:
     devices: tuple[str, ...] = ("cuda",)
     options: tuple[tuple[str, bool], ...] = (("adam_w_mode", True),)
     capturable: bool = True
-    through_operators: bool = False
+    through_operators: bool | None = False
 
     def recipe(self) -> Recipe:
         """Raises ImportError where the library cannot be used, with the reason."""
@@ -50,7 +50,7 @@ class Library:
             raise ImportError("not installed") from error
         except Exception as error:  # a library built for another torch fails in its own ways
             raise ImportError(f"{type(error).__name__}: {error}") from error
-        hidden = nothing_hidden if self.through_operators else _update_bytes
+        hidden = {True: nothing_hidden, False: _update_bytes, None: None}[self.through_operators]
         return Recipe(f"{self.name} + clip", self._build(cls), hidden, GRADOPS)
 
     def _build(self, cls: type) -> Build:
@@ -88,6 +88,14 @@ LIBRARIES = (
         options=(),
         capturable=False,
         through_operators=True,
+    ),
+    Library(
+        "FlashOptim FlashAdamW",  # with moments of 8 bits
+        "flashoptim",
+        "FlashAdamW",
+        options=(),
+        capturable=False,
+        through_operators=None,
     ),
     Library("bitsandbytes AdamW", "bitsandbytes.optim", "AdamW", options=(), capturable=False, through_operators=True),
 )

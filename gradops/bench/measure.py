@@ -129,6 +129,7 @@ def _time_on_gpu(
     found.failed |= failed
     found.add(in_turns(steps, lambda name: clock.own_time(steps[name]), rounds, report), recipes)
     found.back_to_back |= in_turns(steps, lambda name: clock.back_to_back(steps[name]), max(5, rounds // 10))
+    found.host |= in_turns(steps, lambda name: clock.host_time(steps[name]), max(5, rounds // 5))
     steps.clear()
     gc.collect()
     replays, uncaptured = build_all(recipes, shape_list, grads, lambda _, step, __: gpu.captured(step), capturable=True)

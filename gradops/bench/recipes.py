@@ -138,7 +138,9 @@ def _torch_compiled_scaled(params: list[Tensor], **how: bool) -> Step:
     return _scaled_step(optimizer, params, torch.compile(torch.nn.utils.clip_grad_norm_))
 
 
-def _gradops_clipped(**settings: Any) -> Build:
+def gradops_clipped(**settings: Any) -> Build:
+    """Our step with norm clipping, and what `settings` say beside it."""
+
     def build(params: list[Tensor], **_: bool) -> Step:
         return gradops.wrap(_adamw(params), max_norm=MAX_NORM, **settings).step
 
@@ -170,8 +172,8 @@ RECIPES = [
     Recipe("torch.compile + GradScaler + clip", _torch_compiled_scaled, None, GRADOPS_SCALED, COMPILED_CASES),
     Recipe("torch.compile + clip", _torch_compiled, None, GRADOPS, COMPILED_CASES),
     Recipe(GRADOPS_SCALED, _gradops_scaled, one_pass_bytes),
-    Recipe(GRADOPS, _gradops_clipped(), one_pass_bytes),
-    Recipe(GRADOPS_CAPPED, _gradops_clipped(max_relative_step=0.05), one_pass_bytes, GRADOPS),
+    Recipe(GRADOPS, gradops_clipped(), one_pass_bytes),
+    Recipe(GRADOPS_CAPPED, gradops_clipped(max_relative_step=0.05), one_pass_bytes, GRADOPS),
 ]
 
 

@@ -31,6 +31,7 @@ class Row:
         waits: host synchronisations.
         replay_seconds: of a CUDA graph.
         call_seconds: when calls follow each other without a pause, on a GPU.
+        host_seconds: until a call returns, on a GPU that was idle.
         failed: why there is no time.
         uncaptured: why there is no CUDA graph.
     """
@@ -52,6 +53,7 @@ class Row:
     waits: int | None = None
     replay_seconds: float | None = None
     call_seconds: float | None = None
+    host_seconds: float | None = None
     failed: str | None = None
     uncaptured: str | None = None
 
@@ -74,6 +76,7 @@ class Found:
     costs: dict[str, Costs] = field(default_factory=dict)
     replays: dict[str, Samples] = field(default_factory=dict)
     back_to_back: dict[str, Samples] = field(default_factory=dict)
+    host: dict[str, Samples] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     uncaptured: dict[str, str] = field(default_factory=dict)
     bandwidth: float | None = None
@@ -117,6 +120,7 @@ def rows_of(
                 waits=costs.waits if costs else None,
                 replay_seconds=found.replays[name].median if name in found.replays else None,
                 call_seconds=found.back_to_back[name].median if name in found.back_to_back else None,
+                host_seconds=found.host[name].median if name in found.host else None,
                 failed=found.failed.get(name),
                 uncaptured=found.uncaptured.get(name),
             )

@@ -34,6 +34,7 @@ _ON_CPU: tuple[tuple[str, Cell], ...] = (
 _ON_GPU: tuple[tuple[str, Cell], ...] = (
     ("graph\nreplay", lambda row: _time(row.replay_seconds)),
     ("back to\nback", lambda row: _time(row.call_seconds)),
+    ("host", lambda row: _time(row.host_seconds)),
     ("launches", lambda row: _number(row.calls, "d")),
     ("waits", lambda row: _number(row.waits, "d")),
 )

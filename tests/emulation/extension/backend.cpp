@@ -1,6 +1,7 @@
 // In place of csrc/host/step_backend.cpp, csrc/cpu/ops.cpp and csrc/cuda/launch.cu: parameters on the CPU are stepped
 // by the CUDA backend, whose kernels the emulator runs on a GPU of three multiprocessors.
 #include <cstdlib>
+#include <utility>
 
 #include "cuda/host/step.h"
 #include "emulator.h"
@@ -32,6 +33,8 @@ const char* backend_devices() { return "cpu only"; }
 std::unique_ptr<StepBackend> make_backend(at::Device device) { return std::make_unique<CudaStep>(device); }
 
 std::string launch_form(at::Device) { return cuda::choose_form(cuda::device_limits(0), 1000).description; }
+
+bool allow_one_launch(bool allowed) { return std::exchange(cuda::one_launch_allowed, allowed); }
 
 // Nothing is watched, and a fault is raised.
 [[maybe_unused]] const bool kTrusts = (emu::trust_addresses(), true);
