@@ -6,7 +6,7 @@ import torch
 import gradops
 from gradops.bench.costs import silence_profiler
 from gradops.profile import memory, phases
-from gradops.profile.trace import Event, Step, Trace, typical
+from gradops.profile.trace import Event, Step, Trace
 
 RANGE, OPERATOR = "user_annotation", "cpu_op"
 
@@ -83,18 +83,16 @@ def test_kernels_count_for_the_phase_that_launched_them():
     assert found["optimizer"].device_seconds == pytest.approx(10e-6)
 
 
-def test_medians_are_over_the_steps():
-    def step(length):
-        whole = Event("native step", RANGE, 0.0, 100.0, 1, {})
-        return Step(whole, [Event("forward", RANGE, 1.0, length, 1, {})])
+def test_typical_step_is_near_the_medians_in_its_length_and_in_what_follows_backward():
+    def step(length, update):
+        whole = Event("native step", RANGE, 0.0, length, 1, {})
+        return Step(whole, [Event("optimizer", RANGE, 1.0, update, 1, {})])
 
-    assert phases.costs([step(1.0), step(2.0), step(30.0)])["forward"].seconds == pytest.approx(2e-6)
-
-
-def test_typical_step_is_the_median_one():
-    lengths = (5.0, 1.0, 3.0)
-    found = typical([Step(Event("native step", RANGE, 0.0, length, 1, {}), []) for length in lengths])
-    assert found.whole.length == 3.0
+    steps = [step(100.0, 5.0), step(101.0, 50.0), step(300.0, 6.0)]
+    assert phases.typical(steps) is steps[0]
+    found = phases.costs(steps)
+    assert found["optimizer"].seconds == pytest.approx(5e-6)
+    assert sum(cost.seconds for cost in found.values()) == pytest.approx(100e-6)
 
 
 class SmallLoop:

@@ -15,6 +15,8 @@ from gradops.demo.training import batches
 LR, STEPS, BAD = 0.003, 110, 70
 # The corrupt batch: images that somebody forgot to scale, and labels of other images.
 TIMES = 85.0
+# Half of them where the runs are compared; decades alone would be two.
+LOSS_TICKS = (0.2, 0.5, 1.0, 10.0, 50.0)
 REMEDIES: dict[str, dict[str, Any]] = {
     "AdamW": {},
     "max_norm=0.3": {"max_norm": 0.3},
@@ -42,6 +44,7 @@ def draw(path: pathlib.Path) -> dict[str, Any]:
     for axes in (losses, norms):
         axes.axvline(BAD, color=PALE, linewidth=1, linestyle=":")
         axes.set_yscale("log")
+    losses.set_yticks(LOSS_TICKS, [f"{tick:g}" for tick in LOSS_TICKS])
     label(losses, "loss of a batch", "step")
     label(norms, "gradient norm, before clipping", "step")
     losses.legend(frameon=False)

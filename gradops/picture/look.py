@@ -28,9 +28,9 @@ def gridded(axes: Axes, title: str) -> None:
 
 
 def readable_decades(axes: Axes) -> None:
-    """Few numbers, and plain ones, on a logarithmic axis, also where it spans less than a decade."""
+    """Few numbers, and plain ones, on a logarithmic axis, also where it spans less than two decades."""
     low, high = axes.get_ylim()
-    steps = (1.0,) if high > 30 * low else (1.0, 2.0, 5.0)
+    steps = (1.0,) if high > 100 * low else (1.0, 2.0, 5.0)
     axes.yaxis.set_major_locator(LogLocator(subs=steps, numticks=6))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))

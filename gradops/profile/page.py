@@ -7,11 +7,11 @@ from typing import Any
 
 from gradops import page
 from gradops.profile.loop import NAMES, PHASES
-from gradops.profile.phases import PARTS
+from gradops.profile.phases import PARTS, typical
 from gradops.profile.result import Result
 from gradops.profile.tables import Table
 from gradops.profile.timeline import COLOURS, after_backward
-from gradops.profile.trace import Event, typical
+from gradops.profile.trace import Event
 
 HERE = Path(__file__).parent
 # The longest ones; a page with all of a large model's would not scroll smoothly.

@@ -1,14 +1,16 @@
 """Where the time of a step goes: sums over the named ranges of a trace."""
 
+import math
 import statistics
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from gradops.bench.costs import NATIVE_LAUNCHES
-from gradops.profile.loop import PHASES
+from gradops.profile.loop import PHASES, UPDATE
 from gradops.profile.trace import DEVICE_CATEGORIES, Event, Step
 
 OTHER = "other"
+_NOTHING = 1e-9  # seconds
 # What the one pass is made of, after the ranges that the library emits.
 PARTS = (
     "gradops.follow_params",
@@ -88,20 +90,27 @@ class Cost:
         )
 
 
+def typical(steps: Iterable[Step]) -> Step:
+    """The step that is nearest to the medians, in its length and in what comes after its backward pass."""
+    steps = list(steps)
+    each = [(step.whole.length * 1e-6, _after_backward(step)) for step in steps]
+    medians = [statistics.median(found) for found in zip(*each, strict=True)]
+
+    def distance(found: tuple[float, float]) -> float:
+        ratios = ((mine + _NOTHING) / (median + _NOTHING) for mine, median in zip(found, medians, strict=True))
+        return sum(abs(math.log(ratio)) for ratio in ratios)
+
+    return min(zip(each, steps, strict=True), key=lambda pair: distance(pair[0]))[1]
+
+
+def _after_backward(step: Step) -> float:
+    return sum(cost.seconds for name, cost in _of_step(step).items() if name in UPDATE)
+
+
 def costs(steps: Iterable[Step]) -> dict[str, Cost]:
-    """Medians over the steps by phase, then `OTHER`, then by part of the one pass; absent ones are left out."""
-    each = [_of_step(step) for step in steps]
-    names = [name for name in (*PHASES, OTHER, *PARTS) if any(name in step for step in each)]
-    return {name: _median([step.get(name, Cost()) for step in each]) for name in names}
-
-
-def _median(found: list[Cost]) -> Cost:
-    return Cost(
-        statistics.median(cost.seconds for cost in found),
-        round(statistics.median(cost.launches for cost in found)),
-        round(statistics.median(cost.waits for cost in found)),
-        statistics.median(cost.device_seconds for cost in found),
-    )
+    """Of the typical step, by phase, then `OTHER`, then by part of the one pass; absent ones are left out."""
+    found = _of_step(typical(steps))
+    return {name: found[name] for name in (*PHASES, OTHER, *PARTS) if name in found}
 
 
 def _of_step(step: Step) -> dict[str, Cost]:

@@ -25,8 +25,8 @@ class Result:
         images: that make one step.
         records: every step without the profiler, from the first on.
         samples: seconds of those after the warm-up, which took turns.
-        costs: by phase, from the profiled steps.
-        memory: of the typical profiled step, as in the timelines.
+        costs: by phase, of the typical profiled step, as in the timelines.
+        memory: of the same.
         trace: the profiled steps.
     """
 
@@ -94,7 +94,7 @@ def run(
         records,
         {name: Samples([record.seconds for record in records[name][WARMUPS:]]) for name in NAMES},
         {name: phases.costs(of_loop[name]) for name in NAMES},
-        {loop.name: memory.measure(loop, trace.typical(of_loop[loop.name])) for loop in loops},
+        {loop.name: memory.measure(loop, phases.typical(of_loop[loop.name])) for loop in loops},
         recorded,
     )
 

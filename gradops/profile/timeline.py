@@ -1,5 +1,6 @@
 """One typical step of each loop as a timeline, and the picture of both."""
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from matplotlib.ticker import FuncFormatter
 
 from gradops.bench.units import duration
 from gradops.profile.loop import NAMES, PHASES, UPDATE
-from gradops.profile.phases import PARTS
+from gradops.profile.phases import PARTS, typical
 from gradops.profile.result import Result
-from gradops.profile.trace import Event, Step, typical
+from gradops.profile.trace import Event, Step
 
 # Okabe and Ito's colours: cool ones for the model, warm ones for what comes after the backward pass.
 COLOURS = {
@@ -63,7 +64,9 @@ def draw(result: Result, title: str, source: str, path: Path) -> None:
     _memory(panels[2, 1], result, {name: tails[name][0] - steps[name].whole.start for name in NAMES}, longest_tail)
     figure.legend(handles=_legend(steps.values()), loc="outside lower right", ncols=4, frameon=False, fontsize=9)
     figure.suptitle(f"One step, {title}", fontsize=13, color=INK, x=0.01, ha="left")
-    figure.supxlabel(source, fontsize=7.5, color=PALE, x=0.01, ha="left")
+    figure.supxlabel(
+        "\n".join(textwrap.fill(line, 100) for line in source.splitlines()), fontsize=7.5, color=PALE, x=0.01, ha="left"
+    )
     figure.savefig(path, dpi=130)
 
 

@@ -1,7 +1,6 @@
 """What torch.profiler recorded, read from the Chrome trace that it writes."""
 
 import json
-import statistics
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -47,12 +46,6 @@ class Step:
 
     whole: Event
     events: list[Event]
-
-
-def typical(steps: list[Step]) -> Step:
-    """The step whose length is the median."""
-    middle = statistics.median_low([step.whole.length for step in steps])
-    return next(step for step in steps if step.whole.length == middle)
 
 
 class Trace:
