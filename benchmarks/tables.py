@@ -228,7 +228,7 @@ def profile(results: Results) -> str:
         for name, loop in found["loops"].items()
     }
     return (
-        f"What comes after the backward pass takes {after['native']} with torch (fused AdamW, GradScaler, clip) "
+        f"What comes after the backward pass takes {after['torch']} with torch (fused AdamW, GradScaler, clip) "
         f"and {after['gradops']} with gradops; whole steps are {middle:.2f} times as fast (quartiles {low:.2f} and "
         f"{high:.2f}). {source(document)}"
     )

@@ -31,7 +31,7 @@ class Command(NamedTuple):
 
 COMMANDS = (
     Command("demo", "train a CNN that explodes, and cure it", "gradops.demo", "demo"),
-    Command("bench", "time the optimizer phase beside every native recipe", "gradops.bench.command", "report"),
+    Command("bench", "time the optimizer phase beside every recipe of torch's", "gradops.bench.command", "report"),
     Command("profile", "where a training step's time and memory go", "gradops.profile.command", "report"),
     Command("build", "compile the native code for the torch that is installed", "gradops.building.command", "report"),
     Command("report", "which layer exploded in a recorded run, when and why", "gradops.diagnose.command", "report"),

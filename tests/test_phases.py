@@ -21,8 +21,8 @@ def moment(address, size, start, device=0):
 
 
 def steps(*events):
-    whole = event("native step", RANGE, 0, 100)
-    return Trace({"traceEvents": [whole, *events, event("native step", RANGE, 500, 1)]}).steps("native")[:1]
+    whole = event("torch step", RANGE, 0, 100)
+    return Trace({"traceEvents": [whole, *events, event("torch step", RANGE, 500, 1)]}).steps("torch")[:1]
 
 
 def test_time_outside_every_range_is_other():
@@ -85,7 +85,7 @@ def test_kernels_count_for_the_phase_that_launched_them():
 
 def test_typical_step_is_near_the_medians_in_its_length_and_in_what_follows_backward():
     def step(length, update):
-        whole = Event("native step", RANGE, 0.0, length, 1, {})
+        whole = Event("torch step", RANGE, 0.0, length, 1, {})
         return Step(whole, [Event("optimizer", RANGE, 1.0, update, 1, {})])
 
     steps = [step(100.0, 5.0), step(101.0, 50.0), step(300.0, 6.0)]

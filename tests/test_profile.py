@@ -13,7 +13,7 @@ from gradops.__main__ import main
 from gradops.bench.interleave import Samples
 from gradops.bench.zoo import ModelError
 from gradops.profile import batch, command, screen, tables
-from gradops.profile.loop import NAMES, PHASES, GradopsLoop, NativeLoop, Record, Settings
+from gradops.profile.loop import NAMES, PHASES, GradopsLoop, Record, Settings, TorchLoop
 from gradops.profile.phases import Cost
 from gradops.profile.result import Result
 from gradops.profile.trace import Trace
@@ -58,7 +58,7 @@ def output(script, tmp_path_factory):
 
 def loops(script, settings=Settings(), **source):  # noqa: B008  (frozen)
     made = Source(script, **source)
-    return NativeLoop(made.make(None), settings), GradopsLoop(made.make(None), settings)
+    return TorchLoop(made.make(None), settings), GradopsLoop(made.make(None), settings)
 
 
 def test_run_writes_traces_pictures_page_and_figures(output):
@@ -74,11 +74,11 @@ def test_run_writes_traces_pictures_page_and_figures(output):
 def test_figures_have_every_phase_of_both_loops(output):
     figures = json.loads((output / "report.json").read_text())
     assert [found["batch_size"] for found in figures["results"]] == [2, 4]
-    native, ours = (figures["results"][0]["loops"][name] for name in NAMES)
-    assert set(native["phases"]) == {*PHASES, "other"}
+    theirs, ours = (figures["results"][0]["loops"][name] for name in NAMES)
+    assert set(theirs["phases"]) == {*PHASES, "other"}
     assert set(ours["phases"]) >= {"forward", "backward", "optimizer", "gradops.grad_stats", "gradops.adam_step"}
-    assert native["phases"]["optimizer"]["launches"] > ours["phases"]["optimizer"]["launches"] == 2
-    assert len(native["records"]) == 3 + 4
+    assert theirs["phases"]["optimizer"]["launches"] > ours["phases"]["optimizer"]["launches"] == 2
+    assert len(theirs["records"]) == 3 + 4
     assert figures["machine"]["threads"] == torch.get_num_threads()
 
 
@@ -109,17 +109,17 @@ def test_page_works_in_a_browser(output):
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_both_loops_do_the_same_training(script, precision):
     """They part by roundings alone, which half precision and Adam make larger from step to step."""
-    native, ours = loops(script, Settings(precision=precision, accumulate=2, max_norm=0.1))
+    theirs, ours = loops(script, Settings(precision=precision, accumulate=2, max_norm=0.1))
     for _ in range(5):
-        expected, found = native.timed_step(), ours.timed_step()
+        expected, found = theirs.timed_step(), ours.timed_step()
         assert found.loss == pytest.approx(expected.loss, rel=1e-5 if precision == "fp32" else 1e-2)
         assert (found.loss_scale, found.skipped) == (expected.loss_scale, expected.skipped)
     if precision == "fp32":
-        torch.testing.assert_close(ours.params, native.params, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(ours.params, theirs.params, rtol=1e-3, atol=1e-4)
 
 
 def test_accumulation_averages_over_its_batches(script):
-    one, several = NativeLoop(Source(script).make(None), Settings()), NativeLoop(Source(script).make(None), Settings())
+    one, several = TorchLoop(Source(script).make(None), Settings()), TorchLoop(Source(script).make(None), Settings())
     several.settings = Settings(accumulate=3)
     grads = []
     for loop in (one, several):
@@ -130,7 +130,7 @@ def test_accumulation_averages_over_its_batches(script):
             loop.settings = Settings(accumulate=loop.settings.accumulate, max_norm=1e9)
             loop.step()
     assert len(grads) == 4
-    first = NativeLoop(Source(script).make(None), Settings())
+    first = TorchLoop(Source(script).make(None), Settings())
     losses = [first.training.loss(first.training.model(x), y) for x, y in first.training.batches]
     torch.stack(losses).mean().backward()
     for found, param in zip(grads[-1], first.params, strict=True):
@@ -138,10 +138,10 @@ def test_accumulation_averages_over_its_batches(script):
 
 
 def test_step_with_a_nan_is_told_with_the_parameters_it_came_from(script):
-    native, ours = loops(script, Settings(precision="fp16"))
-    for loop in (native, ours):
+    theirs, ours = loops(script, Settings(precision="fp16"))
+    for loop in (theirs, ours):
         loop.training.batches[0][0][:] = torch.nan
-    found, expected = ours.timed_step(), native.timed_step()
+    found, expected = ours.timed_step(), theirs.timed_step()
     assert found.skipped
     assert expected.skipped
     assert found.nonfinite["0.0.0.weight"] == 8 * 3 * 9
@@ -231,7 +231,7 @@ def test_terminal_shows_everything_in_80_columns(script, tmp_path, capsys):
 def test_progress_names_the_loop_that_steps():
     console = Console(file=io.StringIO(), force_terminal=True, width=80)
     with screen.progress(console, "batch size 4", 2) as report:
-        report("native")
+        report("torch")
         report("gradops")
     assert "batch size 4, gradops" in console.file.getvalue()
 
@@ -239,7 +239,7 @@ def test_progress_names_the_loop_that_steps():
 @pytest.mark.parametrize(("seconds", "said"), [([0.9, 1.4, 0.7], True), ([0.5, 0.6, 0.7], False)])
 def test_steps_that_differ_less_than_their_rounds_are_not_told_apart(seconds, said, monkeypatch):
     monkeypatch.setattr(Result, "profiler_overhead", lambda self, name: 0.0)
-    samples = {"native": Samples([1.0, 1.0, 1.0]), "gradops": Samples(seconds)}
+    samples = {"torch": Samples([1.0, 1.0, 1.0]), "gradops": Samples(seconds)}
     result = Result(4, 4, {}, samples, {}, {}, Trace({"traceEvents": []}))
     assert ("cannot be told apart" in tables.verdict(result, [2.0, 1.0], 10.0)) == said
 
@@ -247,7 +247,7 @@ def test_steps_that_differ_less_than_their_rounds_are_not_told_apart(seconds, sa
 def test_gpu_table_of_launches_waits_host_and_device_time_fits_80_columns():
     cost = Cost(seconds=1.234e-3, launches=1234, waits=12, device_seconds=5.678e-3)
     costs = dict.fromkeys((*PHASES, "other"), cost)
-    result = Result(4, 4, {}, {}, {"native": costs, "gradops": {"optimizer": cost}}, {}, Trace({"traceEvents": []}))
+    result = Result(4, 4, {}, {}, {"torch": costs, "gradops": {"optimizer": cost}}, {}, Trace({"traceEvents": []}))
     console = Console(file=io.StringIO(), width=80)
     screen.show(console, tables.launches(result, "cuda"))
     text = console.file.getvalue()
@@ -258,7 +258,7 @@ def test_gpu_table_of_launches_waits_host_and_device_time_fits_80_columns():
 
 def test_speed_of_a_step_is_bounded_by_the_share_of_what_changed(monkeypatch):
     monkeypatch.setattr(Result, "profiler_overhead", lambda self, name: 0.0)
-    samples = {"native": Samples([1.3, 1.32, 1.31]), "gradops": Samples([1.0, 1.0, 1.0])}
+    samples = {"torch": Samples([1.3, 1.32, 1.31]), "gradops": Samples([1.0, 1.0, 1.0])}
     said = tables.verdict(Result(4, 4, {}, samples, {}, {}, Trace({"traceEvents": []})), [0.05, 0.01], 1.0)
     assert "It is 5.0% of a step, which makes steps 1.04 times as fast at most" in said
 

@@ -1,1 +1,1 @@
-"""`python -m gradops bench`: the whole optimizer phase, gradops beside every native recipe, on the user's machine."""
+"""`python -m gradops bench`: the whole optimizer phase, gradops beside torch's recipes, on the user's machine."""

@@ -1,1 +1,1 @@
-"""`python -m gradops profile`: where a mixed-precision training step goes, natively and with gradops."""
+"""`python -m gradops profile`: where a mixed-precision training step goes, with torch's own recipe and with gradops."""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from gradops.profile import memory, trace
-from gradops.profile.loop import NativeLoop, Settings
+from gradops.profile.loop import Settings, TorchLoop
 from gradops.profile.training import Source
 
 MOST = 2**16
@@ -29,14 +29,14 @@ def largest(fits: Callable[[int], bool], most: int = MOST) -> int:
 
 
 def peak(source: Source, settings: Settings, batch_size: int) -> int:
-    """Bytes that a native step takes at most, the optimizer's state included."""
-    loop = NativeLoop(source.make(batch_size), settings)
+    """Bytes that a step of torch's takes at most, the optimizer's state included."""
+    loop = TorchLoop(source.make(batch_size), settings)
     loop.step()
     return memory.measure(loop, trace.record([loop], 1).steps(loop.name)[0]).peak
 
 
 def search(source: Source, settings: Settings, limit: float | None, report: Callable[[int, int | None], object]) -> int:
-    """The largest batch size whose native step stays below `limit` bytes, and on a GPU is not refused.
+    """The largest batch size whose step with torch stays below `limit` bytes, and on a GPU is not refused.
 
     Args:
         source: what is trained.

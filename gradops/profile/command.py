@@ -16,7 +16,7 @@ from gradops.bench.zoo import ModelError
 from gradops.profile import batch, page, result, screen, tables, timeline
 from gradops.profile.loop import NAMES, PRECISIONS, Settings
 from gradops.profile.result import Result
-from gradops.profile.training import DEMO, NATIVE, Source
+from gradops.profile.training import DEMO, FORMS, Source
 
 AUTO = "auto"
 GIBIBYTE = 2**30
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--accumulate", type=int, default=1, help="forward and backward passes that make a step (1)")
     parser.add_argument("--checkpointing", action="store_true", help="compute activations again in backward")
     parser.add_argument("--max-norm", type=float, default=1.0, help="the gradients' norm is clipped to it (1.0)")
-    parser.add_argument("--native", choices=NATIVE, default="fused", help="form of torch's AdamW for --model (fused)")
+    parser.add_argument("--adamw", choices=FORMS, default="fused", help="form of torch's AdamW for --model (fused)")
     parser.add_argument("--image-size", type=int, default=224, help="side of the images for --model (224)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--memory-limit", type=float, metavar="GIB", help="of --batch-size auto")
@@ -80,7 +80,7 @@ def main(args: argparse.Namespace) -> int:
     args.output.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False)
     name = args.training or args.model or DEMO
-    source = Source(name, args.image_size, args.native, args.device, args.checkpointing)
+    source = Source(name, args.image_size, args.adamw, args.device, args.checkpointing)
     settings = Settings(args.device, args.precision, args.accumulate, args.max_norm)
     head = machine.provenance(args.device)
     console.print(machine.sentence(head), markup=False)

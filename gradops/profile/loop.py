@@ -19,7 +19,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 # In a step's order. What is not one of them is "other".
 PHASES = ("forward", "backward", "unscale", "norm", "clip", "optimizer", "scale update", "zero_grad")
 UPDATE = PHASES[2:7]
-NAMES = ("native", "gradops")
+NAMES = ("torch", "gradops")
 
 
 def step_range(name: str) -> str:
@@ -118,10 +118,10 @@ class Loop:
         return self.record(time.perf_counter() - start, float(loss), scale)
 
 
-class NativeLoop(Loop):
+class TorchLoop(Loop):
     """torch's: GradScaler for fp16, clip_grad_norm_ in its two halves, and the optimizer as it is."""
 
-    name = "native"
+    name = "torch"
 
     def prepare(self) -> None:
         self.scaler = torch.amp.GradScaler(self.settings.device, enabled=self.settings.scaled)

@@ -8,7 +8,7 @@ from itertools import groupby
 
 from gradops.bench.interleave import Samples, no_garbage_collection
 from gradops.profile import memory, phases, trace
-from gradops.profile.loop import NAMES, GradopsLoop, Loop, NativeLoop, Record, Settings
+from gradops.profile.loop import NAMES, GradopsLoop, Loop, Record, Settings, TorchLoop
 from gradops.profile.memory import Memory
 from gradops.profile.phases import Cost
 from gradops.profile.training import Source
@@ -43,13 +43,13 @@ class Result:
 
     @property
     def speedup(self) -> float:
-        """Median over the rounds of the native step's time over that of gradops."""
+        """Median over the rounds of torch's step's time over that of gradops."""
         return self.speedup_quartiles[1]
 
     @property
     def speedup_quartiles(self) -> tuple[float, float, float]:
         """Quartiles over the rounds of the same."""
-        return self.samples["gradops"].faster_quartiles(self.samples["native"])
+        return self.samples["gradops"].faster_quartiles(self.samples["torch"])
 
     def profiler_overhead(self, name: str) -> float:
         """How much longer a profiled step takes, as a share."""
@@ -65,7 +65,7 @@ def run(
     profiled: int,
     report: Callable[[str], object],
 ) -> Result:
-    """Trains natively and with gradops from the same weights on the same batches, in turns.
+    """Trains with torch's own recipe and with gradops from the same weights on the same batches, in turns.
 
     Args:
         source: what is trained.
@@ -75,7 +75,7 @@ def run(
         profiled: steps of each under the profiler, after those.
         report: told of each step that is done, by loop.
     """
-    loops: list[Loop] = [kind(source.make(batch_size), settings) for kind in (NativeLoop, GradopsLoop)]
+    loops: list[Loop] = [kind(source.make(batch_size), settings) for kind in (TorchLoop, GradopsLoop)]
     records: dict[str, list[Record]] = {name: [] for name in NAMES}
     order = random.Random(0)
     with no_garbage_collection():

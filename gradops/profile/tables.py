@@ -33,16 +33,16 @@ def of_result(result: Result, device: str) -> list[Table]:
 
 def where_time_goes(result: Result) -> Table:
     """Times and shares of a step's phases, then of the parts of the one pass, then of the whole step."""
-    native, ours = (result.costs[name] for name in NAMES)
-    totals = [sum(cost.seconds for name, cost in found.items() if name not in PARTS) for found in (native, ours)]
+    theirs, ours = (result.costs[name] for name in NAMES)
+    totals = [sum(cost.seconds for name, cost in found.items() if name not in PARTS) for found in (theirs, ours)]
     rows: list[tuple[str, ...]] = []
     for name in (*PHASES, OTHER):
-        if name in native or name in ours:
-            cells = (*_time(native.get(name), totals[0]), *_time(ours.get(name), totals[1], name))
+        if name in theirs or name in ours:
+            cells = (*_time(theirs.get(name), totals[0]), *_time(ours.get(name), totals[1], name))
             rows.append((name, *cells))
         if name == "optimizer":
             rows += [(f"  {part}", "", "", *_time(ours[part], totals[1])) for part in PARTS if part in ours]
-    update = [sum((found.get(name, Cost()) for name in UPDATE), Cost()).seconds for found in (native, ours)]
+    update = [sum((found.get(name, Cost()) for name in UPDATE), Cost()).seconds for found in (theirs, ours)]
     first = len(rows)
     rows.append(("unscale to scale update", *_time(Cost(update[0]), totals[0]), *_time(Cost(update[1]), totals[1])))
     rows.append(("step, profiled", *_time(Cost(totals[0]), totals[0]), *_time(Cost(totals[1]), totals[1])))
@@ -52,7 +52,7 @@ def where_time_goes(result: Result) -> Table:
     rows.append(("images per second", speeds[0], "", speeds[1], ""))
     return Table(
         f"Where the time goes, batch size {result.batch_size}",
-        ("phase", "native", "share", "gradops", "share"),
+        ("phase", "torch", "share", "gradops", "share"),
         rows,
         frozenset(range(first, len(rows))),
         verdict(result, update, totals[0]),
@@ -70,25 +70,25 @@ def verdict(result: Result, update: list[float], step: float) -> str:
 
     Args:
         result: of both loops.
-        update: seconds of what comes after the backward pass, natively and with gradops, profiled.
-        step: seconds of a profiled step, natively.
+        update: seconds of what comes after the backward pass, with torch and with gradops, profiled.
+        step: seconds of a profiled step, with torch.
     """
     low, middle, high = result.speedup_quartiles
     steps = f"{_compare(middle)} with gradops (quartiles {low:.2f} and {high:.2f})"
     told_apart = not low <= 1 <= high
     after = f"{_compare(update[0] / update[1])} ({duration(update[0])} to {duration(update[1])}, profiled)"
     bound = step / max(step - update[0] + update[1], 1e-9)
-    native, ours = (result.samples[name].spread for name in NAMES)
-    rounds = len(result.samples["native"].seconds)
+    theirs, ours = (result.samples[name].spread for name in NAMES)
+    rounds = len(result.samples["torch"].seconds)
     overhead = max(result.profiler_overhead(name) for name in NAMES)
     said = [
         f"Steps are {steps}." if told_apart else f"Steps cannot be told apart: they are {steps}.",
         f"What comes after the backward pass is {after}.",
         f"It is {update[0] / step:.1%} of a step, which makes steps {bound:.2f} times as fast at most: more is noise.",
-        f"Spread of the steps: {native:.0%} and {ours:.0%} of the median, {rounds} rounds.",
+        f"Spread of the steps: {theirs:.0%} and {ours:.0%} of the median, {rounds} rounds.",
         f"Profiled steps take {overhead:+.0%}.",
     ]
-    if max(native, ours) > WIDE:
+    if max(theirs, ours) > WIDE:
         said.append("That is a wide spread: the machine was not quiet.")
     return " ".join(said)
 
@@ -99,18 +99,18 @@ def _compare(ratio: float) -> str:
 
 def launches(result: Result, device: str) -> Table:
     """What the host asks for and waits for."""
-    native, ours = (result.costs[name] for name in NAMES)
+    theirs, ours = (result.costs[name] for name in NAMES)
     on_gpu = device == "cuda"
     counted = "launches" if on_gpu else "operators"
     own = (counted, "waits", "host", "device") if on_gpu else (counted, "reads")
     rows = []
     for name in (*PHASES, OTHER):
-        if name in native or name in ours:
-            rows.append((name, *_asked(native.get(name), on_gpu), *_asked(ours.get(name), on_gpu)))
+        if name in theirs or name in ours:
+            rows.append((name, *_asked(theirs.get(name), on_gpu), *_asked(ours.get(name), on_gpu)))
     kernels = "kernels launched" if on_gpu else "operators that touch data, and calls of the one pass"
     waits = "waits: synchronisations" if on_gpu else "reads: tensors whose value Python asks for, a wait on a GPU"
     return Table(
-        "What the host asks for: native, then gradops",
+        "What the host asks for: torch, then gradops",
         ("phase", *own, *own),
         rows,
         note=f"{counted}: {kernels}; {waits}.",
@@ -178,5 +178,5 @@ def batch_sizes(results: list[Result]) -> Table:
         speeds = [f"{result.images_per_second(name):,.1f}" for name in NAMES]
         peaks = [size(result.memory[name].peak) for name in NAMES]
         rows.append((str(result.batch_size), *times, f"{result.speedup:.2f}x", *speeds, *peaks))
-    header = ("batch", "native", "gradops", "faster", "native/s", "gradops/s", "native mem", "gradops mem")
+    header = ("batch", "torch", "gradops", "faster", "torch/s", "gradops/s", "torch mem", "gradops mem")
     return Table("Batch sizes", header, rows, note="/s: images per second; mem: peak memory.")

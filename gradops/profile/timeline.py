@@ -106,8 +106,8 @@ def _short(event: Event) -> str:
 
 
 def _memory(axes: Axes, result: Result, origins: dict[str, float], width: float) -> None:
-    unit = next((unit for unit in UNITS if result.memory["native"].peak >= unit[1]), UNITS[-1])
-    for name, colour, dashes in (("native", "#D55E00", "-"), ("gradops", "#0072B2", (0, (3, 1)))):
+    unit = next((unit for unit in UNITS if result.memory["torch"].peak >= unit[1]), UNITS[-1])
+    for name, colour, dashes in (("torch", "#D55E00", "-"), ("gradops", "#0072B2", (0, (3, 1)))):
         memory = result.memory[name]
         points = [(moment - origins[name], taken / unit[1]) for moment, taken in memory.curve]
         axes.step(*zip(*points, strict=True), where="post", color=colour, linewidth=1.8, linestyle=dashes, label=name)

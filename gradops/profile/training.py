@@ -16,7 +16,7 @@ from gradops.bench.zoo import ModelError, load_function, make_model
 CLASSES = 1000
 # Batches of a user's data that are kept and taken in turns, so that loading is no part of what is compared.
 KEPT_BATCHES = 8
-NATIVE: dict[str, dict[str, Any]] = {
+FORMS: dict[str, dict[str, Any]] = {
     "fused": {"fused": True},
     "foreach": {"foreach": True},
     "loop": {"foreach": False},
@@ -45,7 +45,7 @@ class Source:
     Attributes:
         model: `DEMO`, a name of torchvision or timm, or "path.py:function"; see `make`.
         image_size: side of the random images.
-        native: the form of torch's AdamW; a key of `NATIVE`.
+        form: the form of torch's AdamW; a key of `FORMS`.
         device: where it trains.
         checkpointing: keep blocks' inputs in place of their activations, which backward then computes again.
         seed: of weights and images.
@@ -53,7 +53,7 @@ class Source:
 
     model: str
     image_size: int = 224
-    native: str = "fused"
+    form: str = "fused"
     device: str = "cpu"
     checkpointing: bool = False
     seed: int = 0
@@ -102,7 +102,7 @@ class Source:
         model.to(self.device)
         inputs = torch.randn(batch_size, *shape, dtype=next(model.parameters()).dtype, device=self.device)
         targets = torch.randint(classes, (batch_size,), dtype=torch.int64, device=self.device)
-        optimizer = torch.optim.AdamW(model.named_parameters(), lr=1e-3, **NATIVE[self.native])
+        optimizer = torch.optim.AdamW(model.named_parameters(), lr=1e-3, **FORMS[self.form])
         return Training(model, optimizer, [(inputs, targets)], nn.functional.cross_entropy)
 
     def _network(self) -> tuple[nn.Module, tuple[int, ...], int]:
