@@ -65,7 +65,7 @@ class Settings:
 
     @property
     def of_state(self) -> tuple[Any, ...]:
-        """What an optimizer's state hangs on."""
+        """The settings that an optimizer's state depends on."""
         return self.master_weights, self.moments_dtype, self.rounding
 
 

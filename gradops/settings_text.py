@@ -31,10 +31,10 @@ MEANING = {
     "track_updates": """whether each step also measures how far it moved every parameter: `stats.update_ratio` and
         `stats.param_rms`, gathered while the update writes. Like every setting it may be set at run time.""",
     "l1": """weight of an L1 penalty beside the weight decay: `l1 * sign(param)` is added to the clipped gradients. A
-        group's own "l1" wins over it; `gradops.no_decay_groups` makes groups that spare norms and biases.""",
+        group's own "l1" wins over it; `gradops.no_decay_groups` makes groups without norms and biases.""",
     "clip_mode": """"norm", or "agc" for adaptive gradient clipping (Brock et al. 2021): the gradient of each unit, a
         filter or a row, is clipped to max_norm (0.01, say) times the norm of its weights, which counts as at least
-        1e-3. A group with "agc": False is spared, as the paper spares the last layer.""",
+        1e-3. A group with "agc": False is not clipped; the paper leaves out the last layer.""",
     "protect": """the model, a module or an iterable of them. Where a step is skipped, for an inf or NaN or by the
         guard, its buffers go back to what they were after the last applied step: BatchNorm's running statistics,
         which the forward of a NaN batch has made NaN for ever. All of its buffers are kept, of every dtype, by

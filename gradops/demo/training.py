@@ -48,7 +48,7 @@ class Task:
 
     @property
     def scaled(self) -> bool:
-        """Whether the loss has to be scaled, lest small gradients vanish."""
+        """Whether the loss has to be scaled, so that small gradients do not vanish."""
         return self.precision == "fp16"
 
     def autocast(self) -> AbstractContextManager[None]:

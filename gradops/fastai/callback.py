@@ -105,7 +105,7 @@ class GradOps(Callback):
         for name, value in settings_with(self.settings, self.learn.model).items():
             self.undo.callback(setattr, optimizer, name, getattr(optimizer, name))
             setattr(optimizer, name, value)
-        # Now, lest a checkpoint taken before the first batch (lr_find takes one) hold the scale of another policy.
+        # Now, so that a checkpoint taken before the first batch (lr_find takes one) has this policy's scale.
         optimizer.engine.scaling.follow(optimizer.loss_scale)
         self.undo.callback(_drop_scaled_gradients, optimizer)
 

@@ -73,7 +73,7 @@ def _is_expanded(tensor: Tensor) -> bool:
 
 
 def _gradients(params: list[nn.Parameter]) -> Undo:
-    """Which gradient each parameter has. They are taken away, lest backward add to them."""
+    """Which gradient each parameter has. They are taken away, so that backward does not add to them."""
     grads = [(param, param.grad) for param in params]
     for param in params:
         param.grad = None
