@@ -84,7 +84,7 @@ def assert_moment(actual, expected, tolerance, magnitude, what):
 
 def cancelled(state, group, largest):
     """What float32 loses of a gradient where penalties cancel it, over what Adam divides it by: much, near 0."""
-    second = state.max_exp_avg_sq if group["amsgrad"] else state.exp_avg_sq
+    second = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
     denom = (second.double() / (1.0 - group["betas"][1] ** max(1, state.step))).sqrt() + group["eps"]
     return (tol.FLOAT32_EPS * largest / tol.PARAM.atol) / denom.cpu()
 
@@ -120,7 +120,7 @@ class Beside:
         stored = [values.clone() for values in oracle.updated]
         kept = [None if grad is None else grad.clone() for grad in grads]
         self.moments_before = [
-            0.0 if state is None or not state.exp_avg.numel() else state.exp_avg.abs().max().item()
+            0.0 if state is None or not state["exp_avg"].numel() else state["exp_avg"].abs().max().item()
             for state in oracle.states
         ]
         optimizer.step()
@@ -145,7 +145,7 @@ class Beside:
         groups = [group for group in self.optimizer.param_groups for _ in group["params"]]
         for row, (param, group) in enumerate(zip(params_of(self.optimizer), groups, strict=True)):
             expected, mine = self.oracle.params[row], self.optimizer.state.get(param, {})
-            state = self.oracle.states[row] or self.oracle._new_state(param)
+            state = self.oracle.states[row] or self.oracle.new_state(param)
             assert int(mine.get("step", 0)) == state.step
             largest = min(stats.grads.abs_max[row], self.oracle.clip_value or math.inf)
             largest *= 1.0 if self.oracle.agc else stats.clip_coef
@@ -168,7 +168,7 @@ class Beside:
                 before = self.moments_before[row] * (beta1 if beta1 <= 0.5 else 1.0)
                 magnitude = max(largest, before) if key == "exp_avg" else largest**2
                 tolerance = exact if skipped else tolerance
-                assert_moment(mine[key], getattr(state, key), tolerance, magnitude, f"{key} of param {row}")
+                assert_moment(mine[key], state[key], tolerance, magnitude, f"{key} of param {row}")
 
     def compare_weights(self, row, param, mine, state, skipped, unit):
         actual, expected = param.detach(), self.oracle.params[row]
@@ -236,4 +236,4 @@ class Beside:
             state = self.oracle.states[row]
             for key in (*MOMENTS, "master", "compensation") if state else ():
                 if key in self.optimizer.state[param]:
-                    getattr(state, key).copy_(self.optimizer.state[param][key])
+                    state[key].copy_(self.optimizer.state[param][key])

@@ -9,7 +9,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # Lowest first; parts of one floor do not know each other. A part is a folder or a file right below gradops.
 FLOORS = (
-    ("_C", "_version", "figure", "grad_values", "notebook", "numbers", "page", "reference", "torch_before_2_7"),
+    (
+        "_C",
+        "_version",
+        "figure",
+        "grad_values",
+        "notebook",
+        "numbers",
+        "page",
+        "reference",
+        "torch_before_2_7",
+        "update_rule",
+    ),
     ("building", "distributed", "stats"),
     ("policies",),
     ("settings",),

@@ -8,7 +8,8 @@ from torch.library import opcheck
 
 import gradops
 from gradops import reference
-from gradops.reference import update as reference_update
+from gradops.reference.rules import adam
+from gradops.reference.update import ParamState, update_param
 
 ops = torch.ops.gradops
 
@@ -55,16 +56,16 @@ def test_adam_step(decoupled, amsgrad, found_inf):
     expected = []
     for row, param in enumerate(args[0]):
         weight = param.clone()
-        state = reference_update.AdamState(*(torch.zeros_like(param) for _ in range(3)), step=2)
+        state = ParamState({name: torch.zeros_like(param) for name in adam.MOMENTS}, step=2)
         grad = reference.clip(reference.unscale(args[1][row], 0.25), 0.1, 0.25)
         if not found_inf:
-            reference_update.adam_step(weight, grad, state, {**group, "decoupled_weight_decay": decoupled}, 0.1)
+            update_param(adam, weight, grad, state, {**group, "decoupled_weight_decay": decoupled}, 0.1)
         expected.append((weight, state))
     ops.adam_step_(*args, **options)
     for row, (weight, state) in enumerate(expected):
         torch.testing.assert_close(args[0][row], weight, rtol=1e-6, atol=1e-6)
-        torch.testing.assert_close(args[2][row], state.exp_avg, rtol=1e-6, atol=1e-8)
-        torch.testing.assert_close(args[3][row], state.exp_avg_sq, rtol=1e-6, atol=1e-10)
+        torch.testing.assert_close(args[2][row], state["exp_avg"], rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(args[3][row], state["exp_avg_sq"], rtol=1e-6, atol=1e-10)
         assert args[5][row].item() == state.step
 
 

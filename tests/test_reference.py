@@ -46,7 +46,7 @@ def assert_same(optimizer, oracle, dtype):
         assert (oracle.states[row].step if oracle.states[row] else 0) == int(state.get("step", 0))
         for key in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
             if key in state:
-                torch.testing.assert_close(getattr(oracle.states[row], key), state[key], **options)
+                torch.testing.assert_close(oracle.states[row][key], state[key], **options)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

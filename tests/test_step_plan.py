@@ -126,11 +126,11 @@ def follow(both):
     for row, param in enumerate(params_of(optimizer)):
         state = optimizer.state.get(param, {})
         oracle.params[row] = param.detach().clone()
-        oracle.states[row] = oracle._new_state(param)
+        oracle.states[row] = oracle.new_state(param)
         oracle.states[row].step = int(state.get("step", 0))
         for key in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
             if key in state:
-                getattr(oracle.states[row], key).copy_(state[key])
+                oracle.states[row][key].copy_(state[key])
 
 
 def grads_for(optimizer, device):

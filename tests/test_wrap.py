@@ -231,7 +231,7 @@ def test_state_torch_left_behind_is_taken_over(first, device):
         optimizer.step()
     state = optimizer.state[param]
     both = Beside(gradops.wrap(optimizer, max_norm=1.0), max_norm=1.0)
-    both.oracle.states[0] = both.oracle._new_state(param)
+    both.oracle.states[0] = both.oracle.new_state(param)
     both.oracle.states[0].step = 3
     both.synchronise()
     both.step([torch.randn_like(param)])

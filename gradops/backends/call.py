@@ -19,10 +19,9 @@ class Row:
         name: what messages call it.
         group: index into `StepCall.groups`.
         grad: the gradient of this step; None for a parameter that takes no part.
-        state: `optimizer.state[param]`: `step` (one float32 value on the parameter's device), `exp_avg`,
-            `exp_avg_sq` and, with amsgrad, `max_exp_avg_sq` (of `Settings.moments_dtype`); with `master` (float32),
-            that is updated, and the parameter is it rounded; `compensation` (of the parameter's dtype) is what rounding
-            took off it. None until it is bound.
+        state: `optimizer.state[param]`: `step` (one float32 value on the parameter's device) and the rule's moments (of
+            `Settings.moments_dtype`); with `master` (float32), that is updated, and the parameter is it rounded;
+            `compensation` (of the parameter's dtype) is what rounding took off it. None until it is bound.
         squares_known: whether what a backend gathered of the parameter's sum of squares is still true.
     """
 

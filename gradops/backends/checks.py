@@ -7,11 +7,9 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _WAYS_OUT = {
     **dict.fromkeys(("master", "compensation"), "; delete this entry of its state, so that it is made anew"),
-    **dict.fromkeys(
-        ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
-        "; give it the parameter's shape, or clear this parameter's state",
-    ),
+    "grad": "",
 }
+_WAY_OUT_OF_MOMENTS = "; give it the parameter's shape, or clear this parameter's state"
 
 
 def takes_part(param: Tensor) -> bool:
@@ -55,7 +53,7 @@ def check_like(tensor: Tensor, param: Tensor, role: str, name: str) -> None:
     check_tensor(tensor, param.device, role, name, dtypes)
     if tensor.shape != param.shape:
         shapes = f"{list(tensor.shape)}, its parameter {list(param.shape)}"
-        raise RuntimeError(f"gradops: {role} of '{name}' has shape {shapes}{_WAYS_OUT.get(role, '')}")
+        raise RuntimeError(f"gradops: {role} of '{name}' has shape {shapes}{_WAYS_OUT.get(role, _WAY_OUT_OF_MOMENTS)}")
 
 
 def check_writable(tensor: Tensor, role: str, name: str) -> None:

@@ -14,6 +14,7 @@ from gradops.backends.plan import StepPlan
 from gradops.backends.torch import ops as torch_ops
 from gradops.backends.torch.step import TorchStep
 from gradops.settings import BACKENDS
+from gradops.update_rule import UpdateRule
 
 _advised = False
 TRITON_DEVICES = ("cuda", "xpu")  # torch calls ROCm's devices cuda too
@@ -73,12 +74,12 @@ def advise(choice: Choice) -> None:
         warnings.warn(f"{extension.MISSING}; until then steps run {where}", stacklevel=2)
 
 
-def make_plan(choice: Choice) -> Plan:
+def make_plan(choice: Choice, rule: UpdateRule) -> Plan:
     """A new plan for the chosen backend."""
     if choice.sharded:
         from gradops.backends.sharded.plan import ShardedPlan
 
-        return ShardedPlan(torch_ops if choice.name == "torch" else torch.ops.gradops)
+        return ShardedPlan(torch_ops if choice.name == "torch" else torch.ops.gradops, rule)
     if choice.name == "native":
         from gradops.backends.native.plan import NativePlan
 
@@ -86,8 +87,8 @@ def make_plan(choice: Choice) -> Plan:
     if choice.name == "triton":
         from gradops.backends.triton.step import TritonStep
 
-        return StepPlan(TritonStep())
-    return StepPlan(TorchStep(choice.reason))
+        return StepPlan(TritonStep(), rule)
+    return StepPlan(TorchStep(rule, choice.reason), rule)
 
 
 @functools.cache

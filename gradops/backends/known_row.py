@@ -8,9 +8,10 @@ from torch import Tensor
 
 from gradops.backends.call import Row
 from gradops.backends.checks import check_like, check_tensor, check_writable, takes_part
+from gradops.update_rule import UpdateRule
 
-_ENTRIES = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "master", "compensation")
-_OPTIONAL = ("max_exp_avg_sq", "master", "compensation")
+# Entries of a state beside its rule's, where the settings want them.
+_UNROUNDED = ("master", "compensation")
 
 # Address, dtype, shape and strides.
 Form = tuple[int, torch.dtype, torch.Size, tuple[int, ...]]
@@ -28,6 +29,7 @@ class KnownRow:
     row: Row
     device: torch.device
     dtypes: tuple[torch.dtype, ...]  # that its parameter may have
+    rule: UpdateRule
     param: Form | None = None  # None until it is to be stepped
     grad: tuple[Any, ...] | None = None
     # Every tensor with its address and shape; None where there is none, or where it must be bound again.
@@ -88,8 +90,9 @@ class KnownRow:
         row = self.row
         if not state or row.param.grad is None:
             return
-        for key in _ENTRIES:
-            if key in _OPTIONAL and key not in state:
+        optional = (*(moment.name for moment in self.rule.moments if moment.because), *_UNROUNDED)
+        for key in (*self.rule.moment_names, *_UNROUNDED):
+            if key in optional and key not in state:
                 continue
             tensor = self._entry(state, key)
             check_like(tensor, row.param, key, row.name)

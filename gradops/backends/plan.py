@@ -14,13 +14,14 @@ from gradops.backends.call import Backend, Row, StepCall
 from gradops.backends.known_row import KnownRow
 from gradops.settings import Settings, with_l1
 from gradops.stats import StepBuffers
+from gradops.update_rule import UpdateRule
 
 
 class StepPlan:
     """What the optimizer's tensors are, checked at each step against what they were."""
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+    def __init__(self, backend: Backend, rule: UpdateRule) -> None:
+        self._backend, self._rule = backend, rule
         self._known: list[KnownRow] = []
         self._buffers = StepBuffers()
 
@@ -45,7 +46,7 @@ class StepPlan:
         for (param, group), name in zip(params, names, strict=True):
             kept = before.get(id(param))
             if kept is None or (kept.row.group, kept.device) != (group, device):
-                kept = KnownRow(Row(param, name, group), device, self._backend.DTYPES)
+                kept = KnownRow(Row(param, name, group), device, self._backend.DTYPES, self._rule)
                 kept.link_if_it_takes_part()
             known.append(kept)
         for entry, name in zip(known, names, strict=True):
@@ -120,7 +121,7 @@ class StepPlan:
     def _carry_out(self, call: StepCall) -> None:
         taking_part = [known for known in self._known if known.row.grad is not None]
         for known in taking_part:
-            _check_amsgrad(known.row, call.groups[known.row.group])
+            _check_moments(known.row, self._rule, call.groups[known.row.group])
         with torch.no_grad():
             self._backend.step(call)
         # A stale graph must not be run backward through, whatever wrote the memory.
@@ -147,6 +148,7 @@ class StepPlan:
         )
 
 
-def _check_amsgrad(row: Row, group: dict[str, Any]) -> None:
-    if group["amsgrad"] and "max_exp_avg_sq" not in (row.state or {}):
-        raise RuntimeError(f"gradops: amsgrad is on, but the state of '{row.name}' has no max_exp_avg_sq")
+def _check_moments(row: Row, rule: UpdateRule, group: dict[str, Any]) -> None:
+    for moment in rule.moments:
+        if moment.because and moment.used(group) and moment.name not in (row.state or {}):
+            raise RuntimeError(f"gradops: {moment.because}, but the state of '{row.name}' has no {moment.name}")

@@ -12,9 +12,10 @@ from gradops.backends.torch.math import arithmetic_of
 from gradops.numbers import number
 from gradops.one_pass.engine import Engine
 from gradops.one_pass.groups import params_of
-from gradops.one_pass.state import HALF_PRECISION, MOMENTS
+from gradops.one_pass.state import HALF_PRECISION
 from gradops.one_pass.stuck import Progress
 from gradops.settings import settings_of
+from gradops.update_rule import UpdateRule
 
 # Values of the state dict that hold what plain torch has no place for. They ride in the first group, as flat scalars:
 # distributed checkpoints keep those and plain torch ignores them.
@@ -53,21 +54,22 @@ def saved_scalars(group: Mapping[str, Any]) -> dict[str, Any]:
     return saved
 
 
-def check_kind(state_dict: Mapping[str, Any]) -> None:
+def check_kind(rule: UpdateRule, state_dict: Mapping[str, Any]) -> None:
     """Refuses the state dict of another kind of optimizer.
 
     Raises:
-        ValueError: a group or a parameter's state lacks what Adam's has.
+        ValueError: a group or a parameter's state lacks what those of the rule have.
     """
-    groups = ((f"group {index}", group, ("betas", "eps")) for index, group in enumerate(state_dict["param_groups"]))
+    groups = ((f"group {index}", group, rule.group_keys) for index, group in enumerate(state_dict["param_groups"]))
+    always = [moment.name for moment in rule.moments if not moment.because]
     entries = state_dict["state"].items()
-    states = ((f"parameter {name}", entry, ("step", *MOMENTS[:2])) for name, entry in entries if entry)
+    states = ((f"parameter {name}", entry, (*rule.counters, *always)) for name, entry in entries if entry)
     for name, there, wanted in chain(groups, states):
         missing = next((key for key in wanted if key not in there), None)
         if missing is not None:
             raise ValueError(
-                f"the state dict is no Adam's: its {name} has no {missing}; load the model's weights alone, and let "
-                "this optimizer begin anew"
+                f"the state dict is no {rule.title}'s: its {name} has no {missing}; load the model's weights alone, "
+                "and let this optimizer begin anew"
             )
 
 

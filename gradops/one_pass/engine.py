@@ -79,7 +79,7 @@ class Engine:
         choice = choose_backend(optimizer.param_groups, optimizer.backend)
         names = param_names(optimizer.param_groups)
         if choice != self.choice:
-            self.plan, self.choice, self._prepared_for = choose.make_plan(choice), choice, None
+            self.plan, self.choice, self._prepared_for = choose.make_plan(choice, optimizer.rule), choice, None
         self.buffers.resize(names, choice.device)
         self.plan.bind_params(optimizer.param_groups, names, self.buffers)
 
@@ -165,8 +165,8 @@ class Engine:
             param, group = params[index]
             # Not states[param], which only torch's own defaultdict makes.
             state = states.get(param) or states.setdefault(param, {})
-            state.update(zero_state(param, group["amsgrad"], settings))
-            fit_state(state, param, settings)
+            state.update(zero_state(param, optimizer.rule.moments_of(group), settings))
+            fit_state(state, param, optimizer.rule, settings)
         self._gather_steps()
         self.plan.bind_state(states)
 
@@ -181,7 +181,7 @@ class Engine:
                 got = type(state).__name__
                 raise TypeError(f"gradops: the state of '{name}' must be a dict or another mapping, got {got}")
             if state:
-                fit_state(state, param, settings)
+                fit_state(state, param, optimizer.rule, settings)
         self._fitted_for = settings.of_state
 
     def _gather_steps(self) -> None:

@@ -14,11 +14,12 @@ from gradops.distributed.shards import check_placements, is_sharded, local_tenso
 from gradops.one_pass.state import wants_master
 from gradops.settings import Settings, with_l1
 from gradops.stats import StepBuffers
+from gradops.update_rule import UpdateRule
 
 _STEPPABLE = (*DTYPES, torch.float64)
 
 
-def check_groups(param_groups: list[dict[str, Any]], settings: Settings) -> None:
+def check_groups(param_groups: list[dict[str, Any]], settings: Settings, rule: UpdateRule) -> None:
     """Refuses what the one pass cannot do with these settings, before anything has changed.
 
     Raises:
@@ -39,7 +40,7 @@ def check_groups(param_groups: list[dict[str, Any]], settings: Settings) -> None
     buffers = StepBuffers()
     choice = choose_backend(param_groups, settings.backend)
     buffers.resize(param_names(param_groups), choice.device)
-    plan = choose.make_plan(choice)
+    plan = choose.make_plan(choice, rule)
     plan.prepare(settings.checked())
     plan.bind_params(param_groups, param_names(param_groups), buffers)
 

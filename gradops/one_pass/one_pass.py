@@ -1,7 +1,7 @@
 """The optimizer's Python side: everything between `loss.backward()` and the next forward as one call."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from gradops.one_pass.loss_scaling import OUT_OF_ORDER, STALE_UNSCALE
 from gradops.policies.protect import Protect, protect_setting, protected
 from gradops.settings import SETTINGS, Settings, SettingsAttributes, settings_of
 from gradops.stats import StepStats
+from gradops.update_rule import UpdateRule
 
 
 class OnePass(SettingsAttributes, torch.optim.Optimizer):
@@ -28,9 +29,11 @@ class OnePass(SettingsAttributes, torch.optim.Optimizer):
 
     Attributes:
         engine: carries out the steps, and tells those who watch them.
+        rule: what a step does to one element.
     """
 
     engine: Engine
+    rule: ClassVar[UpdateRule]
 
     # On the class: an instance's attribute would be lost in deepcopy and pickle.
     _step_supports_amp_scaling = True
@@ -47,7 +50,7 @@ class OnePass(SettingsAttributes, torch.optim.Optimizer):
         settings.checked()
         check_builder()
         super().__init__(params, *args, **keywords)
-        check_groups(self.param_groups, settings)
+        check_groups(self.param_groups, settings, self.rule)
         self._setup(settings)
 
     def _setup(self, settings: Settings) -> None:
@@ -196,7 +199,7 @@ class OnePass(SettingsAttributes, torch.optim.Optimizer):
         if not hasattr(self, "engine"):
             return  # torch's constructor adds the first groups; _setup follows
         try:
-            check_groups(self.param_groups, settings_of(self))
+            check_groups(self.param_groups, settings_of(self), self.rule)
         except (RuntimeError, ValueError):
             self.param_groups.pop()
             raise
@@ -227,7 +230,7 @@ class OnePass(SettingsAttributes, torch.optim.Optimizer):
         final: dict[str, Any] = {}
 
         def begin(_: Any, loaded: dict[str, Any]) -> None:
-            checkpoint.check_kind(loaded)
+            checkpoint.check_kind(self.rule, loaded)
             final.update(loaded)
 
         handles = [

@@ -1,6 +1,6 @@
 """What the optimizer keeps for each parameter, as the settings want it."""
 
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
 from typing import Any
 
 import torch
@@ -8,9 +8,9 @@ from torch import Tensor
 
 from gradops.distributed.shards import is_sharded
 from gradops.settings import Settings
+from gradops.update_rule import UpdateRule
 
 HALF_PRECISION = (torch.bfloat16, torch.float16)
-MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
 
 def moments_dtype_of(param: Tensor, settings: Settings) -> torch.dtype:
@@ -33,20 +33,20 @@ def wants_master(param: Tensor, settings: Settings) -> bool:
     return wanted
 
 
-def zero_state(param: Tensor, amsgrad: bool, settings: Settings) -> dict[str, Tensor]:
-    """The moments and the step count before the first update, in the parameter's layout."""
-    names, dtype = MOMENTS[: 2 + amsgrad], moments_dtype_of(param, settings)
+def zero_state(param: Tensor, names: Iterable[str], settings: Settings) -> dict[str, Tensor]:
+    """The moments of these names and the step count before the first update, in the parameter's layout."""
+    dtype = moments_dtype_of(param, settings)
     moments = {name: torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format) for name in names}
     return {"step": torch.zeros((), dtype=torch.float32, device=param.device), **moments}
 
 
-def fit_state(state: MutableMapping[str, Any], param: Tensor, settings: Settings) -> None:
+def fit_state(state: MutableMapping[str, Any], param: Tensor, rule: UpdateRule, settings: Settings) -> None:
     """Gives a parameter's state the entries that the settings want, and takes those that they do not.
 
     Moments are cast where they are of another dtype than the settings'; those of complex numbers are left alone.
     """
     dtype = moments_dtype_of(param, settings)
-    for name in MOMENTS:
+    for name in rule.moment_names:
         moment = state.get(name)
         if isinstance(moment, Tensor) and moment.is_floating_point() and moment.dtype != dtype:
             state[name] = moment.to(dtype)

@@ -8,6 +8,7 @@ from typing_extensions import Unpack
 from gradops.one_pass.one_pass import OnePass
 from gradops.settings import SettingsDict, spelt_out
 from gradops.settings_text import arguments
+from gradops.update_rule import Moment, UpdateRule
 
 _ARGUMENTS = f"""
     Args:
@@ -21,6 +22,18 @@ _ARGUMENTS = f"""
         ValueError: a keyword is out of its range, a parameter stands twice in the groups, or `differentiable` is set.
         RuntimeError: a parameter cannot be stepped, or the backend cannot run; the message names it and says why.
 """
+
+
+RULE = UpdateRule(
+    name="adam",
+    title="Adam",
+    moments=(
+        Moment("exp_avg"),
+        Moment("exp_avg_sq"),
+        Moment("max_exp_avg_sq", used=lambda group: bool(group["amsgrad"]), because="amsgrad is on"),
+    ),
+    group_keys=("betas", "eps"),
+)
 
 
 class AdamWKeywords(SettingsDict, total=False):
@@ -51,6 +64,8 @@ class Adam(OnePass, torch.optim.Adam):
     `moments_dtype` whatever the parameter's dtype. A step's meaning is written down in `gradops.reference`.
     {_ARGUMENTS}"""
 
+    rule = RULE
+
     def __init__(self, params: Any, *args: Any, **keywords: Unpack[AdamKeywords]) -> None:
         super().__init__(params, *args, **keywords)
 
@@ -60,6 +75,8 @@ class Adam(OnePass, torch.optim.Adam):
 class AdamW(OnePass, torch.optim.AdamW):
     __doc__ = f"""torch.optim.AdamW, as `gradops.Adam` is torch.optim.Adam: torch's arguments first, then the settings.
     {_ARGUMENTS}"""
+
+    rule = RULE
 
     def __init__(self, params: Any, *args: Any, **keywords: Unpack[AdamWKeywords]) -> None:
         super().__init__(params, *args, **keywords)

@@ -68,7 +68,7 @@ def wrap(optimizer: torch.optim.Optimizer, **settings: Unpack[SettingsDict]) -> 
     cls: type = type(optimizer)
     upgraded = _upgraded_class(cls)
     has_scheduler = _check_own_step(optimizer)
-    check_groups(optimizer.param_groups, wanted)
+    check_groups(optimizer.param_groups, wanted, upgraded.rule)
     saved_scalars(optimizer.param_groups[0])
     _swap_class(optimizer, upgraded, has_scheduler)
     optimizer._setup(wanted)  # type: ignore[attr-defined]

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from gradops.reference.guard import GuardState, is_spike, next_guard_state, to_float32
-from gradops.reference.update import AdamState, adam_step, agc_coefs, relative_lr, update_stats, vector_norm
+from gradops.reference.rules import adam
+from gradops.reference.update import ParamState, agc_coefs, relative_lr, update_param, update_stats, vector_norm
 
 
 @dataclass
@@ -150,6 +151,7 @@ class Reference:
             clip_mode: as in `gradops.wrap`, policies as objects.
         moments_dtype: in which moments are stored; None for ``dtype``.
         dtype: in which gradients are unscaled, and to which the update's results are rounded.
+        rule: a module of `gradops.reference.rules`.
     """
 
     def __init__(
@@ -168,10 +170,12 @@ class Reference:
         l1: float = 0.0,
         clip_mode: str = "norm",
         dtype: torch.dtype = torch.float32,
+        rule: Any = adam,
     ) -> None:
+        self.rule = rule
         self.groups = [{**g, "params": [p.detach().clone() for p in g["params"]]} for g in param_groups]
         self.params: list[Tensor] = [param for group in self.groups for param in group["params"]]
-        self.states: list[AdamState | None] = [None] * len(self.params)
+        self.states: list[ParamState | None] = [None] * len(self.params)
         self.max_norm, self.norm_type, self.clip_value = max_norm, norm_type, clip_value
         self.max_relative_step, self.policy, self.dtype = max_relative_step, loss_scale, dtype
         self.master_weights, self.moments_dtype, self.l1 = master_weights, moments_dtype or dtype, l1
@@ -233,9 +237,9 @@ class Reference:
         ]
         return [ratio for ratio, _ in rows], [rms for _, rms in rows]
 
-    def _new_state(self, param: Tensor) -> AdamState:
-        exp_avg, exp_avg_sq, max_exp_avg_sq = (torch.zeros_like(param, dtype=self.moments_dtype) for _ in range(3))
-        state = AdamState(exp_avg, exp_avg_sq, max_exp_avg_sq)
+    def new_state(self, param: Tensor) -> ParamState:
+        """The state before the first update."""
+        state = ParamState({name: torch.zeros_like(param, dtype=self.moments_dtype) for name in self.rule.MOMENTS})
         if param.dtype in (torch.bfloat16, torch.float16):
             state.master = param.to(self.dtype) if self.master_weights else None
             state.compensation = torch.zeros_like(param) if self.rounding == "kahan" else None
@@ -245,7 +249,7 @@ class Reference:
         capped, groups = [], [group for group in self.groups for _ in group["params"]]
         smallest = decision.clip_coef
         for row, (param, grad, group) in enumerate(zip(self.params, grads, groups, strict=True)):
-            state = self.states[row] or self._new_state(param)
+            state = self.states[row] or self.new_state(param)
             updated = param if state.master is None else state.master
             group_lr = float(group["lr"]) * lr_factor
             lr = relative_lr(updated, group_lr, self.max_relative_step, state.step + 1)
@@ -257,6 +261,6 @@ class Reference:
                     coefs = agc_coefs(updated, element, self.max_norm)
                     element = clip(element, None, coefs)
                     smallest = min(smallest, coefs.min().item())
-                adam_step(param, element, state, {"l1": self.l1, **group}, lr, self.dtype)
+                update_param(self.rule, param, element, state, {"l1": self.l1, **group}, lr, self.dtype)
         decision.clip_coef = smallest
         return capped

@@ -1,4 +1,4 @@
-"""The specification of one parameter's update: Adam's rule, what bounds it, and what is told of it.
+"""The specification of one parameter's update: what every rule shares, what bounds it, and what is measured of it.
 
 `gradops.reference` strings it together with what comes before; everything is float64 from the stored values.
 """
@@ -25,18 +25,20 @@ def vector_norm(values: Tensor, norm_type: float) -> float:
 
 
 @dataclass
-class AdamState:
-    """The state of one parameter; ``step`` counts applied updates.
+class ParamState:
+    """The state of one parameter; ``step`` counts applied updates, ``moments`` are the rule's.
 
     With a ``master`` the parameter is it rounded; ``compensation`` is what rounding to nearest took off the parameter.
     """
 
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
-    max_exp_avg_sq: Tensor
+    moments: dict[str, Tensor]
     step: int = 0
     master: Tensor | None = None
     compensation: Tensor | None = None
+
+    def __getitem__(self, key: str) -> Tensor:
+        """The tensor that an optimizer's state has under this key."""
+        return self.moments[key] if key in self.moments else getattr(self, key)
 
 
 def agc_coefs(weight: Tensor, grad: Tensor, ratio: float) -> Tensor:
@@ -73,38 +75,40 @@ def update_stats(before: Tensor, after: Tensor) -> tuple[float, float]:
     return ratio, norm / math.sqrt(max(1, after.numel()))
 
 
-def adam_step(
-    param: Tensor, grad: Tensor, state: AdamState, group: dict[str, Any], lr: float, dtype: torch.dtype = torch.float32
-) -> None:
-    """Adam or AdamW as torch.optim defines them, in place. ``grad`` is unscaled and clipped, ``lr`` capped.
-
-    Every result is rounded to ``dtype``, a kernel's; the update takes it so, and then it is rounded to what stores it.
-    A ``compensation`` is added before the update and taken anew after it, 0 where the parameter is not finite: the
-    compensated summation of Kahan (1965), with the sum of parameter and compensation in the place of the parameter.
-    """
-    beta1, beta2 = (float(beta) for beta in group["betas"])
-    state.step += 1
-    updated = param if state.master is None else state.master
-    weight, grad = updated.double(), grad.double()
-    if state.compensation is not None:
-        weight = (weight + state.compensation.double()).to(dtype).double()
+def regularise(weight: Tensor, grad: Tensor, group: dict[str, Any], lr: float, signs: Tensor) -> tuple[Tensor, Tensor]:
+    """What every rule's update begins with: ``maximize``, weight decay and L1, whose signs are of the stored values."""
     if group["maximize"]:
         grad = -grad
     if group["weight_decay"] and group["decoupled_weight_decay"]:
         weight = weight * (1.0 - lr * group["weight_decay"])
     elif group["weight_decay"]:
         grad = grad + group["weight_decay"] * weight
-    grad = grad + group.get("l1", 0.0) * updated.double().sign()
-    exp_avg = (beta1 * state.exp_avg.double() + (1.0 - beta1) * grad).to(dtype)
-    second = exp_avg_sq = (beta2 * state.exp_avg_sq.double() + (1.0 - beta2) * grad.square()).to(dtype)
-    if group["amsgrad"]:
-        second = torch.maximum(state.max_exp_avg_sq.to(dtype), second)
-        state.max_exp_avg_sq.copy_(second)
-    state.exp_avg.copy_(exp_avg)
-    state.exp_avg_sq.copy_(exp_avg_sq)
-    step_size = lr / (1.0 - beta1**state.step)
-    denom = (second.double() / (1.0 - beta2**state.step)).sqrt() + group["eps"]
-    weight = (weight - step_size * exp_avg.double() / denom).to(dtype)
+    return weight, grad + group.get("l1", 0.0) * signs
+
+
+def update_param(
+    rule: Any,
+    param: Tensor,
+    grad: Tensor,
+    state: ParamState,
+    group: dict[str, Any],
+    lr: float,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """One update in place. ``rule`` is a module of `gradops.reference.rules`, ``grad`` unscaled and clipped, ``lr``
+    capped.
+
+    Every result is rounded to ``dtype``, a kernel's; the update takes it so, and then it is rounded to what stores it.
+    A ``compensation`` is added before the update and taken anew after it, 0 where the parameter is not finite: the
+    compensated summation of Kahan (1965), with the sum of parameter and compensation in the place of the parameter.
+    """
+    state.step += 1
+    updated = param if state.master is None else state.master
+    weight = updated.double()
+    if state.compensation is not None:
+        weight = (weight + state.compensation.double()).to(dtype).double()
+    weight, grad = regularise(weight, grad.double(), group, lr, updated.double().sign())
+    weight = rule.update(weight, grad, state.moments, group, lr, state.step, dtype).to(dtype)
     updated.copy_(weight)
     param.copy_(updated)
     if state.compensation is not None:

@@ -13,6 +13,7 @@ from triton.runtime.jit import create_function_from_signature
 from gradops.backends.call import Row, StepCall
 from gradops.backends.triton import step as triton_step
 from gradops.one_pass.state import fit_state, zero_state
+from gradops.optim.adam import RULE
 from gradops.settings import Settings
 from gradops.stats import StepBuffers
 
@@ -72,8 +73,8 @@ def launches_of(param_dtype, grad_dtype, amsgrad=False, beta1=0.9, **settings):
     group |= {"amsgrad": amsgrad, "decoupled_weight_decay": True, "params": params}
     rows = []
     for index, param in enumerate(params):
-        state = zero_state(param, True, Settings(**settings))
-        fit_state(state, param, Settings(**settings))
+        state = zero_state(param, RULE.moment_names, Settings(**settings))
+        fit_state(state, param, RULE, Settings(**settings))
         rows.append(Row(param, str(index), 0, torch.zeros_like(param, dtype=grad_dtype), state))
     buffers = StepBuffers()
     buffers.resize(("0", "1"), torch.device("cpu"))

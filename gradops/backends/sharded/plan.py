@@ -14,6 +14,7 @@ from gradops.backends.sharded.step import MeshStep
 from gradops.distributed.shards import is_sharded, local_grad, local_tensor
 from gradops.settings import Settings
 from gradops.stats import StepBuffers
+from gradops.update_rule import UpdateRule
 
 
 @dataclass(slots=True)
@@ -88,11 +89,12 @@ class ShardedPlan:
 
     Args:
         ops: who has the operators of `gradops.ops`.
+        rule: the update rule.
     """
 
-    def __init__(self, ops: Any) -> None:
+    def __init__(self, ops: Any, rule: UpdateRule) -> None:
         self._backend = MeshStep(ops)
-        self._plan = StepPlan(self._backend)
+        self._plan = StepPlan(self._backend, rule)
         self._shards: list[_Shard] = []
         self._local_state: dict[Tensor, Any] = {}
 

@@ -5,7 +5,6 @@ What depends on the gradients stays a tensor; a skipped step writes what was the
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -150,76 +149,3 @@ def next_loss_scale(
     grows = tracker >= policy.growth_interval
     moved = torch.where(skip, smaller, torch.where(grows, larger, wide))
     return moved.to(scale.dtype), torch.where(skip | grows, 0, tracker)
-
-
-@dataclass(slots=True)
-class AdamRule:
-    """What a parameter's update takes besides its group's hyper-parameters; 0-d, in its arithmetic's dtype."""
-
-    step_size: Tensor  # lr / (1 - beta1^step)
-    inv_bias_correction2_sqrt: Tensor  # 1 / sqrt(1 - beta2^step)
-    decay: Tensor  # lr * weight_decay
-
-
-def adam_rules(params: list[Tensor], group: dict[str, Any], lr: Tensor, step: Tensor) -> list[AdamRule]:
-    """One rule for each of a group's parameters.
-
-    Args:
-        params: the parameters.
-        group: the param group.
-        lr: the rate that each takes, in the wide dtype.
-        step: the number of each one's update, from 1, in the wide dtype.
-    """
-    beta1, beta2 = (float(beta) for beta in group["betas"])
-    step_size = lr / _bias_correction(beta1, step)
-    inv_bias_correction2_sqrt = _bias_correction(beta2, step).rsqrt()
-    scalars = torch.stack([step_size, inv_bias_correction2_sqrt, lr * float(group["weight_decay"])], dim=1)
-    dtypes = [arithmetic_of(param) for param in params]
-    rounded = {dtype: scalars.to(dtype).unbind() for dtype in set(dtypes)}
-    return [AdamRule(*rounded[dtype][index].unbind()) for index, dtype in enumerate(dtypes)]
-
-
-def _bias_correction(beta: float, step: Tensor) -> Tensor:
-    """1 - beta^step; by expm1, because float32 would lose it for the first steps."""
-    return -torch.expm1(step * (math.log(beta) if beta > 0 else -math.inf))
-
-
-def adam_update(
-    param: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any], rule: AdamRule, skip: Tensor
-) -> None:
-    """One parameter's update in place, or none; `grad` is unscaled and clipped, in its arithmetic's dtype."""
-    updated = state.get("master", param)
-    weight, weight_decay = updated.to(arithmetic_of(param)), float(group["weight_decay"])
-    compensation = state.get("compensation")
-    grad = grad.to(weight.dtype)
-    if compensation is not None:
-        weight = weight + compensation
-    beta1, beta2 = (float(beta) for beta in group["betas"])
-    if group["maximize"]:
-        grad = -grad
-    if group["l1"]:
-        grad = grad.add(weight.sign(), alpha=float(group["l1"]))
-    if weight_decay and not group["decoupled_weight_decay"]:
-        grad = grad.add(weight, alpha=weight_decay)
-    # From the end that weighs more, as torch.lerp.
-    begin, coef = (state["exp_avg"], 1.0 - beta1) if beta1 > 0.5 else (grad, -beta1)
-    exp_avg = grad.sub(state["exp_avg"]).mul_(coef).add_(begin)
-    # In this order, or the square of a huge gradient overflows.
-    exp_avg_sq = grad.mul(1.0 - beta2).mul_(grad).add_(state["exp_avg_sq"], alpha=beta2)
-    moved = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
-    second = exp_avg_sq
-    if group["amsgrad"]:
-        second = moved["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], second)
-    denom = second.sqrt().mul_(rule.inv_bias_correction2_sqrt).add_(float(group["eps"]))
-    if weight_decay and group["decoupled_weight_decay"]:
-        weight = weight.sub(weight.mul(rule.decay))
-    weight = weight.sub(exp_avg.div(denom).mul_(rule.step_size))
-    for key, value in moved.items():
-        torch.where(skip, state[key], value.to(state[key].dtype), out=state[key])
-    if updated is not param:
-        torch.where(skip, updated, weight, out=updated)
-    if compensation is not None:
-        left = weight - weight.to(param.dtype)
-        left = torch.where(left.isfinite(), left, 0.0).to(param.dtype)
-        torch.where(skip, compensation, left, out=compensation)
-    torch.where(skip, param, weight.to(param.dtype), out=param)

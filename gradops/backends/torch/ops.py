@@ -12,6 +12,8 @@ from torch import Tensor
 from gradops.backends.checks import check_like, check_writable
 from gradops.backends.torch import math as torch_math
 from gradops.backends.torch.math import GradStats
+from gradops.backends.torch.rules import adam
+from gradops.backends.torch.update import update_
 from gradops.policies.loss_scale import DynamicLossScale
 
 _increment = torch.autograd.graph.increment_version
@@ -114,14 +116,14 @@ def adam_step_(
     skip = torch.zeros((), dtype=torch.bool, device=device) if found_inf is None else found_inf.reshape(()) != 0
     wide = torch_math.wide_dtype(device)
     numbers = torch.stack([step.reshape(()) for step in steps]).to(wide) + 1
-    rules = torch_math.adam_rules(params, group, lr.to(device, wide).reshape(()).expand_as(numbers), numbers)
+    rates = lr.to(device, wide).reshape(()).expand_as(numbers)
+    coefs = adam.coefs(params, group, rates, numbers)
     inv_scale = _inverse(grad_scale)
-    for index, (param, rule) in enumerate(zip(params, rules, strict=True)):
+    for index, param in enumerate(params):
         grad = torch_math.clamp(torch_math.unscale(grads[index], inv_scale), clip_value)
         grad = grad if clip_coef is None else grad * clip_coef.reshape(()).to(grad.dtype)
-        torch_math.adam_update(
-            param, grad, {name: tensors[index] for name, tensors in moments.items()}, group, rule, skip
-        )
+        state = {name: tensors[index] for name, tensors in moments.items()}
+        update_(adam, param, grad, state, group, rates[index], coefs[index], skip)
         steps[index].add_(~skip)
     for tensors in (params, steps, *moments.values()):
         _increment(tensors)

@@ -13,24 +13,28 @@ from gradops.backends.call import Row, StepCall
 from gradops.backends.checks import DTYPES
 from gradops.backends.torch import agc as torch_agc
 from gradops.backends.torch import math as torch_math
+from gradops.backends.torch import rules
 from gradops.backends.torch.guard import Verdict, judge
 from gradops.backends.torch.math import GradStats
+from gradops.backends.torch.update import update_
 from gradops.policies.loss_scale import DynamicLossScale
 from gradops.policies.relative_step import RelativeStepCap
 from gradops.settings import loss_scale_policy, relative_step_cap
+from gradops.update_rule import UpdateRule
 
 
 class TorchStep:
     """The torch backend.
 
     Args:
+        rule: the update rule.
         reason: why it was chosen, for people.
     """
 
     DTYPES: tuple[torch.dtype, ...] = (*DTYPES, torch.float64)
 
-    def __init__(self, reason: str) -> None:
-        self._reason = reason
+    def __init__(self, rule: UpdateRule, reason: str) -> None:
+        self._rule, self._reason = rules.load(rule), reason
 
     def forget_rows(self) -> None:
         """Nothing is kept from step to step."""
@@ -58,40 +62,41 @@ class TorchStep:
             found_inf = found_inf | (call.found_inf.reshape(()).to(device) != 0)
         verdict = judge(call, every.norm, found_inf)
         before = [widened(row.updated, copy=True) for row in rows if settings.track_updates]
-        capped = _update(call, rows, inv_scale, verdict)
+        capped = self._update(call, rows, inv_scale, verdict)
         write_scalars(call, verdict, scale)
         _write_rows(call, stats, capped)
         if settings.track_updates:
             _write_updates(call, rows, before, verdict.skip)
 
+    def _update(self, call: StepCall, rows: list[Row], inv_scale: Tensor | None, verdict: Verdict) -> list[Tensor]:
+        """Moves parameters, moments and step counts unless the step is skipped; returns whose rate was capped.
 
-def _update(call: StepCall, rows: list[Row], inv_scale: Tensor | None, verdict: Verdict) -> list[Tensor]:
-    """Moves parameters, moments and step counts unless the step is skipped; returns whose rate was capped.
-
-    With clip_mode "agc" the verdict's clip_coef becomes the smallest factor.
-    """
-    coef, skip, cap = verdict.clip_coef, verdict.skip, relative_step_cap(call.settings.max_relative_step)
-    capped: list[Tensor] = []
-    for index, group in enumerate(call.groups):
-        members = [row for row in rows if row.group == index]
-        if not members:
-            continue
-        steps = [state_of(row)["step"] for row in members]
-        rms = None if cap is None else torch.stack([_rms(row.updated) for row in members])
-        lr, step, limited = rates(group["lr"], verdict.before.lr_factor, members, cap, rms)
-        capped += (limited & ~skip).unbind()
-        rules = torch_math.adam_rules([row.param for row in members], group, lr, step)
-        for row, rule in zip(members, rules, strict=True):
-            assert row.grad is not None
-            grad = torch_math.clamp(torch_math.unscale(row.grad, inv_scale), call.settings.clip_value)
-            grad = grad * coef.to(grad.dtype)
-            if call.settings.clip_mode == "agc" and group.get("agc", True) and grad.numel():
-                coefs = torch_agc.unit_coefs(row.updated, grad, call.settings.max_norm or math.inf)
-                verdict.clip_coef = torch.where(skip, verdict.clip_coef, verdict.clip_coef.minimum(coefs.amin()))
-                grad = grad * coefs
-            torch_math.adam_update(row.param, grad, state_of(row), group, rule, skip)
-        torch._foreach_add_(steps, [(~skip).float()] * len(steps))
-    return capped
+        With clip_mode "agc" the verdict's clip_coef becomes the smallest factor.
+        """
+        coef, skip, cap = verdict.clip_coef, verdict.skip, relative_step_cap(call.settings.max_relative_step)
+        capped: list[Tensor] = []
+        for index, group in enumerate(call.groups):
+            members = [row for row in rows if row.group == index]
+            if not members:
+                continue
+            steps = [state_of(row)["step"] for row in members]
+            rms = None if cap is None else torch.stack([_rms(row.updated) for row in members])
+            lr, step, limited = rates(group["lr"], verdict.before.lr_factor, members, cap, rms)
+            capped += (limited & ~skip).unbind()
+            coefs = self._rule.coefs([row.param for row in members], group, lr, step)
+            for row, rate, coef_of_row in zip(members, lr, coefs, strict=True):
+                assert row.grad is not None
+                grad = torch_math.clamp(torch_math.unscale(row.grad, inv_scale), call.settings.clip_value)
+                grad = grad * coef.to(grad.dtype)
+                if call.settings.clip_mode == "agc" and group.get("agc", True) and grad.numel():
+                    unit_coefs = torch_agc.unit_coefs(row.updated, grad, call.settings.max_norm or math.inf)
+                    verdict.clip_coef = torch.where(
+                        skip, verdict.clip_coef, verdict.clip_coef.minimum(unit_coefs.amin())
+                    )
+                    grad = grad * unit_coefs
+                update_(self._rule, row.param, grad, state_of(row), group, rate, coef_of_row, skip)
+            torch._foreach_add_(steps, [(~skip).float()] * len(steps))
+        return capped
 
 
 def rates(

@@ -1,0 +1,52 @@
+"""What an optimizer does to one element, as data: what creating, fitting, checking and saving its state read."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+def _always(group: Mapping[str, Any]) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Moment:
+    """An entry of a parameter's state that is shaped as the parameter, and that the update moves.
+
+    Attributes:
+        name: the key of the state, torch's.
+        used: whether the updates of a param group have it.
+        because: what makes a group use it, for messages ("amsgrad is on"); empty for one that every group uses.
+    """
+
+    name: str
+    used: Callable[[Mapping[str, Any]], bool] = _always
+    because: str = ""
+
+
+@dataclass(frozen=True)
+class UpdateRule:
+    """An update rule.
+
+    Attributes:
+        name: that of its files: csrc/math/rules, backends/torch/rules, backends/triton/rules, reference/rules.
+        title: what messages call it.
+        moments: in the order of the slots that kernels have for them.
+        group_keys: of a param group, by which a state dict is known to be the rule's.
+        counters: entries of torch's state beside the moments; ours has a "step" whether or not torch's has.
+    """
+
+    name: str
+    title: str
+    moments: tuple[Moment, ...]
+    group_keys: tuple[str, ...]
+    counters: tuple[str, ...] = ("step",)
+
+    @property
+    def moment_names(self) -> tuple[str, ...]:
+        """Of all moments."""
+        return tuple(moment.name for moment in self.moments)
+
+    def moments_of(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        """The names of those that a param group's updates have."""
+        return tuple(moment.name for moment in self.moments if moment.used(group))
