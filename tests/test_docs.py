@@ -1,5 +1,6 @@
 """What the documentation shows runs, and what it refers to is there."""
 
+import json
 import re
 import subprocess
 import sys
@@ -99,6 +100,18 @@ def test_every_figure_of_the_guide_has_its_maker():
     made = set(re.findall(r'^    "([\w-]+)": \w+\.draw,$', (folder / "__main__.py").read_text(), re.M))
     shown = set(re.findall(r"figures/([\w-]+)\.png", (ROOT / "docs" / "exploding-gradients.md").read_text()))
     assert shown == made == {path.stem for path in folder.glob("*.png")}
+
+
+def test_first_page_shows_the_report_of_its_picture():
+    report = " ".join(json.loads((ROOT / "docs/figures/facts.json").read_text())["exploded"]["report"])
+    shown = (ROOT / "README.md").read_text().split("gradops report run.npz\n")[1].split("![")[0]
+    parts = [part.strip(" .:-") for part in re.split(r"(?:\n *- |\n *\n|(?<=:)\n)", shown) if part.strip()]
+    assert len(parts) >= 6
+    for part in parts:
+        assert re.sub(r"\s+", " ", part) in re.sub(r"\s+", " ", report), part
+    guide = (ROOT / "docs/exploding-gradients.md").read_text()
+    step, layer = re.search(r"Step (\d+): the gradient of layer `(\S+)`", report).groups()
+    assert f"names `{layer}` at step {step}" in re.sub(r"\s+", " ", guide)
 
 
 def test_every_public_name_is_on_the_api_page():
