@@ -19,6 +19,7 @@ NCU = (
     *("ncu", "--csv", "--page", "raw", "--print-units", "base", "--metrics", f"{READ},{WRITTEN}"),
     *("--profile-from-start", "off", "--cache-control", "none", "--clock-control", "none"),
 )
+SUM = "reduce_kernel"  # what torch calls it
 NO_COUNTERS = "ERR_NVGPUCTRPERM"
 
 
@@ -30,13 +31,14 @@ def commands(target: Target) -> list[Command]:
 
 
 def read(returncode: int, output: str) -> dict[str, Any]:
-    """Bytes per parameter, of the kernels before the last one, which drives the step's writes out of the cache."""
+    """Bytes per parameter, of the step's kernels, and what the read after them wrote: the rest of the step's writes."""
     if NO_COUNTERS in output:
         raise RefusedError(f"{NO_COUNTERS}: this machine lets only its administrator read the GPU's counters")
     expected, kernels = last_json(output), ncu(output)
-    *step, _ = kernels
-    if not step:
-        raise ValueError("ncu saw one kernel, a step and the read after it are two or more")
+    step = [kernel for kernel in kernels if SUM not in kernel["Kernel Name"]]
+    if not step or len(step) == len(kernels):
+        names = ", ".join(kernel["Kernel Name"] for kernel in kernels)
+        raise ValueError(f"ncu must see a step and the read after it, it saw {names}")
     params = expected["params"]
     return {
         **expected,
