@@ -1,6 +1,7 @@
 """What the programs of the GPU kit print, in their own formats."""
 
 from gradops.bench.rows import Row
+from gradops.profile.loop import NAMES
 
 NCU = """\
 {"params": 11689512, "estimate": 28.004}
@@ -81,6 +82,6 @@ TRAINING = {
             **_LOOP,
             "phases": {"forward": {"seconds": 0.1}, "norm": {"seconds": 2e-3}, "optimizer": {"seconds": 3e-3}},
         }
-        for name in ("native", "gradops")
+        for name in NAMES
     },
 }

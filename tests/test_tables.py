@@ -25,7 +25,7 @@ def results():
         "scaling": {**HEAD, "rows": [row.figures() for row in rows]},
         "profile": {
             **HEAD,
-            "results": [{"speedup_quartiles": [1.0, 1.25, 1.5], "loops": {"native": loop, "gradops": loop}}],
+            "results": [{"speedup_quartiles": [1.0, 1.25, 1.5], "loops": {"torch": loop, "gradops": loop}}],
         },
     }
     for threads in ("one_thread", "two_threads"):
