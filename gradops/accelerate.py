@@ -10,6 +10,7 @@ from torch import Tensor
 import gradops
 from gradops._frameworks import clip_now_, clips_in_its_step, grad_scale_of, measured_norm, needs, settings_for
 from gradops.one_pass.one_pass import OnePass
+from gradops.optim.wrap import rule_for
 
 with needs("accelerate"):
     import accelerate
@@ -38,7 +39,7 @@ class Accelerator(accelerate.Accelerator):
     def prepare_optimizer(self, optimizer: Any, device_placement: bool | None = None) -> Any:
         """As Accelerate's; wraps the optimizer first."""
         prepared = isinstance(optimizer, AcceleratedOptimizer)
-        if prepared or not isinstance(optimizer, torch.optim.Adam) or self.distributed_type in _ELSEWHERE:
+        if prepared or rule_for(optimizer) is None or self.distributed_type in _ELSEWHERE:
             return super().prepare_optimizer(optimizer, device_placement)
         wrapped: Any = optimizer if isinstance(optimizer, OnePass) else gradops.wrap(optimizer)
         placement = self.device_placement if device_placement is None else device_placement

@@ -9,6 +9,7 @@ import torch
 import gradops
 from gradops._frameworks import check_settings, clip_now_, grad_scale_of, measured_norm, needs, settings_with
 from gradops.one_pass.one_pass import OnePass
+from gradops.optim.wrap import rule_for
 
 with needs("lightning"):
     from lightning.pytorch import Callback
@@ -63,7 +64,7 @@ class GradOpsPrecision(MixedPrecision):
     def connect(self, model: Any, optimizers: list[Any], lr_schedulers: list[Any]) -> tuple[Any, list[Any], list[Any]]:
         """Wraps the optimizers, in place."""
         for optimizer in optimizers:
-            if isinstance(optimizer, torch.optim.Adam) and (self.settings or not isinstance(optimizer, OnePass)):
+            if rule_for(optimizer) is not None and (self.settings or not isinstance(optimizer, OnePass)):
                 gradops.wrap(optimizer, **settings_with(self.settings, model))
         return model, optimizers, lr_schedulers
 

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import torch
-
 import gradops
 from gradops._frameworks import check_settings, needs, settings_with
 
@@ -11,6 +9,7 @@ with needs("transformers"):
     import transformers
 
 from gradops.accelerate import upgrade
+from gradops.optim.wrap import rule_for
 
 
 class GradOpsMixin:
@@ -44,7 +43,7 @@ class GradOpsMixin:
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
-        if isinstance(optimizer, torch.optim.Adam):
+        if rule_for(optimizer) is not None:
             gradops.wrap(optimizer, **settings_with(self.settings, self.model))  # type: ignore[attr-defined]
         return optimizer
 

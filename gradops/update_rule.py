@@ -33,6 +33,7 @@ class UpdateRule:
         title: what messages call it.
         moments: in the order of the slots that kernels have for them.
         group_keys: of a param group, by which a state dict is known to be the rule's.
+        scale_free: whether the size of an update does not depend on that of the gradients.
         counters: entries of torch's state beside the moments; ours has a "step" whether or not torch's has.
     """
 
@@ -40,6 +41,7 @@ class UpdateRule:
     title: str
     moments: tuple[Moment, ...]
     group_keys: tuple[str, ...]
+    scale_free: bool
     counters: tuple[str, ...] = ("step",)
 
     @property

@@ -42,8 +42,8 @@ SANITIZED = {
 }
 RACE = """\
 ========= COMPUTE-SANITIZER
-========= Error: Race reported between Write access at void gradops::cuda::settle_kernel<false>(SmallArgs)+0xb0
-=========     and Read access at void gradops::cuda::settle_kernel<false>(SmallArgs)+0xc0 [1024 hazards]
+========= Error: Race reported between Write access at void gradops::cuda::update_kernel<false>(SmallArgs)+0xb0
+=========     and Read access at void gradops::cuda::update_kernel<false>(SmallArgs)+0xc0 [1024 hazards]
 =========
 ========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)
 """

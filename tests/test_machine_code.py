@@ -148,7 +148,10 @@ def test_a_step_reads_and_writes_its_elements_in_a_loop_that_the_gates_see(sourc
     for name, (kernel, _) in gates.read_cubin(toolchain.compile_cubin(source, arch), arch).items():
         loops = gates.element_loops(kernel)
         assert bool(loops) != is_without_elements(name), name
-        stores = any(updating in name for updating in ("one_pass_step", "settle", "adam_step", "scale_grads"))
+        stores = any(
+            updating in name
+            for updating in ("one_pass_step", "update_kernel", "update_units", "adam_step", "scale_grads")
+        )
         assert any(i.is_store and i.bits == 128 for loop in loops for i in loop) or not stores, name
 
 

@@ -181,7 +181,7 @@ def order_kernel(tickets, target):
 
 
 @interpreted
-def test_shuffled_programs_show_what_hangs_on_their_order():
+def test_shuffled_programs_show_what_depends_on_their_order():
     tickets, target = torch.zeros(1, dtype=torch.int32), torch.zeros(50, dtype=torch.int32)
     with shuffled(0):
         order_kernel[(50,)](tickets, target)

@@ -23,7 +23,7 @@ constexpr int kIsaCount = 3;
 #define GRADOPS_TARGET_AVX512
 #endif
 
-// Defines struct NAME_clones<TEMPLATE PARAMETERS> whose member `table[isa]` is BODY compiled for that instruction set.
+// Defines struct NAME<TEMPLATE PARAMETERS> whose member `table[isa]` is BODY compiled for that instruction set.
 #define GRADOPS_ISA_CLONES(NAME, BODY, TEMPLATE, RETURN, PARAMS, ARGS)            \
   template <TEMPLATE>                                                             \
   struct NAME {                                                                   \

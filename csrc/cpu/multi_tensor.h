@@ -67,7 +67,7 @@ struct Norm {
 void chunk_stats(const ChunkTable& table, std::span<const TensorRow> rows, TensorView TensorRow::* which,
                  const GradRule& rule, const Norm& norm, std::span<ChunkStats> stats);
 
-// The units of every row, and where each chunk's pieces of them are told.
+// The units of every row, and where each chunk's pieces of them are.
 struct UnitPieces {
   std::span<const Units> units;    // one a row
   std::span<const int64_t> first;  // one a chunk: its first piece

@@ -103,7 +103,7 @@ void CpuStep::plan_updates(const StepCall& call, double lr_factor) {
     } else {
       updates_[i] = {adam_rule(hyper, lr, step), hyper.decay_kind};
     }
-    if (call.settings.agc) units_.tell(i, updates_[i]);
+    if (call.settings.agc) units_.give_coefs(i, updates_[i]);
     last = &updates_[i];
     last_group = row.group();
     last_lr = lr;

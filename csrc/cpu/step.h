@@ -1,4 +1,4 @@
-// A step on the CPU: measure, decide, update, tell.
+// A step on the CPU: measure, decide, update, write what was measured.
 #pragma once
 
 #include <vector>

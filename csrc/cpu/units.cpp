@@ -45,7 +45,7 @@ float UnitClip::decide(const cpu::ChunkTable& table, double ratio, float clip_co
   return smallest;
 }
 
-void UnitClip::tell(int64_t row, cpu::RowUpdate& update) const {
+void UnitClip::give_coefs(int64_t row, cpu::RowUpdate& update) const {
   update.units = units_[row];
   update.unit_coefs = units_[row].count == 0 ? nullptr : coefs_.data() + first_unit_[row];
 }

@@ -18,7 +18,8 @@ class UnitClip {
   // From the pieces to every unit's factor, which follows `clip_coef`. Returns the smallest.
   float decide(const cpu::ChunkTable& table, double ratio, float clip_coef);
 
-  void tell(int64_t row, cpu::RowUpdate& update) const;
+  // Puts the row's factors where its update reads them.
+  void give_coefs(int64_t row, cpu::RowUpdate& update) const;
 
  private:
   std::vector<Units> units_;               // one a row

@@ -96,7 +96,7 @@ GRADOPS_DEVICE Moments shuffle_xor(const Moments& moments, int bit) {
           __shfl_xor_sync(kFullWarp, moments.m2, bit)};
 }
 
-// The moments of all strips, in an order that hangs on nothing but their number; in every thread.
+// The moments of all strips, in an order that depends on their number only; in every thread.
 GRADOPS_DEVICE Moments merge_strips(const ActivationArgs& args, Moments (&scratch)[kWarps]) {
   const int64_t strips = strip_count(args.numel);
   Moments total;

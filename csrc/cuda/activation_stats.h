@@ -1,4 +1,4 @@
-// One tensor's statistics on a GPU: what the kernel is told. No torch and no CUDA header.
+// One tensor's statistics on a GPU: the kernel's arguments. No torch and no CUDA header.
 #pragma once
 
 #include "cuda/launch.h"

@@ -21,7 +21,7 @@ struct Verdict {
   bool guarded;
 };
 
-GRADOPS_DEVICE Verdict judge(const StepRules& rules, const StepInputs& inputs, const GradStats& all) {
+GRADOPS_DEVICE Verdict decide_step(const StepRules& rules, const StepInputs& inputs, const GradStats& all) {
   const GradRule rule{inputs.inv_scale, rules.clip_value};
   Verdict verdict;
   verdict.grad_norm = all.norm(rules.norm_type, rule.clip_value);
@@ -70,7 +70,7 @@ GRADOPS_DEVICE void decide_by_block(const Call& call, SharedState& shared, bool 
   const GradStats all = merge_by_block(step.work.grad_sums, 0, step.table.chunk_count, p, shared.scratch);
   if (threadIdx.x == 0) {
     const StepInputs inputs = load_struct(step.work.inputs);
-    const Verdict verdict = judge(step.rules, inputs, all);
+    const Verdict verdict = decide_step(step.rules, inputs, all);
     shared.decision = verdict.decision;
     shared.gather_squares = !std::isinf(step.rules.relative_step.cap) || step.rules.track_updates;
     if (writes && blockIdx.x == 0) write_scalars(step, inputs, verdict);
@@ -258,12 +258,13 @@ GRADOPS_DEVICE void carry_out(const Call& call, const BlockShare& share, SharedS
 
 // All that follows the grid barrier, but for write_updates.
 template <bool kExtras, class Parked>
-GRADOPS_DEVICE void settle(const Call& call, const BlockShare& share, SharedState& shared, const Parked& parking) {
+GRADOPS_DEVICE void update_phase(const Call& call, const BlockShare& share, SharedState& shared,
+                                 const Parked& parking) {
   decide_by_block(call, shared);
   carry_out<kExtras>(call, share, shared, parking);
 }
 
-// What a tracked update leaves of each row, once every block has settled.
+// What a tracked update leaves of each row, once every block is done.
 GRADOPS_DEVICE void write_updates(const Call& call, bool skip, GradStats (&scratch)[kWarps]) {
   const StepArgs& step = call.step;
   if (skip) {

@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(kThreads, 2) decide_units_kernel(const SmallAr
 
 template <bool kExtras>
 __global__ void __launch_bounds__(kThreads, kExtras ? 1 : 2)
-    settle_units_kernel(const SmallArgs __grid_constant__ args) {
+    update_units_kernel(const SmallArgs __grid_constant__ args) {
   GRADOPS_DYNAMIC_SHARED(float4, memory);
   UnitState& state = *reinterpret_cast<UnitState*>(memory);
   const Call call(args);
@@ -60,8 +60,8 @@ void agc_step(const LaunchForm& form, const StepCall& call, Stream stream) {
   const int64_t staged = kSharedStateBytes + kStagingBytes;
   launch("measure_units", measure_units_kernel, form.blocks, staged, false, stream, args);
   launch("decide_units", decide_units_kernel, form.blocks, kSharedStateBytes, false, stream, args);
-  const auto settle = args.step.has_extras() ? settle_units_kernel<true> : settle_units_kernel<false>;
-  launch("settle_units", settle, form.blocks, kSharedStateBytes, false, stream, args);
+  const auto update = args.step.has_extras() ? update_units_kernel<true> : update_units_kernel<false>;
+  launch("update_units", update, form.blocks, kSharedStateBytes, false, stream, args);
   if (args.step.rules.track_updates) launch_write_updates(form, args, stream);
 }
 

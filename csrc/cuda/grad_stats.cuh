@@ -75,7 +75,7 @@ GRADOPS_DEVICE double current_lr(const GroupRule& group) {
   return load(static_cast<const float*>(group.lr));
 }
 
-// How each row will be updated if this step is not skipped. It hangs on nothing that the gradients decide, so it is
+// How each row will be updated if this step is not skipped. It depends on nothing that the gradients decide, so it is
 // done while they are on their way.
 GRADOPS_DEVICE void plan_rows(const Call& call, GradStats (&scratch)[kWarps]) {
   const RelativeStepRule relative_step = call.step.rules.relative_step;

@@ -35,7 +35,7 @@ DeviceLimits device_limits(int device) {
 
 bool capturing(Stream stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  check(cudaStreamIsCapturing(stream, &status), "it cannot be told whether a graph is captured",
+  check(cudaStreamIsCapturing(stream, &status), "whether a graph is captured is not known",
         "end the capture of the default stream first");
   return status != cudaStreamCaptureStatusNone;
 }

@@ -1,4 +1,4 @@
-// Memory: the only place where kernels touch it, and what the L2 cache is told of each access.
+// Memory: the only place where kernels touch it, and the hint that the L2 cache gets with each access.
 #pragma once
 
 #ifdef GRADOPS_EMULATE
@@ -19,7 +19,7 @@
 
 namespace gradops::cuda {
 
-// What the L2 cache is told of a line: what is used once leaves first, so that what is read again can stay. As an
+// The L2 cache's hint for a line: what is used once leaves first, so that what is read again can stay. As an
 // operand where that is known while the kernel runs, as part of the instruction where it is known before.
 struct CachePolicy {
   uint64_t bits;

@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kThreads, 1) one_pass_step_kernel(const Args _
   plan_rows(call, shared.scratch);
   measure(call, share, parking);
   cooperative_groups::this_grid().sync();
-  settle<kExtras>(call, share, shared, parking);
+  update_phase<kExtras>(call, share, shared, parking);
   if (kExtras && args.step.rules.track_updates) {
     cooperative_groups::this_grid().sync();
     write_updates(call, shared.decision.skip, shared.scratch);

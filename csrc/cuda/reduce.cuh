@@ -108,7 +108,7 @@ GRADOPS_DEVICE void look_again(const float (&x)[16], int32_t n, const Lanes& lan
   stats.nonfinite = nonfinite;
 }
 
-// Whether the sums alone tell all there is to know.
+// Whether the sums alone give the statistics.
 GRADOPS_DEVICE bool is_plain(const ChunkStats& stats, NormType type) {
   return stats.abs_max_bits < kInfBits && !needs_unit(type, stats.power_sum, stats.abs_max_bits);
 }

@@ -1,4 +1,4 @@
-// What a step on a GPU is told: tables, workspace and settings as plain structs. No CUDA and no torch header, so that
+// What a step on a GPU gets: tables, workspace and settings as plain structs. No CUDA and no torch header, so that
 // the host path, the kernels and the tests share them.
 //
 // A row (one parameter) is cut into pieces of 512 elements, one for a warp; 16 pieces of a row make a chunk. A block
@@ -130,7 +130,7 @@ struct alignas(16) RowRule {
   int32_t capped;
 };
 
-// What the step was told through device scalars, kept from before anything of it is written.
+// What the step got in device scalars, kept from before anything of it is written.
 struct alignas(16) StepInputs {
   float loss_scale;
   float inv_scale;

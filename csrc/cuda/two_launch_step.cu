@@ -15,11 +15,11 @@ __global__ void __launch_bounds__(kThreads, 2) measure_kernel(const SmallArgs __
 
 // A tracked or a compensated update keeps more registers than two blocks leave it.
 template <bool kExtras>
-__global__ void __launch_bounds__(kThreads, kExtras ? 1 : 2) settle_kernel(const SmallArgs __grid_constant__ args) {
+__global__ void __launch_bounds__(kThreads, kExtras ? 1 : 2) update_kernel(const SmallArgs __grid_constant__ args) {
   GRADOPS_DYNAMIC_SHARED(float4, memory);
   SharedState& shared = *reinterpret_cast<SharedState*>(memory);
   const Parking<0> nothing{.shared = nullptr, .shared_slots = 0};
-  settle<kExtras>(Call(args), BlockShare(args.step.table), shared, nothing);
+  update_phase<kExtras>(Call(args), BlockShare(args.step.table), shared, nothing);
 }
 
 __global__ void __launch_bounds__(kThreads, 2) write_updates_kernel(const SmallArgs __grid_constant__ args) {
@@ -37,8 +37,8 @@ void launch_write_updates(const LaunchForm& form, const SmallArgs& args, Stream 
 void two_launch_step(const LaunchForm& form, const StepCall& call, Stream stream) {
   const SmallArgs args = call.packed<SmallArgs>(0);
   launch("measure", measure_kernel, form.blocks, kSharedStateBytes, false, stream, args);
-  const auto settle = args.step.has_extras() ? settle_kernel<true> : settle_kernel<false>;
-  launch("settle", settle, form.blocks, kSharedStateBytes, false, stream, args);
+  const auto update = args.step.has_extras() ? update_kernel<true> : update_kernel<false>;
+  launch("update", update, form.blocks, kSharedStateBytes, false, stream, args);
   if (args.step.rules.track_updates) launch_write_updates(form, args, stream);
 }
 

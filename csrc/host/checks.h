@@ -21,7 +21,7 @@ std::unique_ptr<cpu::Layout> layout_in(const std::vector<int64_t>& order, const 
 std::optional<cpu::Dtype> kernel_dtype(at::ScalarType type);
 
 // Raises RuntimeError, saying that `role` of parameter `name` cannot be used and why: not strided, a tensor subclass,
-// not on the CPU, not float32, bfloat16 or float16.
+// not on `device`, not float32, bfloat16 or float16.
 void check_tensor(const at::Tensor& tensor, at::Device device, const char* role, const std::string& name);
 
 // The same, and `tensor` has the shape of `param`.

@@ -156,7 +156,7 @@ void ParamRow::link_state(const py::dict& state) {
 }
 
 void ParamRow::link_unrounded() {
-  if (!state_hangs_on_values()) return;
+  if (!state_depends_on_values()) return;
   const auto check = [&](StateEntry entry, const char* key, at::ScalarType expected) {
     if (!state_[entry].defined()) return;
     const at::ScalarType type = state_[entry].tensor().scalar_type();
@@ -185,7 +185,7 @@ bool ParamRow::state_is(PyObject* state) const {
 bool ParamRow::state_moved() const {
   if (state_stale_) return true;
   if (!has_state()) return false;
-  if (state_hangs_on_values() && values_version_ != param_._version()) return true;
+  if (state_depends_on_values() && values_version_ != param_._version()) return true;
   for (const LinkedTensor& tensor : state_) {
     if (tensor.defined() && tensor.moved()) return true;
   }

@@ -82,7 +82,7 @@ class ParamRow {
   // Tells autograd, and whoever watches the parameter, that it was written; its state still goes with its values.
   void bump_version() {
     param_.unsafeGetTensorImpl()->bump_version();
-    if (state_hangs_on_values()) values_version_ = param_._version();
+    if (state_depends_on_values()) values_version_ = param_._version();
   }
 
   // What adaptive gradient clipping treats one by one: all that has one index in the first of several dimensions.
@@ -100,7 +100,7 @@ class ParamRow {
   // Somebody may have edited the parameter where no counter shows it.
   void forget_values() {
     forget_squares();
-    state_stale_ |= state_hangs_on_values();
+    state_stale_ |= state_depends_on_values();
   }
 
  private:
@@ -108,7 +108,7 @@ class ParamRow {
 
   bool has_master() const { return state_[kMaster].defined(); }
   // Whether the state says what the parameter was before it was rounded.
-  bool state_hangs_on_values() const { return has_master() || state_[kCompensation].defined(); }
+  bool state_depends_on_values() const { return has_master() || state_[kCompensation].defined(); }
   const at::Tensor& grad() const { return param_.unsafeGetTensorImpl()->grad(); }
   bool param_moved() const;
   void link_param();

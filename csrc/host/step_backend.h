@@ -1,4 +1,4 @@
-// What one step of a StepPlan is told, and who carries it out on the device that the parameters are on.
+// What one step of a StepPlan gets, and who carries it out on the device that the parameters are on.
 #pragma once
 
 #include <memory>

@@ -1,4 +1,4 @@
-"""What one step of a plan is told, and what a backend in Python must do with it."""
+"""What one step of a plan gets, and what a backend in Python must do with it."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol

@@ -69,7 +69,7 @@ class KnownRow:
         if before is not None and before[1:] != self.param[1:]:
             self.grad = self.state = None
 
-    def state_hangs_on_values(self) -> bool:
+    def state_depends_on_values(self) -> bool:
         """Whether the state says what the parameter was before it was rounded."""
         state = self.row.state
         return state is not None and ("master" in state or "compensation" in state)
@@ -77,7 +77,7 @@ class KnownRow:
     def forget_values(self) -> None:
         """Somebody may have edited the parameter."""
         self.row.squares_known = False
-        if self.state_hangs_on_values():
+        if self.state_depends_on_values():
             self.state = None
 
     def bind_state(self, state: dict[str, Any] | None) -> None:
@@ -102,7 +102,7 @@ class KnownRow:
             got = f"{step.dtype} on {step.device} of shape {list(step.shape)}"
             raise RuntimeError(f"gradops: step of '{row.name}' must be one float32 on {self.device}, got {got}")
         row.state = state
-        if self.state_hangs_on_values():
+        if self.state_depends_on_values():
             self._link_unrounded(state)
         tensors = [value for value in state.values() if isinstance(value, Tensor)]
         self.state = tuple((value, value.data_ptr(), value.shape) for value in tensors)
@@ -126,7 +126,7 @@ class KnownRow:
         """Whether this is the state that was bound, with the same tensors at the same addresses."""
         if not state or self.row.state is not state or self.state is None:
             return not state and self.row.state is None
-        if self.state_hangs_on_values() and self.version != self.row.param._version:
+        if self.state_depends_on_values() and self.version != self.row.param._version:
             return False
         now = [value for value in state.values() if isinstance(value, Tensor)]
         return len(now) == len(self.state) and all(

@@ -103,7 +103,7 @@ def interleave(
         budget: seconds all rounds together should take.
         min_rounds: rounds to do even when that takes longer.
         max_rounds: rounds that are enough however short they are.
-        report: told of each round that is done.
+        report: called after each round.
 
     Returns:
         The samples of each function, by name.

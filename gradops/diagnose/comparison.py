@@ -118,7 +118,7 @@ def compare(first: Run, second: Run, names: tuple[str, str] = ("first run", "sec
     """Says where two runs part.
 
     Args:
-        first, second: what Recorders saw; layers and parameters are told by their names.
+        first, second: what Recorders saw; layers and parameters are matched by their names.
         names: what the runs are to be called.
 
     Raises:

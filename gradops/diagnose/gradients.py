@@ -137,7 +137,7 @@ def dead(view: View) -> Finding | None:
         row = runs_to_the_end((view.norms[:, index] == 0) | run.skipped)
         if row is not None and np.count_nonzero(~run.skipped[row:]) >= DEAD_FOR:
             found[layer] = row
-    # A frozen layer's gradient is zero from the start as well: only its outputs tell that it is dead.
+    # A frozen layer's gradient is zero from the start as well: only its outputs show that it is dead.
     sure = [layer for layer, row in found.items() if row > 0 or _silent_outputs(view, layer, row)]
     if not sure:
         return None
@@ -155,7 +155,7 @@ def dead(view: View) -> Finding | None:
 
 
 def _silent_outputs(view: View, layer: str, row: int) -> str:
-    """What the layer's outputs tell of its death, if they tell anything."""
+    """What the layer's outputs show of its death, if anything."""
     if layer not in view.run.layers:
         return ""
     index = view.run.layers.index(layer)

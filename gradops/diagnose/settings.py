@@ -56,7 +56,7 @@ def clipped_before(view: View) -> Finding | None:
     if share_plain > SAME and _is_round(plain) and plain < 1e6:
         text = (
             f"In {share(share_plain)} of the steps the gradients came with a norm of {number(plain)}: something clips "
-            f"them before the step, clip_grad_norm_ say, so that this record cannot tell how large they were."
+            f"them before the step, clip_grad_norm_ say, so that this record does not know how large they were."
         )
         return Finding("clipped before", text, row, level="note")
     return None

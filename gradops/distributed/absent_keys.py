@@ -3,7 +3,7 @@
 torch.distributed.checkpoint demands of a checkpoint every key that the optimizer's state dict has now, so that each key
 added to it would lock out all checkpoints written before. A loading plan leaves out what a checkpoint lacks only if the
 user says so for all keys (`allow_partial_load`), and then keeps silent about moments that are missing, too. So the two
-places that demand keys are told here that ours may be absent; `None` stands for such a value, which
+places that demand keys learn here that ours may be absent; `None` stands for such a value, which
 `OnePass.load_state_dict` takes for its start value.
 """
 

@@ -41,7 +41,7 @@ def init_cnn_(model: nn.Module, nonlinearity: str = "relu", zero_last_bn: bool =
 
     Args:
         model: initialised in place.
-        nonlinearity: name for `torch.nn.init.calculate_gain`, where no module tells.
+        nonlinearity: name for `torch.nn.init.calculate_gain`, where no module follows that has one.
         zero_last_bn: whether residual branches begin at zero.
 
     Returns:

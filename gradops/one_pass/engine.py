@@ -33,7 +33,7 @@ class Engine:
         plan: walks the parameters and steps them.
         choice: the backend and why; None until groups are bound.
         protected: the buffers of modules that a skipped step puts back.
-        watchers: who is told of steps; see `watch`.
+        watchers: who is called after steps; see `watch`.
         calls: of `step`.
         progress: when a step was last seen to be taken.
     """
@@ -59,7 +59,7 @@ class Engine:
         return optimizer
 
     def watch(self, watcher: StepWatcher) -> None:
-        """From now on `watcher` is told of losses, steps and loads. A copy of the optimizer is not watched."""
+        """From now on `watcher` is called for losses, steps and loads. A copy of the optimizer is not watched."""
         self.watchers = (*self.watchers, watcher)
 
     def unwatch(self, watcher: StepWatcher) -> None:

@@ -15,8 +15,9 @@ _LARGEST = torch.finfo(torch.float32).max
 class GradScaler(torch.amp.GradScaler):
     """Drop-in for torch.amp.GradScaler: with a gradops optimizer, `step` makes no extra pass over the gradients.
 
-    The optimizer's own pass looks for inf and NaN and tells the scaler. Other optimizers are treated as torch's scaler
-    treats them. The scale never leaves `[min_scale, max_scale]`, while torch's can fall to 0 and stay there.
+    The optimizer's own pass looks for inf and NaN, and the scaler reads what it found. Other optimizers are treated as
+    torch's scaler treats them. The scale never leaves `[min_scale, max_scale]`, while torch's can fall to 0 and stay
+    there.
 
     Args:
         device: as for torch's scaler, like the arguments up to `enabled`.

@@ -28,7 +28,7 @@ class OnePass(SettingsAttributes, torch.optim.Optimizer):
     for what they mean.
 
     Attributes:
-        engine: carries out the steps, and tells those who watch them.
+        engine: carries out the steps, and calls those who watch them.
         rule: what a step does to one element.
     """
 

@@ -1,4 +1,4 @@
-"""Who is told of an optimizer's steps: cheaper than torch's step hooks, which open a profiler's range."""
+"""Who is called after an optimizer's steps: cheaper than torch's step hooks, which open a profiler's range."""
 
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ class StepWatcher(Protocol):
         """`backward(loss)` was called; `loss` is unscaled."""
 
     def after_step(self, loss: Any) -> None:
-        """A step is done and `optimizer.stats` tells of it; `loss` is what its closure returned, else None."""
+        """A step is done and `optimizer.stats` has what it measured; `loss` is what its closure returned, else None."""
 
     def after_load(self) -> None:
         """A checkpoint was loaded, and with it the step counters."""

@@ -33,6 +33,7 @@ RULE = UpdateRule(
         Moment("max_exp_avg_sq", used=lambda group: bool(group["amsgrad"]), because="amsgrad is on"),
     ),
     group_keys=("betas", "eps"),
+    scale_free=True,
 )
 
 

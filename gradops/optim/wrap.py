@@ -17,9 +17,15 @@ from gradops.one_pass.one_pass import OnePass
 from gradops.optim.adam import Adam, AdamW
 from gradops.settings import SETTINGS, Settings, SettingsDict, spelt_out
 from gradops.settings_text import with_settings
+from gradops.update_rule import UpdateRule
 
 OptimizerT = TypeVar("OptimizerT", bound=torch.optim.Optimizer)
 
+# torch's classes and ours; a class after its subclasses, as AdamW is one of Adam.
+_UPGRADES: tuple[tuple[type[torch.optim.Optimizer], type[OnePass]], ...] = (
+    (torch.optim.AdamW, AdamW),
+    (torch.optim.Adam, Adam),
+)
 _TAKES = "gradops.wrap takes torch.optim.Adam, torch.optim.AdamW and subclasses of them that keep their step"
 
 # Accelerate's is the optimizer that holds one which people meet.
@@ -75,6 +81,11 @@ def wrap(optimizer: torch.optim.Optimizer, **settings: Unpack[SettingsDict]) -> 
     return optimizer
 
 
+def rule_for(optimizer: Any) -> UpdateRule | None:
+    """The update rule of an optimizer that `wrap` takes or has taken; None for any other."""
+    return next((ours.rule for torchs, ours in _UPGRADES if isinstance(optimizer, torchs)), None)
+
+
 def unwrap(optimizer: OptimizerT) -> OptimizerT:
     """Undoes `wrap`: the object becomes plain torch's again, with its state; also for `gradops.Adam` and `AdamW`.
 
@@ -126,7 +137,7 @@ def _raw_step(cls: type) -> Any:
 
 def _check_kind(optimizer: Any) -> None:
     """Refuses what is no optimizer, or what only holds one."""
-    if isinstance(optimizer, torch.optim.Adam):
+    if rule_for(optimizer) is not None:
         return
     got = f"{_TAKES}, got {type(optimizer).__name__}"
     for name in ("optimizer", "opt"):
@@ -142,13 +153,12 @@ def _check_kind(optimizer: Any) -> None:
 
 @functools.cache
 def _upgraded_class(cls: type) -> type[OnePass]:
-    # AdamW first: it is a subclass of Adam.
-    for base, upgraded in ((torch.optim.AdamW, AdamW), (torch.optim.Adam, Adam)):
+    for base, upgraded in _UPGRADES:
         if not issubclass(cls, base):
             continue
         if cls is base:
             return upgraded
-        if _raw_step(cls) is not _raw_step(torch.optim.Adam):
+        if _raw_step(cls) is not _raw_step(base):
             raise TypeError(
                 f"{cls.__name__} has a step of its own, which gradops.wrap would replace; pass an optimizer "
                 f"that keeps torch.optim.{base.__name__}'s step, or {_way_on(cls)}"

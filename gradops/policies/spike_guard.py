@@ -23,7 +23,7 @@ class SpikeGuard:
 
     A step in which an inf or NaN is found changes nothing of this. Norms are those of `optimizer.stats.grad_norm`:
     after unscaling and `clip_value`, before clipping. State lives on the device and rides in `state_dict()`;
-    `optimizer.stats.guarded` and `.lr_factor` tell what was done. Without a guard the history is forgotten.
+    `optimizer.stats.guarded` and `.lr_factor` show what was done. Without a guard the history is forgotten.
 
     Source: z-scores of the norm are ZClip's (Kumar et al. 2025); the median, by steps of fixed size, is Robbins and
     Monro's (1951) estimate of a quantile, on a logarithmic scale.

@@ -42,7 +42,7 @@ def search(source: Source, settings: Settings, limit: float | None, report: Call
         source: what is trained.
         settings: how.
         limit: bytes; None for what the GPU has.
-        report: told each batch size and its peak, None where there was no memory for it.
+        report: called with each batch size and its peak, None where there was no memory for it.
     """
 
     def fits(batch_size: int) -> bool:

@@ -73,7 +73,7 @@ def run(
         batch_size: None for the user's own.
         steps: timed steps of each.
         profiled: steps of each under the profiler, after those.
-        report: told of each step that is done, by loop.
+        report: called after each step, with its loop.
     """
     loops: list[Loop] = [kind(source.make(batch_size), settings) for kind in (TorchLoop, GradopsLoop)]
     records: dict[str, list[Record]] = {name: [] for name in NAMES}

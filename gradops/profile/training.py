@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gradops.bench.zoo import ModelError, load_function, make_model
+from gradops.optim.wrap import rule_for
 
 CLASSES = 1000
 # Batches of a user's data that are kept and taken in turns, so that loading is no part of what is compared.
@@ -87,7 +88,7 @@ class Source:
         if not isinstance(made, tuple) or len(made) != 4:
             raise ModelError(f"{self.model} must return (model, optimizer, data, loss), got {type(made).__name__}")
         model, optimizer, data, loss = made
-        if not isinstance(optimizer, torch.optim.Adam):
+        if rule_for(optimizer) is None:
             raise ModelError(f"the optimizer must be torch.optim.Adam or AdamW, got {type(optimizer).__name__}")
         return Training(model, optimizer, self._kept(data), loss)
 

@@ -56,12 +56,14 @@ class LRCurve:
         stop_ratio: how many times its lowest the smoothed loss had to reach for the test to end.
         optimizer: the name of its class.
         steps: the steps, up to the one that ended the test.
+        scale_free: whether the size of the optimizer's updates does not depend on that of the gradients.
     """
 
     max_norm: float | None
     stop_ratio: float
     optimizer: str
     steps: list[LRStep] = field(default_factory=list)
+    scale_free: bool = False
     _running: float = 0.0
     _finite: int = 0
     _lowest: float = math.inf
@@ -186,15 +188,18 @@ class LRCurve:
         if capped := [step for step in self.steps if step.capped]:
             yield (
                 f"max_relative_step bound in {len(capped)} steps, from {capped[0].lr:.2g} on: some tensors used "
-                "smaller rates than those on the axis. A test without it tells more about the rate."
+                "smaller rates than those on the axis. A test without it says more about the rate."
             )
         if skipped := [step for step in self.steps if step.skipped]:
             yield (
                 f"{len(skipped)} steps were skipped for an inf or NaN, the first at {skipped[0].lr:.2g}: the weights "
                 "stood still there, and so did the loss."
             )
-        if not self.diverged and "Adam" in self.optimizer:
-            yield "Adam divides by the gradient's size: a step changes each weight by about the rate, whatever it is."
+        if not self.diverged and self.scale_free:
+            yield (
+                f"{self.optimizer} divides by the gradient's size: a step changes each weight by about the rate, whatever "
+                "it is."
+            )
 
     def _same_answers(self) -> list[LRStep]:
         """The steps beyond the lowest loss at which the model no longer told its inputs apart."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gradops.one_pass.one_pass import OnePass
+from gradops.optim.wrap import rule_for
 from gradops.range_test.curve import LRCurve, LRStep
 from gradops.range_test.snapshot import restored
 
@@ -59,7 +60,13 @@ def lr_find(
     _check(optimizer, loader, start_lr, end_lr, num_steps, stop_ratio)
     modules = [part for part in (model, loss_fn) if isinstance(part, nn.Module)]
     rates = [start_lr * (end_lr / start_lr) ** (i / (num_steps - 1)) for i in range(num_steps)]
-    curve = LRCurve(max_norm=getattr(optimizer, "max_norm", None), stop_ratio=stop_ratio, optimizer=_name(optimizer))
+    rule = rule_for(optimizer)
+    curve = LRCurve(
+        max_norm=getattr(optimizer, "max_norm", None),
+        stop_ratio=stop_ratio,
+        optimizer=type(optimizer).__name__,
+        scale_free=rule is not None and rule.scale_free,
+    )
     with ExitStack() as stack:
         if isinstance(optimizer, OnePass):
             for watcher in optimizer.engine.watchers:
@@ -107,10 +114,6 @@ def _check_optimizer(optimizer: Any) -> None:
         )
     if any("lr" not in group for group in optimizer.param_groups):
         raise TypeError(f"{type(optimizer).__name__} has no learning rate (lr) in its groups, so there is none to find")
-
-
-def _name(optimizer: torch.optim.Optimizer) -> str:
-    return type(optimizer).__name__
 
 
 def _endless(loader: Iterable[Any]) -> Iterator[Any]:

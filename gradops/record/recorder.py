@@ -49,7 +49,7 @@ class Recorder(Answers):
     in a CUDA graph is recorded by `recorder.after_step()` after each replay. In a module that `torch.compile` compiles,
     each watched layer breaks the graph.
 
-    Trouble is told while it happens with `on_finding`:
+    `on_finding` is called while there is trouble:
 
         gradops.Recorder(optimizer, model, on_finding=lambda finding: print(finding.level, finding.text))
         gradops.Recorder(optimizer, model, on_finding=lambda finding: run.alert(finding.kind, finding.text))  # W&B
@@ -282,7 +282,7 @@ class Recorder(Answers):
             self._readings.append(reading)
 
     def _collect(self, wait: bool = True) -> None:
-        """Takes what has arrived into the history, or all that is on its way, and tells the callback."""
+        """Takes what has arrived into the history, or all that is on its way, and calls the callback."""
         count = 0
         while self._readings and (wait or self._readings[0].snapshot.arrived()):
             chunk = self._readings.pop(0).chunk(self._attempted)

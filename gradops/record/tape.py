@@ -98,7 +98,7 @@ class Tape:
         return self._optimizer.engine.buffers.norms is not self._norms
 
     def note_counters(self) -> None:
-        """Notes how many steps were attempted before the next one, which no row tells. Waits for the device."""
+        """Notes how many steps were attempted before the next one, which no row has. Waits for the device."""
         stats = self._optimizer.stats
         self._before[self._ring.filled] = int(stats.steps_taken) + int(stats.steps_skipped)
 

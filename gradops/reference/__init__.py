@@ -51,7 +51,7 @@ class StepDecision:
 
 @dataclass
 class StepStats:
-    """What `gradops.Stats` shows after a step, as Python values; ``loss_scale`` is the one the step used."""
+    """What `optimizer.stats` shows after a step, as Python values; ``loss_scale`` is the one the step used."""
 
     grads: GradStats
     capped: list[bool]
@@ -187,7 +187,7 @@ class Reference:
         self.stats = StepStats(grad_stats([None] * len(self.params)), [False] * len(self.params), nothing, nothing)
 
     def step(self, grads: Sequence[Tensor | None], *, unscaled: bool = False, found_inf: bool = False) -> StepStats:
-        """One step; ``unscaled`` and ``found_inf`` tell of an ``unscale_`` before it and of what that saw."""
+        """One step; ``unscaled`` and ``found_inf`` say whether ``unscale_`` ran before it, and what it found."""
         if all(grad is None for grad in grads):
             return self.stats
         divisor = 1.0 if unscaled else self.scale

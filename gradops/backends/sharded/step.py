@@ -10,7 +10,7 @@ from gradops.backends.call import Row, StepCall
 from gradops.backends.checks import DTYPES
 from gradops.backends.torch import math as torch_math
 from gradops.backends.torch import ops as torch_ops
-from gradops.backends.torch.guard import Verdict, judge
+from gradops.backends.torch.guard import Verdict, decide_step
 from gradops.backends.torch.step import rates, state_of, widened, write_scalars
 from gradops.distributed.gather import Gathering
 from gradops.settings import relative_step_cap
@@ -74,7 +74,7 @@ class MeshStep:
         scale = one if call.loss_scale is None else call.loss_scale.reshape(()).to(device)
         divisor = scale.float() if call.loss_scale is not None and call.grads_scaled else None
         every = self._measure(call, divisor)
-        verdict = judge(call, every.grad_norm, every.found_inf)
+        verdict = decide_step(call, every.grad_norm, every.found_inf)
         rows = [row for row in call.rows if row.grad is not None]
         before = [widened(row.updated, copy=True) for row in rows if call.settings.track_updates]
         capped = self._update(call, every, divisor, verdict)

@@ -87,7 +87,7 @@ class Verdict:
         return self.before.next(self.grad_norm, self.guarded, self.found_inf, guard)
 
 
-def judge(call: StepCall, grad_norm: Tensor, found_inf: Tensor) -> Verdict:
+def decide_step(call: StepCall, grad_norm: Tensor, found_inf: Tensor) -> Verdict:
     """Skips what has an inf or NaN, clips the rest as torch does, and asks the guard."""
     guard, before = call.settings.guard, GuardState.of(call.buffers, call.settings.guard)
     max_norm = call.settings.max_norm if call.settings.clip_mode == "norm" else None

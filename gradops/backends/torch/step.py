@@ -14,7 +14,7 @@ from gradops.backends.checks import DTYPES
 from gradops.backends.torch import agc as torch_agc
 from gradops.backends.torch import math as torch_math
 from gradops.backends.torch import rules
-from gradops.backends.torch.guard import Verdict, judge
+from gradops.backends.torch.guard import Verdict, decide_step
 from gradops.backends.torch.math import GradStats
 from gradops.backends.torch.update import update_
 from gradops.policies.loss_scale import DynamicLossScale
@@ -60,7 +60,7 @@ class TorchStep:
         found_inf = every.nonfinite > 0
         if call.found_inf is not None:
             found_inf = found_inf | (call.found_inf.reshape(()).to(device) != 0)
-        verdict = judge(call, every.norm, found_inf)
+        verdict = decide_step(call, every.norm, found_inf)
         before = [widened(row.updated, copy=True) for row in rows if settings.track_updates]
         capped = self._update(call, rows, inv_scale, verdict)
         write_scalars(call, verdict, scale)

@@ -78,7 +78,7 @@ def unit_coefs_kernel(
     PARAM_DTYPES: tl.constexpr,
     MASTERS: tl.constexpr,
 ):
-    """The factor of one unit. The smallest of all is told in place of the decision's, which precedes it.
+    """The factor of one unit. The smallest of all is written in place of the decision's, which precedes it.
 
     `DTYPES` and `PARAM_DTYPES` have a bit for each dtype of gradients and of what is updated.
     """

@@ -59,11 +59,11 @@ RATIO, Z_SCORE, SKIPS, LR_CUT, LR_GROWTH, MIN_LR_FACTOR = (tl.constexpr(i) for i
 HISTORY, GUARD_WARMUP = (tl.constexpr(i) for i in range(17, 19))
 AGC_RATIO = tl.constexpr(19)
 
-# The scalars that tell of the guard, behind the loss scale; norms seen are the counter behind its tracker.
+# The guard's scalars, behind the loss scale; norms seen are the counter behind its tracker.
 GUARDED, LR_FACTOR_USED, LR_FACTOR, USUAL_NORM, DEVIATION = (tl.constexpr(i) for i in range(5, 10))
 NORMS_SEEN = tl.constexpr(3)
 
-# What the first kernel tells the second.
+# What the first kernel leaves for the second.
 INV_SCALE, CLIP_COEF, SKIP = (tl.constexpr(i) for i in range(3))
 
 

@@ -142,7 +142,7 @@ def tensors_of(row: Row, amsgrad: bool) -> list[Tensor | None]:
 
 
 def form_of(row: Row, group: GroupForm) -> tuple[Any, ...] | None:
-    """What the words of a row hang on; None for one that takes no part."""
+    """What the words of a row depend on; None for one that takes no part."""
     if row.grad is None or row.state is None:
         return None
     param, grad, state = row.param, row.grad, row.state
@@ -153,7 +153,7 @@ def form_of(row: Row, group: GroupForm) -> tuple[Any, ...] | None:
 
 
 def group_words(group: dict[str, Any], lr: float | Tensor) -> list[float]:
-    """A group's hyper-parameters; those of a tensor lr only tell its dtype."""
+    """A group's hyper-parameters; of a tensor lr only its dtype."""
     beta1, beta2 = group["betas"]
     return [
         0.0 if isinstance(lr, Tensor) else float(lr),

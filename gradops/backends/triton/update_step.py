@@ -46,7 +46,7 @@ def adam_step_kernel(
     MASTERS: tl.constexpr,
     COMPENSATES: tl.constexpr,
 ):
-    """Updates one chunk; with TRACKS the last program of a row tells how far.
+    """Updates one chunk; with TRACKS the last program of a row writes how far.
 
     `KINDS_HERE` has a bit for each kind that rows have; `MASTERS`: half precision has masters;
     `COMPENSATES`: it has compensations. `units` and `unit_coefs` are None where gradients are not clipped by units.
