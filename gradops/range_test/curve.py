@@ -197,8 +197,8 @@ class LRCurve:
             )
         if not self.diverged and self.scale_free:
             yield (
-                f"{self.optimizer} divides by the gradient's size: a step changes each weight by about the rate, whatever "
-                "it is."
+                f"{self.optimizer} divides by the gradient's size: a step changes each weight by about the rate, "
+                "whatever it is."
             )
 
     def _same_answers(self) -> list[LRStep]:
