@@ -2,20 +2,42 @@
 
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 BEFORE_2_7 = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 7)
+# From torch 2.7 on AdamW is a subclass of Adam.
+ADAM_OR_ADAMW = (torch.optim.Adam, torch.optim.AdamW)
 
 
-def name_decay_before_2_7(optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> None:
+def refuse_before_2_7(keywords: Mapping[str, Any]) -> None:
+    """Refuses the keyword of Adam that torch 2.6 lacks.
+
+    Raises:
+        TypeError: it is there.
+    """
+    if BEFORE_2_7 and "decoupled_weight_decay" in keywords:
+        raise TypeError(
+            f"decoupled_weight_decay of Adam needs torch 2.7 or newer, this is {torch.__version__}; "
+            "gradops.AdamW has decoupled weight decay in every version"
+        )
+
+
+def name_decay_before_2_7(optimizer: torch.optim.Optimizer) -> None:
     """Says in the groups whether weight decay is decoupled, which in torch 2.6 the optimizer's class alone says."""
     if BEFORE_2_7:
-        for group in groups:
-            group.setdefault("decoupled_weight_decay", isinstance(optimizer, torch.optim.AdamW))
+        for group in optimizer.param_groups:
+            group["decoupled_weight_decay"] = isinstance(optimizer, torch.optim.AdamW)
+
+
+def unname_decay_before_2_7(optimizer: torch.optim.Optimizer) -> None:
+    """Undoes `name_decay_before_2_7`."""
+    if BEFORE_2_7:
+        for group in optimizer.param_groups:
+            group.pop("decoupled_weight_decay", None)
 
 
 def annotate_before_2_7(operator: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,6 +10,7 @@ from cases import (
     ParamCase,
     draw_grad,
     group_options,
+    needs_other_dtypes,
     param_cases,
     sequences,
     settings_of_the_step,
@@ -77,6 +78,7 @@ def test_expanded_gradient_is_read_by_its_strides(device):
     both.step([torch.randn(5, device=device).expand(6, 5)])
 
 
+@needs_other_dtypes
 @pytest.mark.parametrize("grad_dtype", DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gradient_of_another_dtype_is_used_as_it_is(dtype, grad_dtype, device):

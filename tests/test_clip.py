@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import warnings
 
 import pytest
 import tolerances as tol
@@ -208,6 +209,8 @@ def test_sparse_gradients_are_clipped_as_torch_clips_them(norm_type, dense_besid
         embedding = torch.nn.Embedding(4, 3, sparse=True, device=device)
         embedding(torch.tensor([1, 1, 2], device=device)).sum().backward()
         params = [embedding.weight]
+        if clip is not gradops.clip_grad_norm_:  # from torch 2.7 on it takes sparse ones
+            params[0].grad = params[0].grad.to_dense()
         if dense_beside:
             params.append(torch.zeros(2, device=device).requires_grad_())
             params[1].grad = torch.tensor([3.0, 4.0], device=device)
@@ -291,10 +294,14 @@ def test_lazily_negated_gradients_are_clipped(device):
 
 
 def test_empty_generator_warns_as_torchs_does():
+    said = []
     for clip in (torch.nn.utils.clip_grad_norm_, gradops.clip_grad_norm_):
-        exhausted = (param for param in [])
-        with pytest.warns(UserWarning, match="`parameters` is an empty generator, no gradient clipping will occur"):
-            assert clip(exhausted, 1.0) == 0.0
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert clip((param for param in []), 1.0) == 0.0
+        said.append([str(warning.message) for warning in caught])
+    assert said[1] == ["`parameters` is an empty generator, no gradient clipping will occur."]
+    assert said[0] in (said[1], [])  # torch 2.6 says nothing
 
 
 @pytest.mark.parametrize("norm_type", [2, "inf", 1])

@@ -232,7 +232,12 @@ def test_scale_that_is_set_by_hand_is_kept_inside_the_bounds(new_scale, scale, a
         ({"min_scale": 0.0}, ValueError, "min_scale must be above 0"),
         ({"max_scale": math.nan}, ValueError, "max_scale must be at least init_scale"),
         ({"backoff_factor": 0.0}, ValueError, "backoff_factor must be above 0"),
-        ({"growth_factor": math.nan}, ValueError, "growth_factor must be finite"),
+        # An older torch sees this one itself.
+        (
+            {"growth_factor": math.nan},
+            (ValueError, AssertionError),
+            "growth_factor must be finite|growth factor must be > 1",
+        ),
     ],
 )
 def test_scaler_refuses_by_name_what_it_could_not_come_back_from(options, error, message, device):

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from beside import Beside, assert_bitwise, params_of, snapshot
-from cases import ParamCase
+from cases import ParamCase, needs_other_dtypes
 
 import gradops
 
@@ -179,6 +179,7 @@ def test_gradient_that_changes_is_noticed_and_noticed_back(row, change, device):
         both.step(grads)
 
 
+@needs_other_dtypes
 def test_gradient_of_another_dtype_is_noticed(device):
     param = torch.randn(33, device=device).requires_grad_()
     param.grad_dtype = None

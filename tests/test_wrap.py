@@ -1,6 +1,7 @@
 """`wrap` upgrades an optimizer in place: whatever held a reference to it holds the same object, and it still works."""
 
 import copy
+import inspect
 import pickle
 
 import pytest
@@ -38,13 +39,13 @@ def test_wrapped_optimizer_is_the_same_object_of_the_matching_class(cls, device)
 @pytest.mark.parametrize("cls", TORCH_CLASSES)
 def test_unwrap_gives_torchs_optimizer_back(cls, device):
     optimizer, param = make(cls, device)
-    attributes = set(vars(optimizer))
+    attributes, keys = set(vars(optimizer)), optimizer.param_groups[0].keys() - {"params"}
     gradops.wrap(optimizer, max_norm=1.0)
     optimizer.step()
     assert gradops.unwrap(optimizer) is optimizer
     assert type(optimizer) is cls
     assert set(vars(optimizer)) == attributes
-    assert not any(key.startswith("gradops") for group in optimizer.param_groups for key in group)
+    assert optimizer.param_groups[0].keys() == {"params", *keys}
     optimizer.step()
     assert int(optimizer.state[param]["step"]) == 2
 
@@ -79,7 +80,17 @@ def test_all_constructor_arguments_of_torch_are_accepted(device):
             assert built.defaults.keys() >= expected.defaults.keys()
             assert all(built.defaults[key] == expected.defaults[key] for key in options)
     assert gradops.Adam([param], 0.1, (0.8, 0.9), 1e-6, 0.1, True).defaults["amsgrad"] is True
-    assert gradops.Adam([param], decoupled_weight_decay=True).param_groups[0]["decoupled_weight_decay"] is True
+    assert gradops.AdamW([param]).param_groups[0]["decoupled_weight_decay"] is True
+    assert gradops.Adam([param]).param_groups[0]["decoupled_weight_decay"] is False
+
+
+def test_decoupled_adam_is_taken_or_refused_with_the_version_that_has_it(device):
+    param = torch.ones(3, device=device).requires_grad_()
+    if "decoupled_weight_decay" in inspect.signature(torch.optim.Adam).parameters:
+        assert gradops.Adam([param], decoupled_weight_decay=True).param_groups[0]["decoupled_weight_decay"] is True
+        return
+    with pytest.raises(TypeError, match=r"decoupled_weight_decay of Adam needs torch 2\.7 or newer, this is 2\.6"):
+        gradops.Adam([param], decoupled_weight_decay=True)
 
 
 def test_built_directly_equals_wrapped(device):

@@ -75,7 +75,7 @@ class Engine:
             RuntimeError: a parameter cannot be stepped; the message names it and says why.
         """
         optimizer = self.optimizer
-        name_decay_before_2_7(optimizer, optimizer.param_groups)
+        name_decay_before_2_7(optimizer)
         choice = choose_backend(optimizer.param_groups, optimizer.backend)
         names = param_names(optimizer.param_groups)
         if choice != self.choice:

@@ -8,6 +8,7 @@ from typing_extensions import Unpack
 from gradops.one_pass.one_pass import OnePass
 from gradops.settings import SettingsDict, spelt_out
 from gradops.settings_text import arguments
+from gradops.torch_before_2_7 import refuse_before_2_7
 from gradops.update_rule import Moment, UpdateRule
 
 _ARGUMENTS = f"""
@@ -68,6 +69,7 @@ class Adam(OnePass, torch.optim.Adam):
     rule = RULE
 
     def __init__(self, params: Any, *args: Any, **keywords: Unpack[AdamKeywords]) -> None:
+        refuse_before_2_7(keywords)
         super().__init__(params, *args, **keywords)
 
     spelt_out(__init__, like=torch.optim.Adam.__init__)

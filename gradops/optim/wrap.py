@@ -17,6 +17,7 @@ from gradops.one_pass.one_pass import OnePass
 from gradops.optim.adam import Adam, AdamW
 from gradops.settings import SETTINGS, Settings, SettingsDict, spelt_out
 from gradops.settings_text import with_settings
+from gradops.torch_before_2_7 import unname_decay_before_2_7
 from gradops.update_rule import UpdateRule
 
 OptimizerT = TypeVar("OptimizerT", bound=torch.optim.Optimizer)
@@ -109,6 +110,7 @@ def unwrap(optimizer: OptimizerT) -> OptimizerT:
                 state[name] = torchs_step(value, group) if name == "step" else value.to(param.dtype)
     for key in CHECKPOINT_KEYS:
         optimizer.param_groups[0].pop(key, None)
+    unname_decay_before_2_7(optimizer)
     forget(optimizer)
     for name in (*SETTINGS, "engine"):
         optimizer.__dict__.pop(name, None)
