@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 BEFORE_2_7 = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 7)
+_DECOUPLED = "decoupled_weight_decay"
+# Keys of param groups that are ours there, and torch's from 2.7 on.
+KEYS_BEFORE_2_7 = (_DECOUPLED,) if BEFORE_2_7 else ()
 # From torch 2.7 on AdamW is a subclass of Adam.
 ADAM_OR_ADAMW = (torch.optim.Adam, torch.optim.AdamW)
 
@@ -19,9 +22,9 @@ def refuse_before_2_7(keywords: Mapping[str, Any]) -> None:
     Raises:
         TypeError: it is there.
     """
-    if BEFORE_2_7 and "decoupled_weight_decay" in keywords:
+    if BEFORE_2_7 and _DECOUPLED in keywords:
         raise TypeError(
-            f"decoupled_weight_decay of Adam needs torch 2.7 or newer, this is {torch.__version__}; "
+            f"{_DECOUPLED} of Adam needs torch 2.7 or newer, this is {torch.__version__}; "
             "gradops.AdamW has decoupled weight decay in every version"
         )
 
@@ -29,15 +32,17 @@ def refuse_before_2_7(keywords: Mapping[str, Any]) -> None:
 def name_decay_before_2_7(optimizer: torch.optim.Optimizer) -> None:
     """Says in the groups whether weight decay is decoupled, which in torch 2.6 the optimizer's class alone says."""
     if BEFORE_2_7:
+        decoupled = isinstance(optimizer, torch.optim.AdamW)
         for group in optimizer.param_groups:
-            group["decoupled_weight_decay"] = isinstance(optimizer, torch.optim.AdamW)
+            if group.get(_DECOUPLED) is not decoupled:  # a group may be a view that takes nothing
+                group[_DECOUPLED] = decoupled
 
 
 def unname_decay_before_2_7(optimizer: torch.optim.Optimizer) -> None:
     """Undoes `name_decay_before_2_7`."""
     if BEFORE_2_7:
         for group in optimizer.param_groups:
-            group.pop("decoupled_weight_decay", None)
+            group.pop(_DECOUPLED, None)
 
 
 def annotate_before_2_7(operator: Callable[..., Any]) -> Callable[..., Any]:

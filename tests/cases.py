@@ -11,7 +11,7 @@ from gradops.backends.native import extension
 
 needs_native = pytest.mark.skipif(bool(extension.MISSING), reason=extension.MISSING)
 
-# From torch 2.10 on a parameter may have a gradient of another dtype (`param.grad_dtype`).
+# Where torch has no `param.grad_dtype`, a gradient has the dtype of its parameter.
 HOLDS_OTHER_DTYPES = hasattr(torch.Tensor, "grad_dtype")
 needs_other_dtypes = pytest.mark.skipif(
     not HOLDS_OTHER_DTYPES, reason="this torch refuses gradients of another dtype than the parameter's"
@@ -56,7 +56,7 @@ class ParamCase:
 
     def grad(self, scale=1.0, device="cpu"):
         values = torch.randn(self.shape, device=device) * (self.magnitude * scale)
-        return lay_out(values.to(self.grad_dtype), self.grad_layout)
+        return lay_out(values.to(self.grad_dtype if HOLDS_OTHER_DTYPES else self.dtype), self.grad_layout)
 
 
 @st.composite

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from cases import needs_other_dtypes
 
 import gradops
 
@@ -39,6 +40,7 @@ def test_infs_of_opposite_sign_in_two_micro_batches_do_not_cancel(device):
     assert optimizer.stats.grad_norm.isnan()
 
 
+@needs_other_dtypes
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_gradients_may_be_summed_in_float32_in_place(dtype, device):
     """1 + 1/4096 four thousand times: half precision would stay at 1, or stop growing soon after."""

@@ -6,7 +6,7 @@ import pytest
 import tolerances as tol
 import torch
 from beside import assert_scalar
-from cases import CHUNK, DTYPES, LAYOUTS, NORM_TYPES, ParamCase, draw_grad, param_cases
+from cases import CHUNK, DTYPES, HOLDS_OTHER_DTYPES, LAYOUTS, NORM_TYPES, ParamCase, draw_grad, param_cases
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +18,10 @@ EXACT = tol.Tolerance(0.0, 0.0, "the same float32 operations")
 
 def measure(grads, **settings):
     """The stats of one step that moves nothing, for gradients of any dtype."""
-    params = [torch.zeros(grad.shape, dtype=torch.float32, device=grad.device).requires_grad_() for grad in grads]
+    params = []
+    for grad in grads:
+        dtype = torch.float32 if HOLDS_OTHER_DTYPES else grad.dtype
+        params.append(torch.zeros(grad.shape, dtype=dtype, device=grad.device).requires_grad_())
     for param, grad in zip(params, grads, strict=True):
         param.grad_dtype = grad.dtype
         param.grad = grad

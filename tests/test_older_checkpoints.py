@@ -61,13 +61,13 @@ def moments(optimizer):
 
 
 def through_folder(saved, model, optimizer, options, folder):
-    dcp.save({"optim": saved}, checkpoint_id=folder, no_dist=True)
+    dcp.save({"optim": saved}, checkpoint_id=folder)
     return read(folder, model, optimizer, options)
 
 
 def read(folder, model, optimizer, options):
     state = {"optim": get_optimizer_state_dict(model, optimizer, options=options)}
-    dcp.load(state, checkpoint_id=folder, no_dist=True)
+    dcp.load(state, checkpoint_id=folder)
     set_optimizer_state_dict(model, optimizer, state["optim"], options=options)
 
 
@@ -145,7 +145,7 @@ def test_key_that_is_added_later_locks_out_nobody(released, monkeypatch):
 
 def test_keys_that_are_not_ours_are_demanded_as_before(tmp_path):
     model, optimizer = build(stepped=1)
-    dcp.save({"optim": get_optimizer_state_dict(model, optimizer)}, checkpoint_id=tmp_path, no_dist=True)
+    dcp.save({"optim": get_optimizer_state_dict(model, optimizer)}, checkpoint_id=tmp_path)
     optimizer.param_groups[0]["initial_lr"] = 0.1
     with pytest.raises(dcp.api.CheckpointException, match="initial_lr"):
         read(tmp_path, model, optimizer, StateDictOptions())

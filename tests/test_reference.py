@@ -11,6 +11,7 @@ from tolerances import TORCH_FLOAT32, TORCH_FLOAT64
 
 from gradops import reference
 from gradops.reference import update as reference_update
+from gradops.torch_before_2_7 import name_decay_before_2_7
 
 OPTIONS = {
     "default": {},
@@ -33,6 +34,7 @@ POLICY = SimpleNamespace(
 def twins(cls, dtype, options, **settings):
     params = [torch.randn(shape, dtype=dtype).requires_grad_() for shape in SHAPES]
     optimizer = cls([{"params": params[:3], **options}, {"params": params[3:], "lr": 1e-2, "weight_decay": 0.05}])
+    name_decay_before_2_7(optimizer)
     return optimizer, reference.Reference(optimizer.param_groups, dtype=dtype, **settings), params
 
 

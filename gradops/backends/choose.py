@@ -1,6 +1,7 @@
 """What runs a step: native code, Triton, or torch's own operations; chosen here and nowhere else."""
 
 import functools
+import importlib
 import importlib.util
 import os
 import warnings
@@ -17,6 +18,7 @@ from gradops.settings import BACKENDS
 from gradops.update_rule import UpdateRule
 
 _advised = False
+OLDEST_TRITON = (3, 4)
 TRITON_DEVICES = ("cuda", "xpu")  # torch calls ROCm's devices cuda too
 
 
@@ -98,4 +100,11 @@ def _missing_for_triton(device_type: str) -> str:
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if device_type not in TRITON_DEVICES and not (interpreted and device_type == "cpu"):
         return f"Triton has no code for {device_type}"
-    return ""
+    return _too_old(importlib.import_module("triton").__version__)
+
+
+def _too_old(triton: str) -> str:
+    """Why this version of Triton cannot compile the kernels; empty if it can."""
+    if tuple(map(int, triton.split(".")[:2])) >= OLDEST_TRITON:
+        return ""
+    return f"the kernels need Triton 3.4 or newer, which torch 2.8 brings, this is {triton}"

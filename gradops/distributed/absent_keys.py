@@ -15,12 +15,15 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from gradops.torch_before_2_7 import KEYS_BEFORE_2_7
+
 PREFIX = "gradops_"
 
 
 def is_ours(key: str) -> bool:
     """Whether a flattened key, such as `optim.param_groups.0.gradops_loss_scale`, ends in one of ours."""
-    return key.rpartition(".")[2].startswith(PREFIX)
+    last = key.rpartition(".")[2]
+    return last.startswith(PREFIX) or last in KEYS_BEFORE_2_7
 
 
 def _plan_without_absent_keys(planner: ModuleType) -> None:

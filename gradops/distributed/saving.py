@@ -47,7 +47,7 @@ def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, optimizer: O
                 shutil.rmtree(left_over)
     _wait_for_all()
     with _one_process_is_meant():
-        dcp.save(_state_of(model, optimizer, extra), checkpoint_id=following, no_dist=not dist.is_initialized())
+        dcp.save(_state_of(model, optimizer, extra), checkpoint_id=following)
     if _is_first():
         _sync(following)
         _replace(folder / _LATEST, following.name)
@@ -80,7 +80,7 @@ def load_checkpoint(path: str | os.PathLike[str], model: nn.Module, optimizer: O
     state = _state_of(model, optimizer, extra)
     check_fits(Path(path), folder, state)
     with _one_process_is_meant():
-        dcp.load(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
+        dcp.load(state, checkpoint_id=folder)
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
 
 
@@ -88,7 +88,7 @@ def load_checkpoint(path: str | os.PathLike[str], model: nn.Module, optimizer: O
 def _one_process_is_meant() -> Iterator[None]:
     """torch warns of every save and load without a process group."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        warnings.filterwarnings("ignore", message="torch.distributed is (disabled|unavailable)")
         yield
 
 

@@ -213,6 +213,8 @@ def _memory(buffer: Tensor) -> Tensor:
     A forward in evaluation mode has saved it for its backward, which may come after this step.
     """
     data = local_tensor(buffer).data
+    if data.element_size() == 1:
+        data = data.view(torch.uint8)  # torch.where takes no float8 before torch 2.7
     return data[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in data.stride())]
 
 
