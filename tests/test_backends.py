@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -45,6 +46,7 @@ def make(device="cpu", **settings):
 def test_backend_follows_the_device_and_what_was_built(device, native, triton, expected, monkeypatch):
     monkeypatch.setattr(choose.extension, "missing_for", lambda kind: "" if kind in native else "no native code")
     monkeypatch.setattr(choose.importlib.util, "find_spec", lambda name: triton or None)
+    monkeypatch.setattr(choose.importlib, "import_module", lambda name: SimpleNamespace(__version__="3.4.0"))
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     choose._missing_for_triton.cache_clear()
     choice = choose.backend_for(torch.device(device))
@@ -61,6 +63,23 @@ def test_forced_backend_that_cannot_run_is_refused_with_the_reason(monkeypatch):
     with pytest.raises(RuntimeError, match="it rains"):
         gradops.wrap(optimizer, backend="native")
     assert type(optimizer) is torch.optim.AdamW
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [
+        ("3.2.0", "the kernels need Triton 3.4 or newer, which torch 2.8 brings, this is 3.2.0"),
+        ("3.4.0+git1", ""),
+        ("3.10.0", ""),
+        ("4.0.0", ""),
+    ],
+)
+def test_a_triton_that_is_too_old_is_named(version, said, monkeypatch):
+    monkeypatch.setattr(choose.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(choose.importlib, "import_module", lambda name: SimpleNamespace(__version__=version))
+    choose._missing_for_triton.cache_clear()
+    assert choose.missing("triton", "cuda") == said
+    choose._missing_for_triton.cache_clear()
 
 
 def test_misspelt_backend_is_refused():
