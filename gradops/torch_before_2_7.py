@@ -12,8 +12,6 @@ BEFORE_2_7 = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2,
 _DECOUPLED = "decoupled_weight_decay"
 # Keys of param groups that are ours there, and torch's from 2.7 on.
 KEYS_BEFORE_2_7 = (_DECOUPLED,) if BEFORE_2_7 else ()
-# From torch 2.7 on AdamW is a subclass of Adam.
-ADAM_OR_ADAMW = (torch.optim.Adam, torch.optim.AdamW)
 
 
 def refuse_before_2_7(keywords: Mapping[str, Any]) -> None:
