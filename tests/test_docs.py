@@ -144,3 +144,8 @@ def test_site_builds_without_a_warning_and_fetches_nothing(tmp_path):
     assert len(re.findall(r"<em>required</em>|>\s*required\s*<", wrap)) == 1, "the optimizer"
     assert not re.search(r"<code>\*\*\w+</code>(?:(?!</tr>).)*required", api, re.DOTALL)
     assert "def wrap(" in re.sub("<[^>]*>", "", wrap), "its source"
+
+
+def test_first_page_installs_what_its_own_code_needs():
+    page = (ROOT / "README.md").read_text()
+    assert "gradops.Recorder(" in page and "pip install '.[report]'" in page

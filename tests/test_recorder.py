@@ -1,6 +1,7 @@
 """`gradops.Recorder`: every step's numbers, without waiting for the device and without touching the training."""
 
 import copy
+import importlib.util
 import math
 import pickle
 
@@ -293,3 +294,12 @@ def test_an_optimizer_of_torchs_is_refused(device):
     model, _ = make(device)
     with pytest.raises(TypeError, match=r"gradops\.wrap, got SGD"):
         gradops.Recorder(torch.optim.SGD(model.parameters()), model)
+
+
+def test_without_numpy_the_extra_is_named(monkeypatch):
+    optimizer = gradops.AdamW([torch.nn.Parameter(torch.ones(2))])
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "numpy" else found(name))
+    with pytest.raises(ModuleNotFoundError, match=r"Recorder needs numpy: run pip install 'gradops\[report\]'"):
+        gradops.Recorder(optimizer)
+    assert optimizer.engine.watchers == () and not optimizer.track_updates

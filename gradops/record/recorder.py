@@ -101,7 +101,7 @@ class Recorder(Answers):
             if value < 1:
                 raise ValueError(f"{name} must be positive, got {value}")
         if importlib.util.find_spec("numpy") is None:
-            raise ImportError("gradops.Recorder needs numpy: pip install numpy")
+            raise ModuleNotFoundError("Recorder needs numpy: run pip install 'gradops[report]'", name="numpy")
         self._optimizer, self._callback = optimizer, callback
         self._file = None if path is None else RunFile(path)
         self._findings = None if on_finding is None else FindingCalls(on_finding)
