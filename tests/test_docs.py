@@ -148,4 +148,5 @@ def test_site_builds_without_a_warning_and_fetches_nothing(tmp_path):
 
 def test_first_page_installs_what_its_own_code_needs():
     page = (ROOT / "README.md").read_text()
-    assert "gradops.Recorder(" in page and "pip install '.[report]'" in page
+    assert "gradops.Recorder(" in page
+    assert "pip install '.[report]'" in page

@@ -302,4 +302,5 @@ def test_without_numpy_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "numpy" else found(name))
     with pytest.raises(ModuleNotFoundError, match=r"Recorder needs numpy: run pip install 'gradops\[report\]'"):
         gradops.Recorder(optimizer)
-    assert optimizer.engine.watchers == () and not optimizer.track_updates
+    assert optimizer.engine.watchers == ()
+    assert not optimizer.track_updates
