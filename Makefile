@@ -11,9 +11,14 @@ SANITIZED_TESTS ?= $(STEP_TESTS:%=tests/test_%.py)
 EMULATED_TESTS ?= $(patsubst %,tests/test_%.py,$(STEP_TESTS) activation_stats checkpoint gpu_report_steps grad_scaler \
 	native_faults own_grad_scaler recorder same_result stats update_stats)
 # What must pass with every torch and Python: make TORCH=torch==2.6.0 test-core PYTHON=python3.10
-CORE_TESTS ?= $(patsubst %,tests/test_%.py,adam_step wrap step_plan checkpoint grad_scaler own_grad_scaler lr_schedulers clip \
-	stats ops recorder)
+CORE_TESTS ?= $(patsubst %,tests/test_%.py,$(STEP_TESTS) activation_stats backends bad_grads bad_params checkpoint containers \
+	float64 frozen_params grad_scaler lr_schedulers older_checkpoints other_checkpoints optim_db own_grad_scaler protect recorder \
+	reference stats triton_code triton_step update_stats wrap)
 CORE := build/core/$(subst ==,-,$(TORCH))-$(notdir $(PYTHON))
+# The interpreter of Triton 3.6 and older fails beside numpy 2.4.
+CORE_NEEDS := "setuptools>=77" expecttest hypothesis ninja "numpy<2.4" pytest pytest-benchmark pytest-xdist
+# torch alone is the newest.
+VERSIONS ?= torch==2.6.0 torch==2.8.0 torch==2.10.0 torch==2.11.0 torch==2.13.0 torch==2.14.1 torch
 # More of the scaling run's options: make bench SCALING="--most-params 1e7"
 SCALING ?=
 # The training whose profile is in the README.
@@ -38,8 +43,8 @@ EXTRAS_dev := demo,dev
 EXTRAS_release := release
 EXTRAS_docs := demo,docs,frameworks
 
-.PHONY: demo docs figures test test-all test-core test-cpp test-python test-emulated test-emulated-two-launches test-slow test-sanitized \
-	test-emulated-sanitized bench gpu-report lint format build wheels clean FORCE
+.PHONY: demo docs figures test test-all test-core test-core-once test-versions test-cpp test-python test-emulated \
+	test-emulated-two-launches test-slow test-sanitized test-emulated-sanitized bench gpu-report lint format build wheels clean FORCE
 
 demo: $(STAMPS)/demo $(STAMPS)/build
 	OMP_WAIT_POLICY=passive $(PY) -m gradops demo $(ARGS)
@@ -68,13 +73,22 @@ test-emulated-sanitized: $(STAMPS)/test $(STAMPS)/build
 	LD_PRELOAD="$(call library,asan) $(call library,ubsan)" ASAN_OPTIONS=detect_leaks=0 \
 	$(PYTEST) -n 0 tests/emulation/test_step.py tests/emulation/test_step_pieces.py
 
-# In an environment of its own, with native code in a cache of its own; `rm -r build/core` gives several GB back.
+# In an environment of its own, with native code for CPUs in a cache of its own. GRADOPS_CUDA=1 compiles CUDA code, too.
 test-core:
-	$(PYTHON) -m venv $(CORE)
-	$(CORE)/bin/python -m pip --disable-pip-version-check install --quiet "$(TORCH)" "setuptools>=77" \
-	expecttest hypothesis ninja numpy pytest pytest-benchmark
-	export PYTHONPATH=$(CURDIR) XDG_CACHE_HOME=$(CURDIR)/$(CORE)/cache PATH=$(CURDIR)/$(CORE)/bin:$$PATH; \
-	python -m gradops build && OMP_WAIT_POLICY=passive python -m pytest -p no:cacheprovider $(CORE_TESTS) $(ARGS)
+	$(STAGE) core-venv "making $(CORE)" $(PYTHON) -m venv $(CORE)
+	$(STAGE) core-torch "installing $(TORCH), some GB" $(CORE)/bin/python -m pip --disable-pip-version-check install \
+	"$(TORCH)" $(CORE_NEEDS)
+	export PYTHONPATH=$(CURDIR) XDG_CACHE_HOME=$(CURDIR)/$(CORE)/cache GRADOPS_CUDA=$${GRADOPS_CUDA:-0}; \
+	export PATH=$(CURDIR)/$(CORE)/bin:$$PATH OMP_WAIT_POLICY=passive; \
+	python -m gradops build && python -m gradops env && \
+	python -m pytest -p no:cacheprovider -n $(JOBS) $(CORE_TESTS) $(ARGS)
+
+# The same, which gives the several GB back.
+test-core-once: test-core
+	rm -r $(CORE)
+
+test-versions:
+	for torch in $(VERSIONS); do $(MAKE) TORCH=$$torch test-core-once || exit 1; done
 
 test-slow: $(STAMPS)/test $(STAMPS)/build
 	$(PYTEST) -n $(JOBS) -m "slow or not slow" --hypothesis-profile=long
