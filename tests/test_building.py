@@ -105,6 +105,28 @@ def test_name_holds_versions_of_gradops_torch_python_and_compiler(user, monkeypa
     assert cache.name(command.toolchain()) != name
 
 
+@pytest.mark.parametrize(
+    ("listed", "gpus", "ending"),
+    [
+        ("", [], "nvcc_13.0"),
+        ("", [(9, 0), (8, 0), (9, 0)], "nvcc_13.0_sm80_sm90"),
+        ("8.0;9.0+PTX", [(9, 0)], "nvcc_13.0_8.0_9.0+PTX"),
+    ],
+)
+def test_name_holds_the_gpus_that_cuda_code_is_for(listed, gpus, ending, tmp_path, monkeypatch):
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text("#!/bin/sh\necho Cuda compilation tools, release 13.0, V13.0.1\n")
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
+    monkeypatch.delenv("GRADOPS_CUDA", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(gpus))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: gpus[device])
+    assert command.toolchain().endswith(ending)
+
+
 def test_second_build_compiles_nothing(user, build):
     build()
     status, out, _ = build()

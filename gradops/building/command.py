@@ -15,6 +15,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+import torch
+
 from gradops.building import cache
 from gradops.building.progress import Progress
 
@@ -84,8 +86,16 @@ def toolchain() -> str:
     parts = [_compiler()]
     if nvcc is not None:
         said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
-        parts += ["nvcc", *re.findall(r"release (\S+),", said), *os.environ.get("TORCH_CUDA_ARCH_LIST", "").split(";")]
+        parts += ["nvcc", *re.findall(r"release (\S+),", said), *_architectures()]
     return re.sub(r"[^\w.+]+", "_", "_".join(filter(None, parts)))
+
+
+def _architectures() -> list[str]:
+    """What CUDA code would be compiled for: what the user lists, or the GPUs that are here; nothing for the default."""
+    if listed := os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        return listed.split(";")
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    return sorted({"sm{}{}".format(*torch.cuda.get_device_capability(device)) for device in devices})
 
 
 def _compiler() -> str:
