@@ -3,14 +3,13 @@
 import pytest
 import torch
 from against_oracle import any_sequence
-from beside import Beside, assert_same_bits, params_of
+from beside import MOMENTS, Beside, assert_same_bits, params_of
 from cases import CHUNK, LAYOUTS, ParamCase, param_cases, settings_of_the_step
 from hypothesis import given
 from hypothesis import strategies as st
 from seeded_runs import resumed_after_three_of_five, step
 
 import gradops
-from gradops.one_pass.state import MOMENTS
 
 
 def optimizer_of(*params, **settings):
