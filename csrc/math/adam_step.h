@@ -2,11 +2,9 @@
 // defines them, for one element.
 #pragma once
 
-#include "math/decide.h"
+#include "math/update.h"
 
 namespace gradops {
-
-enum class WeightDecay { kL2, kDecoupled };
 
 // A parameter's hyper-parameters as a user gives them; float64, as torch keeps them.
 struct AdamHyper {
@@ -62,24 +60,16 @@ struct AdamElement {
   float max_exp_avg_sq;  // unused without amsgrad
 };
 
-// The subgradient of l1 * |param|; 0 at 0, so that a weight that is there may stay.
-GRADOPS_HD float l1_grad(float param, float l1) { return param > 0.0f ? l1 : param < 0.0f ? -l1 : 0.0f; }
-
 // beta1 * exp_avg + (1 - beta1) * grad, from the end that weighs more, as torch.lerp: from the other one, the rounding
 // of a large difference would stay in the sum. `coef` is 1 - beta1 from exp_avg, and -beta1 from grad.
 GRADOPS_HD float lerp(float exp_avg, float grad, float coef) {
   return (coef > 0.0f ? exp_avg : grad) + (grad - exp_avg) * coef;
 }
 
-// One element of one step. `grad` is as stored; the decision unscales and clips it. All arithmetic is float32. Without
-// kL1 `rule.l1` is 0.
+// One element of one step; `grad` is as stored. All arithmetic is float32.
 template <WeightDecay kDecay, bool kAmsgrad, bool kL1 = true>
 GRADOPS_HD AdamElement adam_update(AdamElement e, float grad, const StepDecision& decision, const AdamRule& rule) {
-  // The sign goes into the factor, which is the same for all elements of a loop.
-  grad = clamp_grad(grad * decision.inv_scale, decision.clip_value) * (decision.clip_coef * rule.grad_sign);
-  if constexpr (kL1) grad += l1_grad(e.param, rule.l1);
-  if constexpr (kDecay == WeightDecay::kL2) grad += rule.decay * e.param;
-  if constexpr (kDecay == WeightDecay::kDecoupled) e.param -= rule.decay * e.param;
+  grad = regularise<kDecay, kL1>(e.param, grad, decision, rule);
   e.exp_avg = lerp(e.exp_avg, grad, rule.exp_avg_coef);
   e.exp_avg_sq = e.exp_avg_sq * rule.beta2 + rule.one_minus_beta2 * grad * grad;
   float second_moment = e.exp_avg_sq;
@@ -90,13 +80,6 @@ GRADOPS_HD AdamElement adam_update(AdamElement e, float grad, const StepDecision
   const float denom = sqrtf(second_moment) * rule.inv_bias_correction2_sqrt + rule.eps;
   e.param -= rule.step_size * (e.exp_avg / denom);
   return e;
-}
-
-// What storing `x` as `rounded` takes off it, which is exact; 0 where `rounded` is inf or NaN. Added to the parameter
-// before the next update, it makes of both a sum compensated as by Kahan (1965).
-GRADOPS_HD float left_by_rounding(float x, float rounded) {
-  const float left = x - rounded;
-  return left - left == 0.0f ? left : 0.0f;
 }
 
 }  // namespace gradops

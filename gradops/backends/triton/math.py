@@ -192,16 +192,22 @@ def left_by_rounding(x, rounded):
 
 
 @triton.jit
+def regularise(param, grad, grad_sign, l1, l2, decay):
+    """What every rule's update begins with: `maximize`, L1, and weight decay of one kind or the other."""
+    grad = grad * grad_sign
+    grad += tl.where(param > 0, l1, tl.where(param < 0, -l1, 0.0))
+    grad = tl.where(l2 != 0, grad + l2 * param, grad)
+    return tl.where(decay != 0, param - decay * param, param), grad
+
+
+@triton.jit
 def adam_update(param, exp_avg, exp_avg_sq, max_exp_avg_sq, grad, rule, AMSGRAD: tl.constexpr, FROM_GRAD: tl.constexpr):
     """One step of Adam or AdamW, element by element in float32; `grad` is unscaled and clipped.
 
     FROM_GRAD: the gradient weighs more in the first moment than the old one does.
     """
     grad_sign, exp_avg_coef, beta2, one_minus_beta2, eps, l1, l2, decay, step_size, inv_bias_correction2_sqrt = rule
-    grad = grad * grad_sign
-    grad += tl.where(param > 0, l1, tl.where(param < 0, -l1, 0.0))
-    grad = tl.where(l2 != 0, grad + l2 * param, grad)
-    param = tl.where(decay != 0, param - decay * param, param)
+    param, grad = regularise(param, grad, grad_sign, l1, l2, decay)
     change = (grad - exp_avg) * exp_avg_coef
     if FROM_GRAD:
         exp_avg = grad + change
