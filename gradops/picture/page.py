@@ -81,7 +81,7 @@ def _settings(run: Run) -> str:
 
 def _data(view: View, found: Report) -> dict[str, Any]:
     run = view.run
-    lines = [_line("gradient norm", run.grad_norm), _line("loss", run.loss)]
+    lines = [_line("global norm", run.grad_norm), _line("loss", run.loss)]
     lines.append(_line("learning rate", run.lr.max(axis=1), widest=np.inf))
     if (run.loss_scale != 1).any():
         lines.append(_line("loss scale", run.loss_scale, widest=1.0))
