@@ -200,7 +200,7 @@ def test_page_shows_values_zooms_and_sorts_in_a_browser(written, run):
     layer, step, value = said["hint"].split("\n")
     assert (layer, step) == ("1", "step 89")
     assert float(value.removeprefix("gradient norm ")) == pytest.approx(norm, rel=5e-3)
-    assert "step 89\ngradient norm" in said["line"]
+    assert "step 89\nglobal norm" in said["line"]
     assert said["scrolled"] == 90, "a wheel without Ctrl scrolls the page"
     assert said["zoomed"][0] == said["zoomed"][1] < 45
     named = re.findall(r"`([^`]*)`", " ".join(finding.text for finding in report(run).findings))
