@@ -39,10 +39,12 @@ with (folder.parent.parent / "compiled").open("a") as counted:
     counted.write("once\\n")
 """.replace("VERSION", RELEASE)
 
+# A test run in the background has inherited that Ctrl-C is ignored.
 RUN = """
-import pathlib, sys
+import pathlib, signal, sys
 from gradops import __main__
 from gradops.building import command
+signal.signal(signal.SIGINT, signal.default_int_handler)
 command._RECIPE = pathlib.Path(sys.argv.pop(1))
 sys.exit(__main__.main(["build", *sys.argv[1:]]))
 """
