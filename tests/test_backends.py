@@ -46,7 +46,7 @@ def make(device="cpu", **settings):
 def test_backend_follows_the_device_and_what_was_built(device, native, triton, expected, monkeypatch):
     monkeypatch.setattr(choose.extension, "missing_for", lambda kind: "" if kind in native else "no native code")
     monkeypatch.setattr(choose.importlib.util, "find_spec", lambda name: triton or None)
-    monkeypatch.setattr(choose.importlib, "import_module", lambda name: SimpleNamespace(__version__="3.4.0"))
+    monkeypatch.setattr(choose.importlib, "import_module", lambda name: SimpleNamespace(__version__="3.6.0"))
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     choose._missing_for_triton.cache_clear()
     choice = choose.backend_for(torch.device(device))
@@ -68,8 +68,8 @@ def test_forced_backend_that_cannot_run_is_refused_with_the_reason(monkeypatch):
 @pytest.mark.parametrize(
     ("version", "said"),
     [
-        ("3.2.0", "the kernels need Triton 3.4 or newer, which torch 2.8 brings, this is 3.2.0"),
-        ("3.4.0+git1", ""),
+        ("3.2.0", "the kernels need Triton 3.6 or newer, which torch 2.10 brings, this is 3.2.0"),
+        ("3.6.0+git1", ""),
         ("3.10.0", ""),
         ("4.0.0", ""),
     ],

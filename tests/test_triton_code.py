@@ -10,7 +10,7 @@ import pytest
 import torch
 from machine_code import toolchain
 
-pytest.importorskip("triton", minversion="3.4")
+pytest.importorskip("triton", minversion="3.6")
 from machine_code import planted_triton, triton_gates, triton_offline
 
 from gradops import SpikeGuard

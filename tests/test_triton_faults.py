@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-pytest.importorskip("triton", minversion="3.4")
+pytest.importorskip("triton", minversion="3.6")
 
 HERE = Path(__file__).resolve().parent
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is what starts the interpreter")

@@ -16,7 +16,7 @@ from cases import CHUNK, ParamCase
 
 import gradops
 
-pytest.importorskip("triton", minversion="3.4")
+pytest.importorskip("triton", minversion="3.6")
 import triton
 import triton.language as tl
 from interpreter import Meter, metered, shuffled
