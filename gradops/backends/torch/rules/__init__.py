@@ -5,7 +5,6 @@ rounded, and `update`, which gives the new weights and moments.
 """
 
 import importlib
-import importlib.util
 from typing import Any
 
 from gradops.update_rule import UpdateRule
