@@ -33,7 +33,10 @@ class UpdateRule:
         title: what messages call it.
         moments: in the order of the slots that kernels have for them.
         group_keys: of a param group, by which a state dict is known to be the rule's.
+        hyper: what the update takes of a param group beside what every rule takes (lr, weight_decay, maximize, l1), in
+            the order of the rule's `Hyper`; "betas.0" is the first of `betas`. Each is a number or a flag.
         scale_free: whether the size of an update does not depend on that of the gradients.
+        decoupled_key: of a param group, whether its weight decay is decoupled; None for a rule that only knows L2.
         counters: entries of torch's state beside the moments; ours has a "step" whether or not torch's has.
     """
 
@@ -41,7 +44,9 @@ class UpdateRule:
     title: str
     moments: tuple[Moment, ...]
     group_keys: tuple[str, ...]
+    hyper: tuple[str, ...]
     scale_free: bool
+    decoupled_key: str | None = None
     counters: tuple[str, ...] = ("step",)
 
     @property
@@ -52,3 +57,16 @@ class UpdateRule:
     def moments_of(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         """The names of those that a param group's updates have."""
         return tuple(moment.name for moment in self.moments if moment.used(group))
+
+    def hyper_of(self, group: Mapping[str, Any]) -> list[float]:
+        """The values of `hyper` in a param group."""
+        return [float(_entry(group, key)) for key in self.hyper]
+
+    def decouples(self, group: Mapping[str, Any]) -> bool:
+        """Whether a param group's weight decay is decoupled."""
+        return self.decoupled_key is not None and bool(group[self.decoupled_key])
+
+
+def _entry(group: Mapping[str, Any], key: str) -> Any:
+    name, _, index = key.partition(".")
+    return group[name][int(index)] if index else group[name]

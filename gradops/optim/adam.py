@@ -34,7 +34,9 @@ RULE = UpdateRule(
         Moment("max_exp_avg_sq", used=lambda group: bool(group["amsgrad"]), because="amsgrad is on"),
     ),
     group_keys=("betas", "eps"),
+    hyper=("betas.0", "betas.1", "eps", "amsgrad"),
     scale_free=True,
+    decoupled_key="decoupled_weight_decay",
 )
 
 
