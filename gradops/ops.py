@@ -6,7 +6,8 @@ any way; where no native code was built for it, torch's own operations do the sa
   what `gradops.StepStats` has under these names. `grad_scale` is one float32 value, which the gradients are divided by.
 * `adam_step_(params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, lr, *, grad_scale, clip_coef, found_inf,
   clip_value, beta1, beta2, eps, weight_decay, decoupled, maximize, l1)`: one update of every parameter, nothing if
-  `found_inf` is not 0. `max_exp_avg_sqs` is empty without amsgrad; `steps` are single float32 values.
+  `found_inf` is not 0. `max_exp_avg_sqs` is empty without amsgrad; `steps` are single float32 values. It is a door to
+  `_update_`, which is for gradops alone: the same for every update rule, with its moments in one list.
 * `clip_grad_norm_(grads, max_norm, norm_type=2.0) -> norm`
 * `unscale_(grads, grad_scale) -> found_inf`
 * `update_loss_scale_(scale, growth_tracker, found_inf, *, growth_factor, backoff_factor, growth_interval, min_scale,
@@ -27,13 +28,14 @@ from torch import Tensor
 
 from gradops.backends import activations
 from gradops.backends.checks import check_tensor
-from gradops.backends.native import extension
+from gradops.backends.native import extension  # noqa: F401  # loads what brings operators of its own
 from gradops.backends.torch import ops as torch_ops
 from gradops.backends.torch.activations import BINS, COUNTS
 from gradops.torch_before_2_7 import annotate_before_2_7
 
 _WRITTEN = {
     "grad_stats": (),
+    "_update_": ("params", "moments", "steps"),
     "adam_step_": ("params", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "steps"),
     "clip_grad_norm_": ("grads",),
     "unscale_": ("grads",),
@@ -50,7 +52,7 @@ def _for_kernels_dtypes(operator: Callable[..., Any]) -> Callable[..., Any]:
     def checked(*args: Any, **kwargs: Any) -> Any:
         for role, tensors in signature.bind(*args, **kwargs).arguments.items():
             for index, tensor in enumerate(tensors if isinstance(tensors, list) else ()):
-                if tensor.dtype == torch.float64 and role != "steps":
+                if isinstance(tensor, Tensor) and tensor.dtype == torch.float64 and role != "steps":
                     check_tensor(tensor, tensor.device, role, str(index))
         return operator(*args, **kwargs)
 
@@ -61,7 +63,7 @@ def _for_kernels_dtypes(operator: Callable[..., Any]) -> Callable[..., Any]:
 _library = torch.library.Library("gradops", "FRAGMENT")
 for _name, _written in _WRITTEN.items():
     _kernel = _for_kernels_dtypes(getattr(activations if _name == "activation_stats" else torch_ops, _name))
-    if extension.MISSING:
+    if not hasattr(torch.ops.gradops, _name):  # by the native code
         _schema = torch.library.infer_schema(annotate_before_2_7(_kernel), mutates_args=_written)
         _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
     # For every device that has no kernel of its own.
@@ -91,6 +93,7 @@ def _(grads: list[Tensor], grad_scale: Tensor) -> Tensor:
     return _scalar(grads)
 
 
+@torch.library.register_fake("gradops::_update_")
 @torch.library.register_fake("gradops::adam_step_")
 def _(*args: object, **kwargs: object) -> None:
     return None

@@ -46,7 +46,7 @@ def unname_decay_before_2_7(optimizer: torch.optim.Optimizer) -> None:
 def annotate_before_2_7(operator: Callable[..., Any]) -> Callable[..., Any]:
     """Spells annotations as torch 2.6 reads operators' schemas from them: List[Tensor] for list[Tensor]."""
     if BEFORE_2_7:
-        spelt = {list[Tensor]: typing.List[Tensor]}  # noqa: UP006
+        spelt = {list[Tensor]: typing.List[Tensor], list[float]: typing.List[float]}  # noqa: UP006
         signature = inspect.signature(operator)
         parameters = [
             parameter.replace(annotation=spelt.get(parameter.annotation, parameter.annotation))

@@ -1,6 +1,7 @@
 """The operators of torch.ops.gradops: opcheck, fake kernels, torch.compile, and the same numbers as the optimizer's."""
 
 import math
+from itertools import chain
 
 import pytest
 import torch
@@ -74,6 +75,26 @@ def test_adam_step_of_half_precision_params_with_float32_gradients():
     opcheck(ops.adam_step_, args, options)
 
 
+def update_arguments(amsgrad=False, dtype=torch.float32):
+    """What `_update_` takes for the same as `adam_step_` with `adam_arguments`."""
+    (params, grads, *moments, steps, lr), options = adam_arguments(amsgrad, dtype=dtype)
+    options["hyper"] = [options.pop("beta1"), options.pop("beta2"), 1e-8, float(amsgrad)]
+    return ("adam", params, grads, list(chain(*moments)), steps, lr), options
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_update_by_name_is_the_same_update(amsgrad, dtype):
+    named, by_name = adam_arguments(amsgrad, dtype=dtype), update_arguments(amsgrad, dtype)
+    shared = {"clip_coef": torch.tensor(0.25), "l1": 0.01, "maximize": True}
+    opcheck(ops._update_, by_name[0], by_name[1] | shared)
+    ops.adam_step_(*named[0], **named[1], **shared)
+    ops._update_(*by_name[0], **by_name[1], **shared)
+    torch.testing.assert_close(by_name[0][1], named[0][0], rtol=2e-6 if dtype == torch.float32 else 2**-7, atol=1e-6)
+    torch.testing.assert_close(by_name[0][3], list(chain(*named[0][2:5])), rtol=4e-6, atol=1e-8)
+    assert [step.item() for step in by_name[0][4]] == [3.0] * len(SHAPES)
+
+
 @pytest.mark.parametrize("max_norm", [0.0, 0.5, 1e9, math.inf])
 @pytest.mark.parametrize("norm_type", [1.0, 2.0, math.inf, 3.0])
 def test_clip_grad_norm(norm_type, max_norm):
@@ -115,6 +136,7 @@ def test_every_operator_is_tested_here():
     }
     assert names - {"activation_stats"} == {
         "grad_stats",
+        "_update_",
         "adam_step_",
         "clip_grad_norm_",
         "unscale_",
@@ -157,6 +179,20 @@ def test_lists_that_do_not_match_are_refused():
         with pytest.raises((ValueError, RuntimeError)):
             ops.adam_step_(*wrong, **options)
         assert all(torch.equal(param, before) for param, before in zip(args[0], kept, strict=True))
+
+
+def test_update_refuses_lists_that_do_not_match():
+    (rule, params, grads, moments, steps, lr), options = update_arguments()
+    kept = [param.clone() for param in params]
+    for wrong in (
+        (rule, params, grads[:-1], moments, steps, lr),
+        (rule, params, grads, moments[:-1], steps, lr),
+        (rule, params, grads, [torch.ones(7), *moments[1:]], steps, lr),
+        (rule, params, grads, moments, steps[:-1], lr),
+    ):
+        with pytest.raises((ValueError, RuntimeError)):
+            ops._update_(*wrong, **options)
+    assert all(torch.equal(param, before) for param, before in zip(params, kept, strict=True))
 
 
 def test_fake_tensors_give_shapes_without_running():

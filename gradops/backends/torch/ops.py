@@ -11,9 +11,9 @@ from torch import Tensor
 
 from gradops.backends.checks import check_like, check_writable
 from gradops.backends.torch import math as torch_math
+from gradops.backends.torch import rules
 from gradops.backends.torch.math import GradStats
-from gradops.backends.torch.rules import adam
-from gradops.backends.torch.update import update_
+from gradops.backends.torch.update import Options, Tensors, update_
 from gradops.policies.loss_scale import DynamicLossScale
 
 _increment = torch.autograd.graph.increment_version
@@ -98,35 +98,71 @@ def adam_step_(
     maximize: bool = False,
     l1: float = 0.0,
 ) -> None:
+    moments = {"exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
+    if max_exp_avg_sqs:
+        moments["max_exp_avg_sqs"] = max_exp_avg_sqs
+    for name, tensors in moments.items():
+        _check(tensors, name, writable=True, leaders=params)
+    _update_(
+        "adam", params, grads, [tensor for tensors in moments.values() for tensor in tensors], steps, lr,
+        hyper=[beta1, beta2, eps, float(bool(max_exp_avg_sqs))], grad_scale=grad_scale, clip_coef=clip_coef,
+        found_inf=found_inf, clip_value=clip_value, weight_decay=weight_decay, decoupled=decoupled, maximize=maximize,
+        l1=l1,
+    )  # fmt: skip
+
+
+def _update_(
+    rule: str,
+    params: list[Tensor],
+    grads: list[Tensor],
+    moments: list[Tensor],
+    steps: list[Tensor],
+    lr: Tensor,
+    *,
+    hyper: list[float],
+    grad_scale: Tensor | None = None,
+    clip_coef: Tensor | None = None,
+    found_inf: Tensor | None = None,
+    clip_value: float | None = None,
+    weight_decay: float = 0.0,
+    decoupled: bool = False,
+    maximize: bool = False,
+    l1: float = 0.0,
+) -> None:
     _check(params, "params", writable=True)
     _check(grads, "grads", writable=False, leaders=params)
-    moments = {"exp_avg": exp_avgs, "exp_avg_sq": exp_avg_sqs}
-    if max_exp_avg_sqs:
-        moments["max_exp_avg_sq"] = max_exp_avg_sqs
-    for name, tensors in moments.items():
-        _check(tensors, f"{name}s", writable=True, leaders=params)
+    columns = _moment_by_moment(moments, params)
     _check_steps(steps, params)
     if not params:
         return
-    group = {
-        "betas": (beta1, beta2), "eps": eps, "weight_decay": weight_decay, "decoupled_weight_decay": decoupled,
-        "amsgrad": bool(max_exp_avg_sqs), "maximize": maximize, "l1": l1,
-    }  # fmt: skip
     device = params[0].device
     skip = torch.zeros((), dtype=torch.bool, device=device) if found_inf is None else found_inf.reshape(()) != 0
     wide = torch_math.wide_dtype(device)
     numbers = torch.stack([step.reshape(()) for step in steps]).to(wide) + 1
     rates = lr.to(device, wide).reshape(()).expand_as(numbers)
-    coefs = adam.coefs(params, group, rates, numbers)
+    options = Options(hyper, weight_decay, decoupled, maximize, l1)
+    update_rule = rules.load(rule)
+    coefs = update_rule.coefs(params, hyper, rates, numbers)
     inv_scale = _inverse(grad_scale)
     for index, param in enumerate(params):
         grad = torch_math.clamp(torch_math.unscale(grads[index], inv_scale), clip_value)
         grad = grad if clip_coef is None else grad * clip_coef.reshape(()).to(grad.dtype)
-        state = {name: tensors[index] for name, tensors in moments.items()}
-        update_(adam, param, grad, state, group, rates[index], coefs[index], skip)
+        tensors = Tensors(param, [column[index] for column in columns])
+        update_(update_rule, tensors, grad, options, rates[index], coefs[index], skip)
         steps[index].add_(~skip)
-    for tensors in (params, steps, *moments.values()):
-        _increment(tensors)
+    for written in (params, steps, moments):
+        _increment(written)
+
+
+def _moment_by_moment(moments: list[Tensor], params: list[Tensor]) -> list[list[Tensor]]:
+    """The moments, one list for each of them, with one tensor a parameter."""
+    count = len(params)
+    if len(moments) % count if count else moments:
+        raise ValueError(f"moments must have one tensor a moment and parameter, of {count}, got {len(moments)}")
+    columns = [moments[begin : begin + count] for begin in range(0, len(moments), count or 1)]
+    for place, column in enumerate(columns):
+        _check(column, f"moment {place}", writable=True, leaders=params)
+    return columns
 
 
 def _check_steps(steps: list[Tensor], params: list[Tensor]) -> None:

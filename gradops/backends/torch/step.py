@@ -16,7 +16,7 @@ from gradops.backends.torch import math as torch_math
 from gradops.backends.torch import rules
 from gradops.backends.torch.guard import Verdict, decide_step
 from gradops.backends.torch.math import GradStats
-from gradops.backends.torch.update import update_
+from gradops.backends.torch.update import Tensors, options_of, update_
 from gradops.policies.loss_scale import DynamicLossScale
 from gradops.policies.relative_step import RelativeStepCap
 from gradops.settings import loss_scale_policy, relative_step_cap
@@ -34,7 +34,8 @@ class TorchStep:
     DTYPES: tuple[torch.dtype, ...] = (*DTYPES, torch.float64)
 
     def __init__(self, rule: UpdateRule, reason: str) -> None:
-        self._rule, self._reason = rules.load(rule), reason
+        self._rule, self._reason = rule, reason
+        self._update_rule = rules.load(rule.name)
 
     def forget_rows(self) -> None:
         """Nothing is kept from step to step."""
@@ -83,7 +84,8 @@ class TorchStep:
             rms = None if cap is None else torch.stack([_rms(row.updated) for row in members])
             lr, step, limited = rates(group["lr"], verdict.before.lr_factor, members, cap, rms)
             capped += (limited & ~skip).unbind()
-            coefs = self._rule.coefs([row.param for row in members], group, lr, step)
+            options = options_of(self._rule, group)
+            coefs = self._update_rule.coefs([row.param for row in members], options.hyper, lr, step)
             for row, rate, coef_of_row in zip(members, lr, coefs, strict=True):
                 assert row.grad is not None
                 grad = torch_math.clamp(torch_math.unscale(row.grad, inv_scale), call.settings.clip_value)
@@ -94,7 +96,8 @@ class TorchStep:
                         skip, verdict.clip_coef, verdict.clip_coef.minimum(unit_coefs.amin())
                     )
                     grad = grad * unit_coefs
-                update_(self._rule, row.param, grad, state_of(row), group, rate, coef_of_row, skip)
+                tensors = _tensors(row, self._rule.moments_of(group))
+                update_(self._update_rule, tensors, grad, options, rate, coef_of_row, skip)
             torch._foreach_add_(steps, [(~skip).float()] * len(steps))
         return capped
 
@@ -142,6 +145,12 @@ def widened(values: Tensor, copy: bool = False) -> Tensor:
 def state_of(row: Row) -> dict[str, Tensor]:
     assert row.state is not None
     return row.state
+
+
+def _tensors(row: Row, moments: tuple[str, ...]) -> Tensors:
+    state = state_of(row)
+    kept = [state[name] for name in moments]
+    return Tensors(row.param, kept, state.get("master"), state.get("compensation"))
 
 
 def write_scalars(call: StepCall, verdict: Verdict, scale: Tensor) -> None:

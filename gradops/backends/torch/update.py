@@ -1,37 +1,81 @@
 """One parameter's update in torch's own operations: what every rule shares before and after the rule itself."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradops.backends.torch.math import arithmetic_of
+from gradops.update_rule import UpdateRule
 
 
-def update_(
-    rule: Any, param: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any], lr: Tensor, coefs: Any,
-    skip: Tensor
-) -> None:  # fmt: skip
+@dataclass(frozen=True)
+class Options:
+    """What an update takes of a param group beside its rate, by the names of the operator `_update_`.
+
+    Attributes:
+        hyper: the rule's own numbers.
+        weight_decay, decoupled, maximize, l1: what every rule's update begins with.
+    """
+
+    hyper: list[float]
+    weight_decay: float = 0.0
+    decoupled: bool = False
+    maximize: bool = False
+    l1: float = 0.0
+
+
+def options_of(rule: UpdateRule, group: Mapping[str, Any]) -> Options:
+    """The options of a param group with its "l1"."""
+    return Options(
+        hyper=rule.hyper_of(group),
+        weight_decay=float(group["weight_decay"]),
+        decoupled=rule.decouples(group),
+        maximize=bool(group["maximize"]),
+        l1=float(group["l1"]),
+    )
+
+
+@dataclass(slots=True)
+class Tensors:
+    """What an update writes of one parameter.
+
+    Attributes:
+        param: the parameter.
+        moments: those that its group's updates have, in the rule's order.
+        master: that is updated, where there is one; the parameter is it rounded.
+        compensation: what rounding took off the parameter, where it is kept.
+    """
+
+    param: Tensor
+    moments: list[Tensor]
+    master: Tensor | None = None
+    compensation: Tensor | None = None
+
+
+def update_(rule: Any, tensors: Tensors, grad: Tensor, options: Options, lr: Tensor, coefs: Any, skip: Tensor) -> None:
     """Updates a parameter and its state in place, or leaves them.
 
     Args:
         rule: a module of `gradops.backends.torch.rules`.
-        param: the parameter.
+        tensors: of the parameter.
         grad: unscaled and clipped, in its arithmetic's dtype.
-        state: of the parameter.
-        group: the parameter's group.
+        options: of the parameter's group.
         lr: the rate that this parameter takes; 0-d.
         coefs: the rule's, for this parameter.
         skip: bool, 0-d; whether everything stays as it was.
     """
-    updated, compensation = state.get("master", param), state.get("compensation")
+    param, compensation = tensors.param, tensors.compensation
+    updated = param if tensors.master is None else tensors.master
     weight = updated.to(arithmetic_of(param))
     if compensation is not None:
         weight = weight + compensation
-    weight, grad = _regularise(weight, grad.to(weight.dtype), group, lr)
-    weight, moments = rule.update(weight, grad, state, group, coefs)
-    for key, value in moments.items():
-        torch.where(skip, state[key], value.to(state[key].dtype), out=state[key])
+    weight, grad = _regularise(weight, grad.to(weight.dtype), options, lr)
+    weight, moved = rule.update(weight, grad, tensors.moments, options.hyper, coefs)
+    for moment, value in zip(tensors.moments, moved, strict=True):
+        torch.where(skip, moment, value.to(moment.dtype), out=moment)
     if updated is not param:
         torch.where(skip, updated, weight, out=updated)
     if compensation is not None:
@@ -41,15 +85,14 @@ def update_(
     torch.where(skip, param, weight.to(param.dtype), out=param)
 
 
-def _regularise(weight: Tensor, grad: Tensor, group: dict[str, Any], lr: Tensor) -> tuple[Tensor, Tensor]:
+def _regularise(weight: Tensor, grad: Tensor, options: Options, lr: Tensor) -> tuple[Tensor, Tensor]:
     """Turns the gradient for `maximize`, and adds L1 and the weight decay, to the gradient or to the weights."""
-    weight_decay = float(group["weight_decay"])
-    if group["maximize"]:
+    if options.maximize:
         grad = -grad
-    if group["l1"]:
-        grad = grad.add(weight.sign(), alpha=float(group["l1"]))
-    if weight_decay and not group["decoupled_weight_decay"]:
-        grad = grad.add(weight, alpha=weight_decay)
-    if weight_decay and group["decoupled_weight_decay"]:
-        weight = weight.sub(weight.mul((lr * weight_decay).to(weight.dtype)))
+    if options.l1:
+        grad = grad.add(weight.sign(), alpha=options.l1)
+    if options.weight_decay and not options.decoupled:
+        grad = grad.add(weight, alpha=options.weight_decay)
+    if options.weight_decay and options.decoupled:
+        weight = weight.sub(weight.mul((lr * options.weight_decay).to(weight.dtype)))
     return weight, grad

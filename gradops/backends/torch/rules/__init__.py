@@ -1,15 +1,18 @@
 """Update rules in torch's own operations, a file a rule.
 
-Each has `coefs`, which makes what an update needs of a group's hyper-parameters, derived in the wide dtype and then
-rounded, and `update`, which gives the new weights and moments.
+Each has two functions. `hyper` is what `UpdateRule.hyper_of` gives of the param group.
+
+* `coefs(params, hyper, lr, step)`: what each of a group's parameters takes besides `hyper`, derived in the wide dtype
+  and then rounded; the rate `lr` and the number of the update `step`, from 1, are one value a parameter, in the wide
+  dtype.
+* `update(weight, grad, moments, hyper, coefs)`: the new weights, and the new moments in the order of the old ones,
+  which are those that the group's updates have. `weight` and `grad` are regularised. Nothing is written.
 """
 
 import importlib
 from typing import Any
 
-from gradops.update_rule import UpdateRule
 
-
-def load(rule: UpdateRule) -> Any:
-    """The rule's module."""
-    return importlib.import_module(f"{__name__}.{rule.name}")
+def load(name: str) -> Any:
+    """The module of the rule of this name."""
+    return importlib.import_module(f"{__name__}.{name}")
