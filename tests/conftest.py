@@ -43,10 +43,19 @@ def usable_backends():
 
 @pytest.fixture(params=usable_backends(), ids="-".join)
 def backend(request, monkeypatch):
-    """Runs a test once for each backend and device: the one that optimizers take which ask for none."""
+    """Runs a test once for each backend and device: the one that optimizers take which ask for none.
+
+    It skips where the backend has no twin of an optimizer's update rule.
+    """
     name, _ = request.param
     backend_for = choose.backend_for
-    monkeypatch.setattr(choose, "backend_for", lambda device, wanted=None: backend_for(device, wanted or name))
+
+    def chosen(device, rule=None, wanted=None):
+        if wanted is None and rule is not None and (reason := choose.missing_rule(name, rule)):
+            pytest.skip(reason)
+        return backend_for(device, rule, wanted or name)
+
+    monkeypatch.setattr(choose, "backend_for", chosen)
     return name
 
 

@@ -4,6 +4,7 @@ import contextlib
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -53,6 +54,25 @@ def test_backend_follows_the_device_and_what_was_built(device, native, triton, e
     choose._missing_for_triton.cache_clear()
     assert choice.name == expected
     assert ("no native code" in choice.reason) is (device not in native)
+
+
+def test_a_backend_without_a_twin_of_the_rule_is_passed_over_with_the_reason(monkeypatch):
+    rule = replace(gradops.Adam.rule, name="unheard_of", title="Unheard")
+    lacks = {"native": "no Unheard there", "triton": "nor there", "torch": ""}
+    monkeypatch.setattr(choose, "missing", lambda name, device_type: "")
+    monkeypatch.setattr(choose, "missing_rule", lambda name, wanted: lacks[name] if wanted is rule else "")
+    choice = choose.backend_for(torch.device("cuda"), rule)
+    assert (choice.name, choice.reason) == ("torch", "no Unheard there; nor there")
+    assert choose.backend_for(torch.device("cuda"), gradops.Adam.rule).name == "native"
+    with pytest.raises(RuntimeError, match=r"backend='native' cannot step parameters on cuda: no Unheard there"):
+        choose.backend_for(torch.device("cuda"), rule, "native")
+
+
+@needs_native
+def test_native_code_says_which_rules_it_lacks():
+    assert choose.missing_rule("native", gradops.Adam.rule) == ""
+    rule = replace(gradops.Adam.rule, name="unheard_of", title="Unheard")
+    assert choose.missing_rule("native", rule) == "gradops' native code has no Unheard yet"
 
 
 def test_forced_backend_that_cannot_run_is_refused_with_the_reason(monkeypatch):

@@ -40,7 +40,11 @@ def kernels(request, monkeypatch):
     if missing := choose.missing(request.param, "cuda"):
         pytest.skip(missing)
     backend_for = choose.backend_for
-    monkeypatch.setattr(choose, "backend_for", lambda device, wanted=None: backend_for(device, wanted or request.param))
+    monkeypatch.setattr(
+        choose,
+        "backend_for",
+        lambda device, rule=None, wanted=None: backend_for(device, rule, wanted or request.param),
+    )
     return KERNELS[request.param]
 
 

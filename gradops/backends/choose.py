@@ -48,20 +48,38 @@ def missing(name: str, device_type: str) -> str:
     return ""
 
 
-def backend_for(device: torch.device, wanted: str | None = None) -> Choice:
+def missing_rule(name: str, rule: UpdateRule) -> str:
+    """Why this backend, where it can run, cannot run this update rule; empty if it can."""
+    if name == "native":
+        return extension.missing_rule(rule)
+    if name == "triton":
+        return _missing_rule_in_triton(rule)
+    return ""
+
+
+def backend_for(device: torch.device, rule: UpdateRule | None = None, wanted: str | None = None) -> Choice:
     """The backend for parameters on this device: the one that is `wanted`, or else the first that can run there.
+
+    Args:
+        device: where the parameters are.
+        rule: the update rule; None for what runs there whatever the rule.
+        wanted: one of `gradops.settings.BACKENDS`.
 
     Raises:
         RuntimeError: the wanted one cannot; the message says why.
     """
+
+    def lacks(name: str) -> str:
+        return missing(name, device.type) or ("" if rule is None else missing_rule(name, rule))
+
     if wanted is not None:
-        if reason := missing(wanted, device.type):
+        if reason := lacks(wanted):
             raise RuntimeError(f"backend={wanted!r} cannot step parameters on {device}: {reason}")
         return Choice(wanted, device, f"backend={wanted!r} was asked for")
     reasons: list[str] = []
     for name in BACKENDS:
         # On the CPU Triton only has its interpreter, which is for tests.
-        if not (reason := missing(name, device.type)) and (name, device.type) != ("triton", "cpu"):
+        if not (reason := lacks(name)) and (name, device.type) != ("triton", "cpu"):
             return Choice(name, device, "; ".join(reasons))
         reasons += [reason] if reason else []
     raise AssertionError("torch's own operations run everywhere")
@@ -81,7 +99,8 @@ def make_plan(choice: Choice, rule: UpdateRule) -> Plan:
     if choice.sharded:
         from gradops.backends.sharded.plan import ShardedPlan
 
-        return ShardedPlan(torch_ops if choice.name == "torch" else torch.ops.gradops, rule)
+        ops = torch_ops if choice.name == "torch" or extension.missing_rule(rule) else torch.ops.gradops
+        return ShardedPlan(ops, rule)
     if choice.name == "native":
         from gradops.backends.native.plan import NativePlan
 
@@ -101,6 +120,12 @@ def _missing_for_triton(device_type: str) -> str:
     if device_type not in TRITON_DEVICES and not (interpreted and device_type == "cpu"):
         return f"Triton has no code for {device_type}"
     return _too_old(importlib.import_module("triton").__version__)
+
+
+def _missing_rule_in_triton(rule: UpdateRule) -> str:
+    from gradops.backends.triton import rules
+
+    return rules.missing(rule)
 
 
 def _too_old(triton: str) -> str:

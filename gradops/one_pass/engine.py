@@ -76,7 +76,7 @@ class Engine:
         """
         optimizer = self.optimizer
         name_decay_before_2_7(optimizer)
-        choice = choose_backend(optimizer.param_groups, optimizer.backend)
+        choice = choose_backend(optimizer.param_groups, optimizer.rule, optimizer.backend)
         names = param_names(optimizer.param_groups)
         if choice != self.choice:
             self.plan, self.choice, self._prepared_for = choose.make_plan(choice, optimizer.rule), choice, None

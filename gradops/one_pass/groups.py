@@ -38,7 +38,7 @@ def check_groups(param_groups: list[dict[str, Any]], settings: Settings, rule: U
         seen.add(param)
     check_taking_part(param_groups, settings)
     buffers = StepBuffers()
-    choice = choose_backend(param_groups, settings.backend)
+    choice = choose_backend(param_groups, rule, settings.backend)
     buffers.resize(param_names(param_groups), choice.device)
     plan = choose.make_plan(choice, rule)
     plan.prepare(settings.checked())
@@ -58,17 +58,17 @@ def check_taking_part(param_groups: list[dict[str, Any]], settings: Settings) ->
             wants_master(param, settings)
 
 
-def choose_backend(param_groups: list[dict[str, Any]], wanted: str | None) -> choose.Choice:
-    """What steps these parameters.
+def choose_backend(param_groups: list[dict[str, Any]], rule: UpdateRule, wanted: str | None) -> choose.Choice:
+    """What steps these parameters by this rule.
 
     Raises:
         RuntimeError: the wanted backend cannot; the message says why.
     """
     device, name = device_of(param_groups), _name_of_float64(param_groups)
     if name is None:
-        choice = choose.backend_for(device, wanted)
+        choice = choose.backend_for(device, rule, wanted)
     elif wanted in (None, "torch"):
-        choice = replace(choose.backend_for(device, "torch"), reason=f"parameter '{name}' is float64")
+        choice = replace(choose.backend_for(device, rule, "torch"), reason=f"parameter '{name}' is float64")
     else:
         raise RuntimeError(
             f"backend={wanted!r} cannot step parameter '{name}': it is float64, which only torch's operations step"

@@ -14,6 +14,7 @@ from types import ModuleType
 import torch
 
 from gradops.building import cache
+from gradops.update_rule import UpdateRule
 
 _NAME = "gradops._C"
 
@@ -61,6 +62,12 @@ def missing_for(device_type: str) -> str:
     if not _C.has_backend(device_type):
         return f"gradops was built without native code for {device_type}"
     return ""
+
+
+def missing_rule(rule: UpdateRule) -> str:
+    """Why the native code, where it is loaded, cannot run an update rule; empty if it can."""
+    known = getattr(_C, "update_rules", lambda: ["adam"])()
+    return "" if _C is None or rule.name in known else f"gradops' native code has no {rule.title} yet"
 
 
 def loaded_from() -> str:
