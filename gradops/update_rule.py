@@ -17,11 +17,13 @@ class Moment:
         name: the key of the state, torch's.
         used: whether the updates of a param group have it.
         because: what makes a group use it, for messages ("amsgrad is on"); empty for one that every group uses.
+        late: whether it is made, as zeros, where a group comes to use it later; else the step refuses a state without.
     """
 
     name: str
     used: Callable[[Mapping[str, Any]], bool] = _always
     because: str = ""
+    late: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,20 @@ class UpdateRule:
     def moments_of(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         """The names of those that a param group's updates have."""
         return tuple(moment.name for moment in self.moments if moment.used(group))
+
+    @property
+    def counts_as_torch(self) -> bool:
+        """Whether torch's state has a "step" too."""
+        return "step" in self.counters
+
+    @property
+    def has_late_moments(self) -> bool:
+        """Whether a group may come to use a moment that its states lack."""
+        return any(moment.late for moment in self.moments)
+
+    def late_moments_of(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        """The names of those that the group's updates have, and that are made where a state lacks them."""
+        return tuple(moment.name for moment in self.moments if moment.late and moment.used(group))
 
     def hyper_of(self, group: Mapping[str, Any]) -> list[float]:
         """The values of `hyper` in a param group."""

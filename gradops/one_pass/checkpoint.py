@@ -65,7 +65,7 @@ def check_kind(rule: UpdateRule, state_dict: Mapping[str, Any]) -> None:
     entries = state_dict["state"].items()
     states = ((f"parameter {name}", entry, (*rule.counters, *always)) for name, entry in entries if entry)
     for name, there, wanted in chain(groups, states):
-        missing = next((key for key in wanted if key not in there), None)
+        missing = next((key for key in wanted if there.get(key) is None), None)
         if missing is not None:
             raise ValueError(
                 f"the state dict is no {rule.title}'s: its {name} has no {missing}; load the model's weights alone, "
@@ -74,7 +74,7 @@ def check_kind(rule: UpdateRule, state_dict: Mapping[str, Any]) -> None:
 
 
 def torchs_step(step: Tensor, group: dict[str, Any]) -> Tensor:
-    """A copy of a step counter, where torch's Adam with the group's settings keeps it."""
+    """A copy of a step counter, where torch's optimizer with the group's settings keeps it."""
     on_device = group.get("fused") or group.get("capturable")
     return step.clone() if on_device else step.to("cpu", copy=True)
 

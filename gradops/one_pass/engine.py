@@ -50,6 +50,7 @@ class Engine:
         self._prepared_for: tuple[Any, ...] | None = None
         self._prepared: Any = None
         self._fitted_for: Any = None
+        self._late_moments_fitted: list[tuple[str, ...]] = []
 
     @property
     def optimizer(self) -> "OnePass":
@@ -92,13 +93,15 @@ class Engine:
         optimizer = self.optimizer
         values = values_of(optimizer)
         if values != self._prepared_for:
-            settings = settings_of(optimizer).checked()
+            settings = settings_of(optimizer).checked(optimizer.rule)
             self.rebind()
             self._prepared = self.plan.prepare(settings)
             self._prepared_for = values
             optimizer.defaults.update(zip(SETTINGS, values, strict=True))
             if settings.of_state != self._fitted_for:
                 self._fit_states(settings)
+        if self._late_moments() != self._late_moments_fitted:
+            self._fit_states(settings_of(optimizer))
         return self._prepared
 
     def step(self) -> bool:
@@ -166,7 +169,7 @@ class Engine:
             # Not states[param], which only torch's own defaultdict makes.
             state = states.get(param) or states.setdefault(param, {})
             state.update(zero_state(param, optimizer.rule.moments_of(group), settings))
-            fit_state(state, param, optimizer.rule, settings)
+            fit_state(state, param, optimizer.rule, group, settings)
         self._gather_steps()
         self.plan.bind_state(states)
 
@@ -175,14 +178,20 @@ class Engine:
         """Makes every state what the settings want; the plan then sees by its entries that it is another."""
         optimizer = self.optimizer
         names = param_names(optimizer.param_groups)
-        for param, name in zip(params_of(optimizer.param_groups), names, strict=True):
+        params = [(param, group) for group in optimizer.param_groups for param in group["params"]]
+        for (param, group), name in zip(params, names, strict=True):
             state = optimizer.state.get(param)
             if state is not None and not isinstance(state, MutableMapping):
                 got = type(state).__name__
                 raise TypeError(f"gradops: the state of '{name}' must be a dict or another mapping, got {got}")
             if state:
-                fit_state(state, param, optimizer.rule, settings)
-        self._fitted_for = settings.of_state
+                fit_state(state, param, optimizer.rule, group, settings)
+        self._fitted_for, self._late_moments_fitted = settings.of_state, self._late_moments()
+
+    def _late_moments(self) -> list[tuple[str, ...]]:
+        """Of every group, what it may have come to use since its states were made."""
+        rule, groups = self.optimizer.rule, self.optimizer.param_groups
+        return [rule.late_moments_of(group) for group in groups] if rule.has_late_moments else []
 
     def _gather_steps(self) -> None:
         """Makes every step counter a 0-d view of one buffer on the parameters' device, without waiting for it.

@@ -1,6 +1,6 @@
 """What the optimizer keeps for each parameter, as the settings want it."""
 
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -40,8 +40,10 @@ def zero_state(param: Tensor, names: Iterable[str], settings: Settings) -> dict[
     return {"step": torch.zeros((), dtype=torch.float32, device=param.device), **moments}
 
 
-def fit_state(state: MutableMapping[str, Any], param: Tensor, rule: UpdateRule, settings: Settings) -> None:
-    """Gives a parameter's state the entries that the settings want, and takes those that they do not.
+def fit_state(
+    state: MutableMapping[str, Any], param: Tensor, rule: UpdateRule, group: Mapping[str, Any], settings: Settings
+) -> None:
+    """Gives a parameter's state the entries that its group and the settings want, and takes those that they do not.
 
     Moments are cast where they are of another dtype than the settings'; those of complex numbers are left alone.
     """
@@ -50,8 +52,31 @@ def fit_state(state: MutableMapping[str, Any], param: Tensor, rule: UpdateRule, 
         moment = state.get(name)
         if isinstance(moment, Tensor) and moment.is_floating_point() and moment.dtype != dtype:
             state[name] = moment.to(dtype)
+    _fit_late_moments(state, param, rule, group, settings)
     _fit_master(state, param, wants_master(param, settings))
     _fit_compensation(state, param, settings.rounding == "kahan" and param.dtype in HALF_PRECISION)
+
+
+def _fit_late_moments(
+    state: MutableMapping[str, Any], param: Tensor, rule: UpdateRule, group: Mapping[str, Any], settings: Settings
+) -> None:
+    """Makes the moments that a group has come to use, and the step count where torch has none.
+
+    Torch knows a first update by a moment that is not there yet. Where it does not count, the count begins with such a
+    moment; a state of torch's that has one has seen an update.
+    """
+    for name in rule.moment_names:
+        if name in state and state[name] is None:  # as torch writes that there is none
+            del state[name]
+    made = [name for name in rule.late_moments_of(group) if name not in state]
+    counts = rule.counts_as_torch or state.get("step") is not None
+    if not made and counts:
+        return
+    fresh = zero_state(param, made, settings)
+    if not rule.counts_as_torch:
+        seen = not made and any(name in state for name in rule.moment_names)
+        state["step"] = fresh["step"] + float(seen)
+    state.update((name, fresh[name]) for name in made)
 
 
 def _fit_master(state: MutableMapping[str, Any], param: Tensor, wanted: bool) -> None:

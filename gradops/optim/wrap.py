@@ -5,6 +5,7 @@ import weakref
 from typing import Any, TypeVar, overload
 
 import torch
+from torch import Tensor
 from torch.optim import optimizer as torch_optimizer
 from typing_extensions import Unpack
 
@@ -103,11 +104,7 @@ def unwrap(optimizer: OptimizerT) -> OptimizerT:
         watcher.close()
     for group in optimizer.param_groups:
         for param in group["params"]:
-            state = optimizer.state.get(param, {})
-            state.pop("master", None)
-            state.pop("compensation", None)
-            for name, value in state.items():
-                state[name] = torchs_step(value, group) if name == "step" else value.to(param.dtype)
+            _make_torchs(optimizer.state, param, group, optimizer.rule)
     for key in CHECKPOINT_KEYS:
         optimizer.param_groups[0].pop(key, None)
     unname_decay_before_2_7(optimizer)
@@ -116,6 +113,20 @@ def unwrap(optimizer: OptimizerT) -> OptimizerT:
         optimizer.__dict__.pop(name, None)
     _swap_class(optimizer, _downgraded_class(type(optimizer)), has_scheduler)
     return optimizer
+
+
+def _make_torchs(states: dict[Tensor, Any], param: Tensor, group: dict[str, Any], rule: UpdateRule) -> None:
+    """Makes a parameter's state what torch's optimizer would have."""
+    state = states.get(param, {})
+    state.pop("master", None)
+    state.pop("compensation", None)
+    if "step" in state and not rule.counts_as_torch and state.pop("step") == 0:
+        state.clear()  # torch knows by its moments that there was an update
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            state[name] = torchs_step(value, group) if name == "step" else value.to(param.dtype)
+    if not state:
+        states.pop(param, None)
 
 
 def _check_same(optimizer: OnePass, settings: Settings) -> None:
