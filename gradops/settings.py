@@ -13,6 +13,7 @@ from gradops.policies.loss_scale import DynamicLossScale
 from gradops.policies.protect import Protect, protect_setting
 from gradops.policies.relative_step import RelativeStepCap
 from gradops.policies.spike_guard import SpikeGuard
+from gradops.update_rule import UpdateRule
 
 # In the order in which they are tried.
 Backend = Literal["native", "triton", "torch"]
@@ -49,11 +50,14 @@ class Settings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "protect", protect_setting(self.protect))
 
-    def checked(self) -> "Settings":
+    def checked(self, rule: UpdateRule | None = None) -> "Settings":
         """The same with every number a float and every policy an object.
 
+        Args:
+            rule: also whether they go with this update rule.
+
         Raises:
-            ValueError: a value is out of its range.
+            ValueError: a value is out of its range, or does not go with another or with the rule.
             TypeError: a value is of the wrong kind.
         """
         checked = Settings(**{name: check_setting(name, getattr(self, name)) for name in SETTINGS})
@@ -61,7 +65,17 @@ class Settings:
             raise ValueError("clip_mode='agc' needs max_norm: what a gradient may be of its weights, such as 0.01")
         if self.master_weights and self.rounding != "nearest":
             raise ValueError(f"rounding={self.rounding!r} takes the place of master_weights; set one of them")
+        if rule is not None and not rule.scale_free and self.max_relative_step is not None:
+            checked._check_bound(rule)
         return checked
+
+    def _check_bound(self, rule: UpdateRule) -> None:
+        """Refuses a bound on relative steps where the norm of each clipped gradient is not known before the update."""
+        needs = f"max_relative_step bounds a step of {rule.title} by the L2 norm of each tensor's clipped gradient"
+        if self.norm_type != 2.0:
+            raise ValueError(f"{needs}: norm_type must be 2, got {self.norm_type}")
+        if self.clip_mode == "agc":
+            raise ValueError(f"{needs}, and clip_mode='agc' clips it unit by unit during the update; set one of them")
 
     @property
     def of_state(self) -> tuple[Any, ...]:

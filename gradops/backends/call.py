@@ -38,6 +38,12 @@ class Row:
         return self.param if self.state is None else self.state.get("master", self.param)
 
 
+def state_of(row: Row) -> dict[str, Any]:
+    """The state of a row that takes part."""
+    assert row.state is not None
+    return row.state
+
+
 @dataclass(slots=True)
 class StepCall:
     """One step; everything in it has been checked, and at least one row has a gradient.

@@ -41,7 +41,7 @@ def check_groups(param_groups: list[dict[str, Any]], settings: Settings, rule: U
     choice = choose_backend(param_groups, rule, settings.backend)
     buffers.resize(param_names(param_groups), choice.device)
     plan = choose.make_plan(choice, rule)
-    plan.prepare(settings.checked())
+    plan.prepare(settings.checked(rule))
     plan.bind_params(param_groups, param_names(param_groups), buffers)
 
 

@@ -47,7 +47,7 @@ class OnePass(SettingsAttributes, torch.optim.Optimizer):
         if isinstance(params, Iterator):
             params = list(params)
         settings = Settings(**{**settings_of_groups(params, given), **given})
-        settings.checked()
+        settings.checked(self.rule)
         check_builder()
         super().__init__(params, *args, **keywords)
         check_groups(self.param_groups, settings, self.rule)
@@ -55,7 +55,7 @@ class OnePass(SettingsAttributes, torch.optim.Optimizer):
 
     def _setup(self, settings: Settings) -> None:
         """Takes the settings; the groups have been checked."""
-        settings.checked()
+        settings.checked(self.rule)
         self.engine = Engine(self)
         for name in SETTINGS:
             setattr(self, name, getattr(settings, name))

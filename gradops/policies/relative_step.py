@@ -12,10 +12,15 @@ class RelativeStepCap:
 
     In a step the learning rate of a tensor is `min(lr, cap * warm * max(RMS(param), floor))`, with
     `warm = min(1, step / warmup_steps)` and `step` the tensor's own count of updates, this one included. RMS is taken
-    of the stored values before the update. Where the cap does not bind, the step is exactly Adam's. Decoupled weight
-    decay uses the capped learning rate.
+    of the stored values before the update. Where the cap does not bind, the step is exactly the optimizer's. Decoupled
+    weight decay uses the capped learning rate.
 
-    Source: the relative step size of Adafactor (Shazeer and Stern 2018, section 8), as a cap.
+    An Adam update has about the size of its learning rate. Where it has that of the gradient, the bound is divided by
+    the RMS of what the rate multiplies: `clip_coef * RMS(grad) + weight_decay * RMS(param) + l1`, of the unscaled and
+    clamped gradient, the decay only where it is added to the gradient. Nothing bounds a tensor where that is 0.
+
+    Source: the relative step size of Adafactor (Shazeer and Stern 2018, section 8), as a cap; with the gradient's size,
+    LARS (You et al. 2017) as NVIDIA's LARC clips it.
 
     Args:
         cap: largest learning rate per unit of RMS; positive.

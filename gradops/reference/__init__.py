@@ -18,7 +18,15 @@ from torch import Tensor
 
 from gradops.reference.guard import GuardState, is_spike, next_guard_state, to_float32
 from gradops.reference.rules import adam
-from gradops.reference.update import ParamState, agc_coefs, relative_lr, update_param, update_stats, vector_norm
+from gradops.reference.update import (
+    ParamState,
+    agc_coefs,
+    relative_lr,
+    update_param,
+    update_rms,
+    update_stats,
+    vector_norm,
+)
 
 
 @dataclass
@@ -196,7 +204,7 @@ class Reference:
         found_nonfinite, lr_factor = decision.skip, self.guard_state.lr_factor
         guarded = self._guard(decision, seen.grad_norm)
         before = [updated.clone() for updated in self.updated]
-        capped = [False] * len(grads) if decision.skip else self._update(grads, decision, lr_factor)
+        capped = [False] * len(grads) if decision.skip else self._update(grads, decision, lr_factor, seen.norms)
         rows = self.update_rows(before, self.updated, grads, decision.skip)
         taken, skipped = self.stats.steps_taken + (not decision.skip), self.stats.steps_skipped + decision.skip
         self.stats = StepStats(
@@ -245,14 +253,17 @@ class Reference:
             state.compensation = torch.zeros_like(param) if self.rounding == "kahan" else None
         return state
 
-    def _update(self, grads: Sequence[Tensor | None], decision: StepDecision, lr_factor: float) -> list[bool]:
+    def _update(
+        self, grads: Sequence[Tensor | None], decision: StepDecision, lr_factor: float, norms: Sequence[float]
+    ) -> list[bool]:
         capped, groups = [], [group for group in self.groups for _ in group["params"]]
         smallest = decision.clip_coef
         for row, (param, grad, group) in enumerate(zip(self.params, grads, groups, strict=True)):
             state = self.states[row] or self.new_state(param)
             updated = param if state.master is None else state.master
             group_lr = float(group["lr"]) * lr_factor
-            lr = relative_lr(updated, group_lr, self.max_relative_step, state.step + 1)
+            per_rate = update_rms(self.rule, updated, norms[row] * decision.clip_coef, {"l1": self.l1, **group})
+            lr = relative_lr(updated, group_lr, self.max_relative_step, state.step + 1, per_rate)
             capped.append(grad is not None and lr < group_lr)
             if grad is not None:
                 self.states[row] = state

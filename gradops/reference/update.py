@@ -54,18 +54,32 @@ def agc_coefs(weight: Tensor, grad: Tensor, ratio: float) -> Tensor:
     return coefs.view(-1, *[1] * (weight.ndim - 1)) if units > 1 else coefs.view([1] * weight.ndim)
 
 
-def relative_lr(param: Tensor, lr: float, cap: Any, step: int) -> float:
-    """lr <= cap * max(RMS(param), floor), after Adafactor's relative step size (Shazeer and Stern 2018, section 8).
+def relative_lr(param: Tensor, lr: float, cap: Any, step: int, per_rate: float = 1.0) -> float:
+    """lr <= cap * max(RMS(param), floor) / per_rate, after Adafactor's relative step size (Shazeer and Stern 2018,
+    section 8), with the size of what the rate multiplies after LARS (You et al. 2017).
 
     RMS is of the stored values before the update; ``param`` is the master where there is one. ``cap`` is None, a
     `gradops.RelativeStepCap` or anything with its attributes; it grows linearly over the first ``warmup_steps`` updates
-    of the parameter, of which this is ``step``.
+    of the parameter, of which this is ``step``. ``per_rate`` is `update_rms`; 0 for a tensor that nothing bounds.
     """
-    if cap is None:
+    if cap is None or per_rate == 0.0:
         return lr
-    rms = param.double().square().mean().sqrt().item() if param.numel() else 0.0
     warm = min(1.0, step / cap.warmup_steps) if cap.warmup_steps else 1.0
-    return min(lr, cap.cap * warm * max(rms, cap.floor))
+    return min(lr, cap.cap * warm * max(rms(param), cap.floor) / per_rate)
+
+
+def rms(values: Tensor) -> float:
+    return values.double().square().mean().sqrt().item() if values.numel() else 0.0
+
+
+def update_rms(rule: Any, param: Tensor, grad_norm: float, group: dict[str, Any]) -> float:
+    """How far a rate of 1 moves an element: by about 1 where the rule divides by the gradient's size, else by the RMS
+    of gradient and penalties at most. ``grad_norm`` is that of the clipped gradient.
+    """
+    if rule.SCALE_FREE:
+        return 1.0
+    decay = 0.0 if rule.decouples(group) else group["weight_decay"]
+    return grad_norm / math.sqrt(max(1, param.numel())) + decay * rms(param) + group.get("l1", 0.0)
 
 
 def update_stats(before: Tensor, after: Tensor) -> tuple[float, float]:
@@ -75,11 +89,13 @@ def update_stats(before: Tensor, after: Tensor) -> tuple[float, float]:
     return ratio, norm / math.sqrt(max(1, after.numel()))
 
 
-def regularise(weight: Tensor, grad: Tensor, group: dict[str, Any], lr: float, signs: Tensor) -> tuple[Tensor, Tensor]:
+def regularise(
+    rule: Any, weight: Tensor, grad: Tensor, group: dict[str, Any], lr: float, signs: Tensor
+) -> tuple[Tensor, Tensor]:
     """What every rule's update begins with: ``maximize``, weight decay and L1, whose signs are of the stored values."""
     if group["maximize"]:
         grad = -grad
-    if group["weight_decay"] and group["decoupled_weight_decay"]:
+    if group["weight_decay"] and rule.decouples(group):
         weight = weight * (1.0 - lr * group["weight_decay"])
     elif group["weight_decay"]:
         grad = grad + group["weight_decay"] * weight
@@ -107,7 +123,7 @@ def update_param(
     weight = updated.double()
     if state.compensation is not None:
         weight = (weight + state.compensation.double()).to(dtype).double()
-    weight, grad = regularise(weight, grad.double(), group, lr, updated.double().sign())
+    weight, grad = regularise(rule, weight, grad.double(), group, lr, updated.double().sign())
     weight = rule.update(weight, grad, state.moments, group, lr, state.step, dtype).to(dtype)
     updated.copy_(weight)
     param.copy_(updated)

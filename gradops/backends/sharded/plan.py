@@ -93,7 +93,7 @@ class ShardedPlan:
     """
 
     def __init__(self, ops: Any, rule: UpdateRule) -> None:
-        self._backend = MeshStep(ops)
+        self._backend = MeshStep(ops, rule)
         self._plan = StepPlan(self._backend, rule)
         self._shards: list[_Shard] = []
         self._local_state: dict[Tensor, Any] = {}

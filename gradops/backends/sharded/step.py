@@ -1,19 +1,22 @@
 """A step of sharded parameters by the functional operators: measure, gather, decide, update."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradops.backends.call import Row, StepCall
+from gradops.backends.call import Row, StepCall, state_of
 from gradops.backends.checks import DTYPES
 from gradops.backends.torch import math as torch_math
 from gradops.backends.torch import ops as torch_ops
 from gradops.backends.torch.guard import Verdict, decide_step
-from gradops.backends.torch.step import rates, state_of, widened, write_scalars
+from gradops.backends.torch.rates import Sizes, limits_of, rates
+from gradops.backends.torch.step import widened, write_scalars
+from gradops.backends.torch.update import Options, options_of
 from gradops.distributed.gather import Gathering
 from gradops.settings import relative_step_cap
+from gradops.update_rule import UpdateRule
 
 
 @dataclass(slots=True)
@@ -42,11 +45,12 @@ class MeshStep:
 
     Args:
         ops: who has the operators of `gradops.ops`.
+        rule: the update rule.
     """
 
-    def __init__(self, ops: Any) -> None:
+    def __init__(self, ops: Any, rule: UpdateRule) -> None:
         self.DTYPES: tuple[torch.dtype, ...] = (*DTYPES, torch.float64) if ops is torch_ops else DTYPES
-        self._ops = ops
+        self._ops, self._rule = ops, rule
         self._gathering: Gathering | None = None
         self._root_sizes = torch.zeros(0, dtype=torch.float32, device="cpu")
         self._indices: dict[tuple[int, ...], Tensor] = {}
@@ -150,48 +154,44 @@ class MeshStep:
     def _update(self, call: StepCall, every: FullStats, divisor: Tensor | None, verdict: Verdict) -> Tensor:
         """Moves parameters, moments and step counts unless the step is skipped; returns whose rate was capped."""
         capped = torch.zeros(len(call.rows), dtype=torch.bool, device=verdict.skip.device)
-        cap = relative_step_cap(call.settings.max_relative_step)
+        shared = {
+            "grad_scale": divisor,
+            # Kernels read float32.
+            "clip_coef": verdict.clip_coef if self._ops is torch_ops else verdict.clip_coef.float(),
+            "found_inf": verdict.skip.float(),
+            "clip_value": call.settings.clip_value,
+        }
         for index, group in enumerate(call.groups):
             part = [i for i, row in enumerate(call.rows) if row.group == index and row.grad is not None]
             if not part:
                 continue
-            members = [call.rows[i] for i in part]
+            members, options = [call.rows[i] for i in part], options_of(self._rule, group)
             place = self._index(part, verdict.skip.device)
-            rms = None if every.rms is None else every.rms[place]
-            lr, _, capped[place] = rates(group["lr"], verdict.before.lr_factor, members, cap, rms)
-            shared = {
-                "grad_scale": divisor,
-                # Kernels read float32.
-                "clip_coef": verdict.clip_coef if self._ops is torch_ops else verdict.clip_coef.float(),
-                "found_inf": verdict.skip.float(),
-                "clip_value": call.settings.clip_value,
-            }
+            limits = self._limits(call, every, members, place, verdict.clip_coef, options)
+            lr, _, capped[place] = rates(group["lr"], verdict.before.lr_factor, members, limits)
             # An operator's call has one rate.
-            calls = [members] if cap is None else [[row] for row in members]
-            for rows, rate in zip(calls, lr, strict=cap is not None):
-                self._ops.adam_step_(*_tensors(rows, group), rate, **shared, **_hyper(group))
+            calls = [members] if limits is None else [[row] for row in members]
+            for rows, rate in zip(calls, lr, strict=limits is not None):
+                tensors = _tensors(rows, self._rule.moments_of(group))
+                self._ops._update_(self._rule.name, *tensors, rate, **shared, **asdict(options))
             for row in members:
                 if row.updated is not row.param:
                     row.param.copy_(row.updated)  # of a skipped step the same bits
         return capped
 
+    def _limits(
+        self, call: StepCall, every: FullStats, members: list[Row], place: Tensor, coef: Tensor, options: Options
+    ) -> Tensor | None:
+        """Of the rates of one group's rows; None without a cap."""
+        cap = relative_step_cap(call.settings.max_relative_step)
+        if cap is None or every.rms is None:
+            return None
+        grads = None if self._rule.scale_free else every.norms[place] * coef / self._root_sizes[place]
+        return limits_of(cap, members, Sizes(every.rms[place], grads), options)
 
-def _tensors(rows: list[Row], group: dict[str, Any]) -> list[list[Any]]:
-    """The lists that `adam_step_` takes."""
+
+def _tensors(rows: list[Row], moments: tuple[str, ...]) -> list[list[Any]]:
+    """The lists that `_update_` takes."""
     states = [state_of(row) for row in rows]
-    moments = [[state[key] for state in states] for key in ("exp_avg", "exp_avg_sq")]
-    largest = [state["max_exp_avg_sq"] for state in states] if group["amsgrad"] else []
-    return [[row.updated for row in rows], [row.grad for row in rows], *moments, largest, [s["step"] for s in states]]
-
-
-def _hyper(group: dict[str, Any]) -> dict[str, Any]:
-    beta1, beta2 = (float(beta) for beta in group["betas"])
-    return {
-        "beta1": beta1,
-        "beta2": beta2,
-        "eps": float(group["eps"]),
-        "weight_decay": float(group["weight_decay"]),
-        "decoupled": bool(group["decoupled_weight_decay"]),
-        "maximize": bool(group["maximize"]),
-        "l1": group["l1"],
-    }
+    of_rows = [state[name] for name in moments for state in states]
+    return [[row.updated for row in rows], [row.grad for row in rows], of_rows, [state["step"] for state in states]]

@@ -9,16 +9,16 @@ import math
 import torch
 from torch import Tensor
 
-from gradops.backends.call import Row, StepCall
+from gradops.backends.call import Row, StepCall, state_of
 from gradops.backends.checks import DTYPES
 from gradops.backends.torch import agc as torch_agc
 from gradops.backends.torch import math as torch_math
 from gradops.backends.torch import rules
 from gradops.backends.torch.guard import Verdict, decide_step
 from gradops.backends.torch.math import GradStats
-from gradops.backends.torch.update import Tensors, options_of, update_
+from gradops.backends.torch.rates import Sizes, limits_of, rates
+from gradops.backends.torch.update import Options, Tensors, options_of, update_
 from gradops.policies.loss_scale import DynamicLossScale
-from gradops.policies.relative_step import RelativeStepCap
 from gradops.settings import loss_scale_policy, relative_step_cap
 from gradops.update_rule import UpdateRule
 
@@ -63,74 +63,65 @@ class TorchStep:
             found_inf = found_inf | (call.found_inf.reshape(()).to(device) != 0)
         verdict = decide_step(call, every.norm, found_inf)
         before = [widened(row.updated, copy=True) for row in rows if settings.track_updates]
-        capped = self._update(call, rows, inv_scale, verdict)
+        capped = self._update(call, rows, stats, inv_scale, verdict)
         write_scalars(call, verdict, scale)
         _write_rows(call, stats, capped)
         if settings.track_updates:
             _write_updates(call, rows, before, verdict.skip)
 
-    def _update(self, call: StepCall, rows: list[Row], inv_scale: Tensor | None, verdict: Verdict) -> list[Tensor]:
+    def _update(
+        self, call: StepCall, rows: list[Row], stats: list[GradStats], inv_scale: Tensor | None, verdict: Verdict
+    ) -> list[Tensor]:
         """Moves parameters, moments and step counts unless the step is skipped; returns whose rate was capped.
 
         With clip_mode "agc" the verdict's clip_coef becomes the smallest factor.
         """
-        coef, skip, cap = verdict.clip_coef, verdict.skip, relative_step_cap(call.settings.max_relative_step)
+        coef, skip = verdict.clip_coef, verdict.skip
         capped: list[Tensor] = []
         for index, group in enumerate(call.groups):
-            members = [row for row in rows if row.group == index]
-            if not members:
+            places = [place for place, row in enumerate(rows) if row.group == index]
+            if not places:
                 continue
-            steps = [state_of(row)["step"] for row in members]
-            rms = None if cap is None else torch.stack([_rms(row.updated) for row in members])
-            lr, step, limited = rates(group["lr"], verdict.before.lr_factor, members, cap, rms)
+            members, options = [rows[place] for place in places], options_of(self._rule, group)
+            limits = self._limits(call, members, [stats[place] for place in places], coef, options)
+            lr, step, limited = rates(group["lr"], verdict.before.lr_factor, members, limits)
             capped += (limited & ~skip).unbind()
-            options = options_of(self._rule, group)
             coefs = self._update_rule.coefs([row.param for row in members], options.hyper, lr, step)
+            names = self._rule.moments_of(group)
             for row, rate, coef_of_row in zip(members, lr, coefs, strict=True):
                 assert row.grad is not None
                 grad = torch_math.clamp(torch_math.unscale(row.grad, inv_scale), call.settings.clip_value)
                 grad = grad * coef.to(grad.dtype)
                 if call.settings.clip_mode == "agc" and group.get("agc", True) and grad.numel():
-                    unit_coefs = torch_agc.unit_coefs(row.updated, grad, call.settings.max_norm or math.inf)
-                    verdict.clip_coef = torch.where(
-                        skip, verdict.clip_coef, verdict.clip_coef.minimum(unit_coefs.amin())
-                    )
-                    grad = grad * unit_coefs
-                tensors = _tensors(row, self._rule.moments_of(group))
-                update_(self._update_rule, tensors, grad, options, rate, coef_of_row, skip)
+                    grad = _clipped_by_unit(call, row, grad, verdict)
+                update_(self._update_rule, _tensors(row, names), grad, options, rate, coef_of_row, skip)
+            steps = [state_of(row)["step"] for row in members]
             torch._foreach_add_(steps, [(~skip).float()] * len(steps))
         return capped
 
-
-def rates(
-    lr: float | Tensor, lr_factor: Tensor, rows: list[Row], cap: RelativeStepCap | None, rms: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Each row's learning rate and the number of its update, in the wide dtype, and whether its rate was capped.
-
-    Args:
-        lr: the group's.
-        lr_factor: the guard's, 0-d.
-        rows: of one group; at least one.
-        cap: None for none.
-        rms: of what is updated of each row, in the wide dtype; None without a cap.
-    """
-    wide = torch_math.wide_dtype(rows[0].param.device)
-    step = torch.stack([state_of(row)["step"].reshape(()) for row in rows]).to(wide) + 1
-    if isinstance(lr, Tensor) and lr.device == step.device:
-        rate = lr.reshape(()).to(wide).expand_as(step)
-    else:
-        rate = torch.full_like(step, float(lr))
-    rate = rate * lr_factor
-    if cap is None or rms is None:
-        return rate, step, torch.zeros_like(step, dtype=torch.bool)
-    limit = cap.cap * rms.clamp(min=cap.floor)
-    if cap.warmup_steps:
-        limit = limit * (step / cap.warmup_steps).clamp(max=1.0)
-    return torch.minimum(rate, limit), step, limit < rate
+    def _limits(
+        self, call: StepCall, members: list[Row], stats: list[GradStats], coef: Tensor, options: Options
+    ) -> Tensor | None:
+        """Of the rates of one group's rows; None without a cap."""
+        cap = relative_step_cap(call.settings.max_relative_step)
+        if cap is None:
+            return None
+        rms = torch.stack([_norm(row.updated) / _root_of_size(row) for row in members])
+        if self._rule.scale_free:
+            return limits_of(cap, members, Sizes(rms, None), options)
+        grad_rms = [of_one.norm * coef / _root_of_size(row) for of_one, row in zip(stats, members, strict=True)]
+        return limits_of(cap, members, Sizes(rms, torch.stack(grad_rms)), options)
 
 
-def _rms(param: Tensor) -> Tensor:
-    return _norm(param) / max(1, param.numel()) ** 0.5
+def _clipped_by_unit(call: StepCall, row: Row, grad: Tensor, verdict: Verdict) -> Tensor:
+    coefs = torch_agc.unit_coefs(row.updated, grad, call.settings.max_norm or math.inf)
+    smallest = verdict.clip_coef.minimum(coefs.amin())
+    verdict.clip_coef = torch.where(verdict.skip, verdict.clip_coef, smallest)
+    return grad * coefs
+
+
+def _root_of_size(row: Row) -> float:
+    return max(1, row.param.numel()) ** 0.5
 
 
 def _norm(values: Tensor) -> Tensor:
@@ -140,11 +131,6 @@ def _norm(values: Tensor) -> Tensor:
 def widened(values: Tensor, copy: bool = False) -> Tensor:
     """The values in the dtype of their arithmetic."""
     return values.to(torch_math.arithmetic_of(values), copy=copy)
-
-
-def state_of(row: Row) -> dict[str, Tensor]:
-    assert row.state is not None
-    return row.state
 
 
 def _tensors(row: Row, moments: tuple[str, ...]) -> Tensors:
@@ -185,7 +171,7 @@ def _write_updates(call: StepCall, rows: list[Row], before: list[Tensor], skip: 
     moved = [_norm(widened(row.updated) - values) for row, values in zip(rows, before, strict=True)]
     ratios = [torch_math.update_ratio(*pair) for pair in zip(moved, norms, strict=True)]
     call.buffers.update_ratio.copy_(_row_of(call, [torch.where(skip, torch.nan, ratio) for ratio in ratios]))
-    rms = [norm / max(1, row.param.numel()) ** 0.5 for row, norm in zip(rows, norms, strict=True)]
+    rms = [norm / _root_of_size(row) for row, norm in zip(rows, norms, strict=True)]
     call.buffers.param_rms.copy_(torch.where(skip, call.buffers.param_rms, _row_of(call, rms)))
 
 

@@ -9,6 +9,11 @@ import torch
 from torch import Tensor
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+SCALE_FREE = True
+
+
+def decouples(group: dict[str, Any]) -> bool:
+    return bool(group["decoupled_weight_decay"])
 
 
 def update(
