@@ -64,8 +64,18 @@ def completed(api: str) -> str:
 
 
 def public_names() -> list[str]:
-    """`gradops.__all__`, read from the source."""
-    for node in ast.parse((ROOT / "gradops" / "__init__.py").read_text()).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
-            return [name for name in ast.literal_eval(node.value) if not name.startswith("_")]
-    raise ValueError("gradops/__init__.py has no __all__")
+    """`gradops.__all__`, read from the sources: the optimizers' names are those of the door to them."""
+    return [*_all_in(ROOT / "gradops" / "optim" / "__init__.py"), *_all_in(ROOT / "gradops" / "__init__.py")]
+
+
+def _all_in(path: Path) -> list[str]:
+    """The public names that a file's `__all__` spells out."""
+    for node in ast.parse(path.read_text()).body:
+        if (
+            isinstance(node, ast.Assign)
+            and ast.unparse(node.targets[0]) == "__all__"
+            and isinstance(node.value, ast.List)
+        ):
+            names = [ast.literal_eval(name) for name in node.value.elts if not isinstance(name, ast.Starred)]
+            return [name for name in names if not name.startswith("_")]
+    raise ValueError(f"{path} has no __all__")

@@ -1,6 +1,6 @@
 """Everything between `loss.backward()` and the next forward in one pass over the parameters.
 
-Unscale, inf/NaN detection, global gradient norm, clipping, the Adam/AdamW update and the loss-scale update:
+Unscale, inf/NaN detection, global gradient norm, clipping, the optimizer's update and the loss-scale update:
 `optimizer = gradops.wrap(torch.optim.AdamW(model.named_parameters(), lr=1e-3), max_norm=1.0)`.
 """
 
@@ -16,7 +16,8 @@ from gradops.model.init import init_cnn_
 from gradops.moved import keep_earlier_paths
 from gradops.one_pass.clip import clip_grad_norm_
 from gradops.one_pass.grad_scaler import GradScaler
-from gradops.optim import Adam, AdamW, unwrap, wrap
+from gradops.optim import *  # noqa: F403  # every optimizer, wrap and unwrap
+from gradops.optim import __all__ as _of_optimizers
 from gradops.policies.loss_scale import DynamicLossScale
 from gradops.policies.relative_step import RelativeStepCap
 from gradops.policies.spike_guard import SpikeGuard
@@ -29,8 +30,7 @@ allow_absent_keys()
 keep_earlier_paths()
 
 __all__ = [
-    "Adam",
-    "AdamW",
+    *_of_optimizers,
     "DynamicLossScale",
     "GradScaler",
     "LRCurve",
@@ -45,8 +45,6 @@ __all__ = [
     "lr_find",
     "no_decay_groups",
     "save_checkpoint",
-    "unwrap",
-    "wrap",
 ]
 
 # Modules for other frameworks, which are imported when somebody asks for them.

@@ -26,7 +26,7 @@ _ELSEWHERE = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.M
 class Accelerator(accelerate.Accelerator):
     """accelerate.Accelerator for optimizers that take the one pass.
 
-    `prepare` wraps torch.optim.Adam and AdamW; other optimizers stay torch's. `clip_grad_norm_` measures at once, and
+    `prepare` wraps optimizers that `gradops.wrap` takes; others stay torch's. `clip_grad_norm_` measures at once, and
     like `clip_grad_value_` leaves the clipping to the optimizer's next step: until then, and after it, the gradients
     are what backward made them, unclipped and times the scaler's scale. `step_was_skipped` is true whenever an inf or
     NaN made the step skip, with a scaler or without; reading it waits for the device.

@@ -23,11 +23,11 @@ _NOT_HERE = ("loss_scale", "backend")
 class GradOpsPrecision(MixedPrecision):
     """Precision plugin with which `gradient_clip_val` and mixed precision work, and are done in the one pass.
 
-    The module's torch.optim.Adam and AdamW are wrapped when training starts; other optimizers stay torch's. Lightning's
-    own plugin refuses to clip for an optimizer that unscales in its step. The step clips, and writes no gradient: they
-    stay as backward left them, still scaled and unclipped, in `on_before_optimizer_step`, in a module's own
-    `configure_gradient_clipping` after its `super()`, and after the step. Their norm, unscaled and before clipping, is
-    `trainer.precision_plugin.grad_norm(optimizer)` until the step, and then in `optimizer.stats`.
+    The module's optimizers are wrapped when training starts; those that `gradops.wrap` does not take stay torch's.
+    Lightning's own plugin refuses to clip for an optimizer that unscales in its step. The step clips, and writes no
+    gradient: they stay as backward left them, still scaled and unclipped, in `on_before_optimizer_step`, in a module's
+    own `configure_gradient_clipping` after its `super()`, and after the step. Their norm, unscaled and before clipping,
+    is `trainer.precision_plugin.grad_norm(optimizer)` until the step, and then in `optimizer.stats`.
 
     Args:
         precision: "32-true", "bf16-mixed" or "16-mixed".

@@ -30,7 +30,7 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The keywords of `wrap`, `Adam` and `AdamW` besides torch's; `gradops.settings_text` says what they mean."""
+    """The keywords of `wrap` and of the optimizers besides torch's; `gradops.settings_text` says what they mean."""
 
     max_norm: float | None = None
     norm_type: float = 2.0
@@ -149,12 +149,12 @@ def spelt_out(function: FunctionT, like: Callable[..., Any] | None = None) -> Fu
 
 
 def with_l1(groups: list[dict[str, Any]], l1: float) -> list[dict[str, Any]]:
-    """The groups, each with an "l1": its own, or that of the settings.
+    """The groups, each with an "l1": its own, or that of the settings, which has been checked.
 
     Raises:
         ValueError: a group's own is out of range.
     """
-    return [{**group, "l1": not_negative("l1", group.get("l1", l1))} for group in groups]
+    return [{**group, "l1": not_negative("l1", group["l1"]) if "l1" in group else l1} for group in groups]
 
 
 def _flag(name: str, value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What each setting means, in the words of the docstrings of `wrap`, `Adam` and `AdamW`."""
+"""What each setting means, in the words of the docstrings of `wrap` and of the optimizers."""
 
 import textwrap
 from collections.abc import Callable

@@ -10,6 +10,7 @@ from torch import Tensor
 
 BEFORE_2_7 = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 7)
 _DECOUPLED = "decoupled_weight_decay"
+_ADAMS = (torch.optim.Adam, torch.optim.AdamW)  # there the second is no subclass of the first
 # Keys of param groups that are ours there, and torch's from 2.7 on.
 KEYS_BEFORE_2_7 = (_DECOUPLED,) if BEFORE_2_7 else ()
 
@@ -29,7 +30,7 @@ def refuse_before_2_7(keywords: Mapping[str, Any]) -> None:
 
 def name_decay_before_2_7(optimizer: torch.optim.Optimizer) -> None:
     """Says in the groups whether weight decay is decoupled, which in torch 2.6 the optimizer's class alone says."""
-    if BEFORE_2_7:
+    if BEFORE_2_7 and isinstance(optimizer, _ADAMS):
         decoupled = isinstance(optimizer, torch.optim.AdamW)
         for group in optimizer.param_groups:
             if group.get(_DECOUPLED) is not decoupled:  # a group may be a view that takes nothing
@@ -38,7 +39,7 @@ def name_decay_before_2_7(optimizer: torch.optim.Optimizer) -> None:
 
 def unname_decay_before_2_7(optimizer: torch.optim.Optimizer) -> None:
     """Undoes `name_decay_before_2_7`."""
-    if BEFORE_2_7:
+    if BEFORE_2_7 and isinstance(optimizer, _ADAMS):
         for group in optimizer.param_groups:
             group.pop(_DECOUPLED, None)
 

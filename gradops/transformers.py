@@ -15,7 +15,7 @@ from gradops.optim.wrap import rule_for
 class GradOpsMixin:
     """Before a Trainer class: `class MyTrainer(GradOpsMixin, transformers.Seq2SeqTrainer)`.
 
-    The optimizer that the trainer makes, or is given, is wrapped if it is torch.optim.Adam or AdamW. `max_grad_norm` is
+    The optimizer that the trainer makes, or is given, is wrapped if `gradops.wrap` takes it. `max_grad_norm` is
     done by its step. The `grad_norm` that the trainer logs is the norm before clipping; `gradops.accelerate` measures
     it before the step, by reading the gradients once more. A step that was skipped leaves the learning-rate schedule
     where it is.

@@ -12,6 +12,7 @@ from gradops._frameworks import check_settings, needs, settings_with
 from gradops.fastai.optimizer import Adam
 from gradops.one_pass.groups import params_of
 from gradops.one_pass.one_pass import OnePass
+from gradops.optim.wrap import TAKEN
 
 with needs("fastai"):
     from fastai import optimizer as fastai_optimizer
@@ -29,9 +30,10 @@ class GradOps(Callback):
     """Mixed precision, loss scale, clipping and the step in one pass, in place of MixedPrecision and GradientClip.
 
     The learner's optimizer may be made by fastai's `Adam` (the default), by `gradops.fastai.Adam`, or by an
-    `OptimWrapper` of torch.optim.Adam or AdamW; the first fit upgrades it, with the state that it has. Settings hold
-    while a fit runs. After a step that an inf or NaN made the optimizer skip, the event `after_cancel_step` runs. It is
-    known by reading one number from the device after each step, as fastai itself does for the loss.
+    `OptimWrapper` of an optimizer that `gradops.wrap` takes; the first fit upgrades it, with the state that it has.
+    Settings hold while a fit runs. After a step that an inf or NaN made the optimizer skip, the event
+    `after_cancel_step` runs. It is known by reading one number from the device after each step, as fastai itself does
+    for the loss.
 
     The step writes no gradient: other callbacks see them as backward left them, times the loss scale and unclipped.
     `learn.opt.opt.unscale_()` divides them in `before_step`; the norm is in `stats` after the step. `save`, `load` and
@@ -192,8 +194,8 @@ def _replace_fastais_adam(learn: Any) -> None:
     func, keywords = (made_by.func, made_by.keywords) if isinstance(made_by, partial) else (made_by, {})
     if func is not fastai_optimizer.Adam:
         raise TypeError(
-            "GradOps takes learners whose opt_func is fastai's Adam, gradops.fastai.Adam, or an OptimWrapper of "
-            f"torch.optim.Adam or AdamW, got {made_by}"
+            "GradOps takes learners whose opt_func is fastai's Adam, gradops.fastai.Adam, or an OptimWrapper of one of "
+            f"{TAKEN}, got {made_by}"
         )
     old, learn.opt_func = learn.opt, partial(Adam, **keywords)
     learn.create_opt()

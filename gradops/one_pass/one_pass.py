@@ -22,7 +22,7 @@ from gradops.update_rule import UpdateRule
 
 
 class OnePass(SettingsAttributes, torch.optim.Optimizer):
-    """What `gradops.Adam` and `gradops.AdamW` add to torch's classes.
+    """What gradops's optimizers add to torch's classes.
 
     The settings (the fields of `gradops.settings.Settings`) are plain attributes, read at each step; see `gradops.wrap`
     for what they mean.

@@ -23,12 +23,13 @@ from gradops.update_rule import UpdateRule
 
 OptimizerT = TypeVar("OptimizerT", bound=torch.optim.Optimizer)
 
-# torch's classes and ours; a class after its subclasses, as AdamW is one of Adam.
+# Torch's classes and ours; a class after its subclasses, as AdamW is one of Adam. Each has an overload of `wrap` too.
 _UPGRADES: tuple[tuple[type[torch.optim.Optimizer], type[OnePass]], ...] = (
     (torch.optim.AdamW, AdamW),
     (torch.optim.Adam, Adam),
 )
-_TAKES = "gradops.wrap takes torch.optim.Adam, torch.optim.AdamW and subclasses of them that keep their step"
+TAKEN = ", ".join(sorted(f"torch.optim.{torchs.__name__}" for torchs, _ in _UPGRADES))
+_TAKES = f"gradops.wrap takes {TAKEN} and subclasses of them that keep their step"
 
 # Accelerate's is the optimizer that holds one which people meet.
 _BEFORE = "wrap that one before prepare() or whatever took it, or use gradops.accelerate.Accelerator"
@@ -43,13 +44,14 @@ def wrap(optimizer: OptimizerT, **settings: Unpack[SettingsDict]) -> OptimizerT:
 @spelt_out
 @with_settings
 def wrap(optimizer: torch.optim.Optimizer, **settings: Unpack[SettingsDict]) -> torch.optim.Optimizer:
-    """Upgrades a torch.optim.Adam or AdamW in place: its step becomes the one pass.
+    """Upgrades one of torch's optimizers in place: its step becomes the one pass.
 
     The object keeps its identity, groups, state, hooks and learning-rate schedulers; its class becomes the matching
     gradops class, so that `isinstance(optimizer, torch.optim.AdamW)` stays true. `unwrap` undoes it.
 
     Args:
-        optimizer: a torch.optim.Adam or AdamW, or an instance of a subclass that keeps torch's `step`.
+        optimizer: of a torch class that gradops has one of the same name for, or of a subclass that keeps torch's
+            `step`.
         **settings: every one of them, with its default.
 
     Returns:
@@ -89,7 +91,7 @@ def rule_for(optimizer: Any) -> UpdateRule | None:
 
 
 def unwrap(optimizer: OptimizerT) -> OptimizerT:
-    """Undoes `wrap`: the object becomes plain torch's again, with its state; also for `gradops.Adam` and `AdamW`.
+    """Undoes `wrap`: the object becomes plain torch's again, with its state; also for `gradops.AdamW` and its like.
 
     Loss scale, counters, masters, compensations and what a guard knows are dropped, and recorders closed. Moments of
     half-precision parameters become half precision, as torch needs them.

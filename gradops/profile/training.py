@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gradops.bench.zoo import ModelError, load_function, make_model
-from gradops.optim.wrap import rule_for
+from gradops.optim.wrap import TAKEN, rule_for
 
 CLASSES = 1000
 # Batches of a user's data that are kept and taken in turns, so that loading is no part of what is compared.
@@ -89,7 +89,7 @@ class Source:
             raise ModelError(f"{self.model} must return (model, optimizer, data, loss), got {type(made).__name__}")
         model, optimizer, data, loss = made
         if rule_for(optimizer) is None:
-            raise ModelError(f"the optimizer must be torch.optim.Adam or AdamW, got {type(optimizer).__name__}")
+            raise ModelError(f"the optimizer must be one of {TAKEN}, got {type(optimizer).__name__}")
         return Training(model, optimizer, self._kept(data), loss)
 
     def _kept(self, data: Iterable[Any]) -> list[tuple[Tensor, Tensor]]:

@@ -61,7 +61,7 @@ class Recorder(Answers):
     Thirty skipped steps in a row, and fifty steps without a gradient, warn once without it.
 
     Args:
-        optimizer: an optimizer that `gradops.wrap` returned, or a `gradops.Adam` or `AdamW`.
+        optimizer: an optimizer that `gradops.wrap` returned, or one of gradops's own.
         model: the model whose activations are to be watched; None for none. It also names the parameters, where the
             optimizer was made without their names.
         capacity: steps that the ring holds.
