@@ -19,7 +19,7 @@ from gradops.backends import choose
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 needs_two = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 # What one step gives the GPU to do.
-KERNELS = {"native": ["one_pass_step_kernel"], "triton": ["grad_stats_kernel", "adam_step_kernel"]}
+KERNELS = {"native": ["one_pass_step_kernel"], "triton": ["grad_stats_kernel", "update_step_kernel"]}
 
 SHAPES = [(1,), (17,), (64, 33), (0,), (3, 3, 16, 16), (CHUNK - 1,), (CHUNK + 1,), (300_001,)]
 # More gradients than the 32,764 bytes of a launch's parameters can point to.

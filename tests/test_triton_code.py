@@ -66,7 +66,7 @@ def test_a_planted_fault_is_caught_by_its_gate_and_by_no_other(name, arch):
 
 @pytest.mark.parametrize(("arch", "dtype"), CASES)
 def test_update_takes_full_chunks_in_vectors_and_spills_nothing(arch, dtype):
-    code = triton_gates.code_of(launches(dtype)["adam_step_kernel"], arch)
+    code = triton_gates.code_of(launches(dtype)["update_step_kernel"], arch)
     size = DTYPES[dtype][0].itemsize
     expected = {"load": wide(arch, size, size, 4, 4), "store": wide(arch, size, 4, 4)}
     assert not triton_gates.complaints(code, expected)
@@ -84,7 +84,7 @@ LOW_PRECISION = {
 @pytest.mark.parametrize("arch", ["90", pytest.param("gfx942", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("dtype", "settings", "loads", "stores"), LOW_PRECISION.values(), ids=LOW_PRECISION)
 def test_masters_and_bfloat16_moments_are_updated_in_vectors(arch, dtype, settings, loads, stores):
-    code = triton_gates.code_of(launches(dtype, **settings)["adam_step_kernel"], arch)
+    code = triton_gates.code_of(launches(dtype, **settings)["update_step_kernel"], arch)
     assert not triton_gates.complaints(code, {"load": wide(arch, *loads), "store": wide(arch, *stores)})
     assert code.registers <= 128, "fewer than four programs fit on a multiprocessor at once"
 
@@ -111,14 +111,14 @@ def test_every_option_compiles_for_every_device(arch):
 
 
 def test_tracked_updates_are_gathered_in_the_same_accesses():
-    code = triton_gates.code_of(launches("float32", track_updates=True)["adam_step_kernel"], "90")
+    code = triton_gates.code_of(launches("float32", track_updates=True)["update_step_kernel"], "90")
     assert not triton_gates.complaints(code, {"load": wide("90", 4, 4, 4, 4), "store": wide("90", 4, 4, 4)})
     assert code.registers <= 168, "fewer than three programs fit on a multiprocessor at once"
 
 
 @pytest.mark.parametrize("settings", [{}, {"track_updates": True}, {"clip_mode": "agc", "max_norm": 0.01}], ids=str)
 def test_beta1_of_0_takes_the_same_accesses_and_spills_nothing(settings):
-    code = triton_gates.code_of(launches("float32", beta1=0.0, **settings)["adam_step_kernel"], "90")
+    code = triton_gates.code_of(launches("float32", beta1=0.0, **settings)["update_step_kernel"], "90")
     expected = {"load": wide("90", 4, 4, 4, 4), "store": wide("90", 4, 4, 4), "factors": "clip_mode" in settings}
     assert not triton_gates.complaints(code, expected)
     assert code.registers <= 168, "fewer than three programs fit on a multiprocessor at once"
@@ -141,9 +141,9 @@ def test_guarded_measuring_spills_nothing_and_is_as_wide_as_unguarded():
 @pytest.mark.parametrize("arch", SLOW_BUT_90)
 def test_units_are_measured_without_a_spill_and_clipped_in_the_same_accesses(arch):
     found = launches("float32", clip_mode="agc", max_norm=0.01)
-    assert list(found) == ["grad_stats_kernel", "unit_coefs_kernel", "adam_step_kernel"]
+    assert list(found) == ["grad_stats_kernel", "unit_coefs_kernel", "update_step_kernel"]
     assert not list(triton_gates.nothing_is_spilled(triton_gates.code_of(found["unit_coefs_kernel"], arch), {}))
-    code = triton_gates.code_of(found["adam_step_kernel"], arch)
+    code = triton_gates.code_of(found["update_step_kernel"], arch)
     expected = {"load": wide(arch, 4, 4, 4, 4), "store": wide(arch, 4, 4, 4), "factors": True}
     assert not triton_gates.complaints(code, expected)
     assert code.registers <= 168, "fewer than three programs fit on a multiprocessor at once"
@@ -151,4 +151,4 @@ def test_units_are_measured_without_a_spill_and_clipped_in_the_same_accesses(arc
 
 @pytest.mark.parametrize("settings", [{}, {"max_relative_step": 0.1}])
 def test_a_first_step_is_two_launches(settings):
-    assert list(launches("float32", **settings)) == ["grad_stats_kernel", "adam_step_kernel"]
+    assert list(launches("float32", **settings)) == ["grad_stats_kernel", "update_step_kernel"]

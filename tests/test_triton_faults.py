@@ -53,7 +53,7 @@ FAULTS = {
         "test_any_order_of_programs_gives_the_same_bits",
         "AssertionError",
     ),
-    "moves told before the last program of a row": Fault(
+    "moves merged before the last program of a row": Fault(
         "triton/update_step.py",
         'sem="acq_rel") == tl.load(row + CHUNKS) - 1',
         'sem="acq_rel") == tl.load(row + CHUNKS) - 2',

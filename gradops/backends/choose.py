@@ -108,7 +108,7 @@ def make_plan(choice: Choice, rule: UpdateRule) -> Plan:
     if choice.name == "triton":
         from gradops.backends.triton.step import TritonStep
 
-        return StepPlan(TritonStep(), rule)
+        return StepPlan(TritonStep(rule), rule)
     return StepPlan(TorchStep(rule, choice.reason), rule)
 
 

@@ -79,5 +79,5 @@ def launches_of(param_dtype, grad_dtype, amsgrad=False, beta1=0.9, **settings):
     buffers = StepBuffers()
     buffers.resize(("0", "1"), torch.device("cpu"))
     with recorded() as launches:
-        triton_step.TritonStep().step(StepCall(rows, [group], Settings(**settings), None, True, None, buffers))
+        triton_step.TritonStep(RULE).step(StepCall(rows, [group], Settings(**settings), None, True, None, buffers))
     return launches

@@ -4,12 +4,9 @@ import triton
 import triton.language as tl
 
 from gradops.backends.triton.guard import guard_step
-from gradops.backends.triton.math import MERGE_LEVELS, clip_coef_of, integer_power, merge_stats, norm_of
+from gradops.backends.triton.math import MERGE_LEVELS, clip_coef_of, merge_stats, norm_of
 from gradops.backends.triton.rows import (
     BACKOFF_FACTOR,
-    BETA1_OF,
-    BETA2,
-    BETA2_OF,
     CAP,
     CAPPED,
     CHUNKS,
@@ -17,17 +14,12 @@ from gradops.backends.triton.rows import (
     CLIP_VALUE,
     DECAY,
     DECOUPLED,
-    EPS,
-    EPS_OF,
-    EXP_AVG_COEF,
     FIRST_CHUNK,
     FLOOR,
     GRAD_SIGN,
     GROUP,
-    GROUP_WORDS,
     GROWTH_FACTOR,
     GROWTH_INTERVAL,
-    INV_BIAS_CORRECTION2_SQRT,
     INV_SCALE,
     L1,
     L1_OF,
@@ -40,10 +32,10 @@ from gradops.backends.triton.rows import (
     MIN_SCALE,
     NORM_TYPE,
     NUMEL,
-    ONE_MINUS_BETA2,
+    OWN_COEFS,
+    OWN_HYPER,
     SKIP,
     STEP,
-    STEP_SIZE,
     WARMUP_STEPS,
     WEIGHT_DECAY,
 )
@@ -71,11 +63,16 @@ def plan_row(
     param_sums,
     param_counts,
     chunk_count,
-    rule,
+    coefs,
+    COEFFICIENTS: tl.constexpr,
+    HYPER: tl.constexpr,
     CAPS: tl.constexpr,
 ):
-    """How a row is updated unless the step is skipped: derived in float64, then rounded."""
-    group = groups + tl.load(row + GROUP) * GROUP_WORDS
+    """How a row is updated unless the step is skipped: derived in float64, then rounded.
+
+    `COEFFICIENTS` is the rule's; `HYPER` is how many hyper-parameters of its own it has.
+    """
+    group = groups + tl.load(row + GROUP) * (OWN_HYPER + HYPER)
     step = tl.load(tl.load(row + STEP).to(tl.pointer_type(tl.float32))).to(tl.float64) + 1.0
     lr = current_lr(group, tl.load(lr_pointers + tl.load(row + GROUP))) * lr_factor
     capped = 0.0
@@ -88,19 +85,15 @@ def plan_row(
         limit = tl.load(settings + CAP) * warm * tl.maximum(rms, tl.load(settings + FLOOR))
         capped = tl.where(limit < lr, 1.0, 0.0)
         lr = tl.minimum(limit, lr)
-    beta1, beta2 = tl.load(group + BETA1_OF), tl.load(group + BETA2_OF)
     decay, decoupled = tl.load(group + WEIGHT_DECAY), tl.load(group + DECOUPLED) != 0
-    tl.store(rule + GRAD_SIGN, tl.where(tl.load(group + MAXIMIZE) != 0, -1.0, 1.0))
-    tl.store(rule + EXP_AVG_COEF, (tl.where(beta1 > 0.5, 1.0, 0.0) - beta1).to(tl.float32))
-    tl.store(rule + BETA2, beta2.to(tl.float32))
-    tl.store(rule + ONE_MINUS_BETA2, (1.0 - beta2).to(tl.float32))
-    tl.store(rule + EPS, tl.load(group + EPS_OF).to(tl.float32))
-    tl.store(rule + L1, tl.load(group + L1_OF).to(tl.float32))
-    tl.store(rule + L2, tl.where(decoupled, 0.0, decay).to(tl.float32))
-    tl.store(rule + DECAY, tl.where(decoupled, lr * decay, 0.0).to(tl.float32))
-    tl.store(rule + STEP_SIZE, (lr / (1.0 - integer_power(beta1, step))).to(tl.float32))
-    tl.store(rule + INV_BIAS_CORRECTION2_SQRT, (1.0 / tl.sqrt(1.0 - integer_power(beta2, step))).to(tl.float32))
-    tl.store(rule + CAPPED, capped)
+    tl.store(coefs + GRAD_SIGN, tl.where(tl.load(group + MAXIMIZE) != 0, -1.0, 1.0))
+    tl.store(coefs + L1, tl.load(group + L1_OF).to(tl.float32))
+    tl.store(coefs + L2, tl.where(decoupled, 0.0, decay).to(tl.float32))
+    tl.store(coefs + DECAY, tl.where(decoupled, lr * decay, 0.0).to(tl.float32))
+    tl.store(coefs + CAPPED, capped)
+    own = COEFFICIENTS(group + OWN_HYPER, lr, step)
+    for place in tl.static_range(len(own)):
+        tl.store(coefs + OWN_COEFS + place, own[place].to(tl.float32))
 
 
 @triton.jit

@@ -32,9 +32,9 @@ from gradops.backends.triton.rows import (
     KIND,
     NORM_TYPE,
     NUMEL,
+    OWN_COEFS,
     PARAM,
     ROW_WORDS,
-    RULE_WORDS,
     TAKES_PART,
     TILE,
     TILE_LEVELS,
@@ -177,7 +177,7 @@ def measure_chunk(
 
 @triton.jit
 def measure_param(row, layouts, begin, param_sum, chunk_count, DTYPES: tl.constexpr, MASTERS: tl.constexpr):
-    """Measures a chunk of what is updated, for the relative step cap, as `adam_step_kernel` does when it writes it."""
+    """Measures a chunk of what is updated, for the relative step cap, as an update does when it writes it."""
     kind = tl.where(MASTERS, 0, tl.load(row + KIND) % 3)
     for dtype in tl.static_range(3):
         if DTYPES & (1 << dtype):
@@ -203,7 +203,7 @@ def grad_stats_kernel(
     param_counts,
     row_sums,
     row_counts,
-    row_rules,
+    row_coefs,
     decision,
     tickets,
     scalars,
@@ -217,6 +217,9 @@ def grad_stats_kernel(
     DTYPES: tl.constexpr,
     PARAM_DTYPES: tl.constexpr,
     NORM: tl.constexpr,
+    COEFFICIENTS: tl.constexpr,
+    COEFS: tl.constexpr,
+    HYPER: tl.constexpr,
     CAPS: tl.constexpr,
     MASTERS: tl.constexpr,
     SCALED: tl.constexpr,
@@ -226,6 +229,7 @@ def grad_stats_kernel(
     """Measures the gradients; the last program decides. `DTYPES` has a bit for each dtype that gradients have.
 
     `unmeasured` has a flag for each row whose parameter is to be measured too; it is None where no row's is.
+    `COEFFICIENTS` and `COEFS` are those of `gradops.backends.triton.rules`; a group has `HYPER` numbers of the rule's.
     """
     chunk = tl.program_id(0)
     index = tl.load(chunk_rows + chunk)
@@ -266,9 +270,12 @@ def grad_stats_kernel(
         tl.store(abs_max + index, float_of(row_abs_max_bits))
         tl.store(nonfinite_of + index, row_nonfinite)
         if kind >= 0:
-            rule = row_rules + index.to(tl.int64) * RULE_WORDS
+            coefs = row_coefs + index.to(tl.int64) * (OWN_COEFS + COEFS)
             lr_factor = lr_factor_of(scalars, GUARDS)
-            plan_row(row, groups, lr_pointers, settings, lr_factor, param_sums, param_counts, chunk_count, rule, CAPS)
+            plan_row(
+                row, groups, lr_pointers, settings, lr_factor, param_sums, param_counts, chunk_count, coefs,
+                COEFFICIENTS, HYPER, CAPS,
+            )  # fmt: skip
         if tl.atomic_add(tickets + row_count, 1, sem="acq_rel") == row_count - 1:
             tl.store(tickets + row_count, 0)
             decide(

@@ -1,8 +1,8 @@
 """The rules of csrc/math for Triton: the one deliberate second copy, held to the same oracle by the same tests.
 
-Sums are trees of pairs, so that their order hangs neither on the dtype nor on the width of the accesses or the number
+Sums are trees of pairs, so that their order depends neither on the dtype nor on the width of the accesses or the number
 of warps, and the interpreter adds as a GPU does. Every quotient and root of an element is the rounded one. `NORM` is 1
-or 2 for those p, 0 for inf and 3 for any other.
+or 2 for those p, 0 for inf and 3 for any other. What an update rule adds stands in `rules`.
 """
 
 import triton
@@ -198,26 +198,3 @@ def regularise(param, grad, grad_sign, l1, l2, decay):
     grad += tl.where(param > 0, l1, tl.where(param < 0, -l1, 0.0))
     grad = tl.where(l2 != 0, grad + l2 * param, grad)
     return tl.where(decay != 0, param - decay * param, param), grad
-
-
-@triton.jit
-def adam_update(param, exp_avg, exp_avg_sq, max_exp_avg_sq, grad, rule, AMSGRAD: tl.constexpr, FROM_GRAD: tl.constexpr):
-    """One step of Adam or AdamW, element by element in float32; `grad` is unscaled and clipped.
-
-    FROM_GRAD: the gradient weighs more in the first moment than the old one does.
-    """
-    grad_sign, exp_avg_coef, beta2, one_minus_beta2, eps, l1, l2, decay, step_size, inv_bias_correction2_sqrt = rule
-    param, grad = regularise(param, grad, grad_sign, l1, l2, decay)
-    change = (grad - exp_avg) * exp_avg_coef
-    if FROM_GRAD:
-        exp_avg = grad + change
-    else:
-        exp_avg += change
-    exp_avg_sq = exp_avg_sq * beta2 + one_minus_beta2 * grad * grad
-    second_moment = exp_avg_sq
-    if AMSGRAD:
-        max_exp_avg_sq = tl.where(max_exp_avg_sq > exp_avg_sq, max_exp_avg_sq, exp_avg_sq)
-        second_moment = max_exp_avg_sq
-    denom = tl.sqrt_rn(second_moment) * inv_bias_correction2_sqrt + eps
-    param -= step_size * tl.div_rn(exp_avg, denom)
-    return param, exp_avg, exp_avg_sq, max_exp_avg_sq

@@ -18,8 +18,8 @@ SMALL_TILES = tl.constexpr(4)  # in a tile
 
 # The words of a row; addresses are 0 where there is nothing.
 # PARAM is what is updated: with a master that, and then ROUNDED is the parameter. COMPENSATION is what rounding took
-# off the parameter.
-PARAM, GRAD, EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, ROUNDED, COMPENSATION = (tl.constexpr(i) for i in range(7))
+# off the parameter. The moments of the update rule follow, in the rule's order.
+PARAM, GRAD, ROUNDED, COMPENSATION, MOMENT0, MOMENT1, MOMENT2 = (tl.constexpr(i) for i in range(7))
 STEP = tl.constexpr(7)
 NUMEL = tl.constexpr(8)
 FIRST_CHUNK = tl.constexpr(9)
@@ -34,23 +34,18 @@ ROW_WORDS = tl.constexpr(16)
 # A layout is the number of dimensions, then for each, innermost first, its size and the stride in each tensor.
 TENSORS = tl.constexpr(7)
 
-# A kind says which code a row takes: dtype of the parameter + 3 * dtype of the gradient + 9 * amsgrad + 18 * dtype of
-# the moments, which is not float16, + 36 * whether the gradient weighs more in the first moment.
+# A kind says which code a row takes: dtype of the parameter + 3 * dtype of the gradient + 9 * dtype of the moments,
+# which is not float16, + 18 * variant of the rule.
 FLOAT32, BFLOAT16, FLOAT16 = (tl.constexpr(i) for i in range(3))
-KINDS = tl.constexpr(72)
 
-# What `plan_row` leaves for the update of a row.
-GRAD_SIGN, EXP_AVG_COEF, BETA2, ONE_MINUS_BETA2, EPS, L2, DECAY, STEP_SIZE = (tl.constexpr(i) for i in range(8))
-INV_BIAS_CORRECTION2_SQRT = tl.constexpr(8)
-CAPPED = tl.constexpr(9)
-L1 = tl.constexpr(10)
-RULE_WORDS = tl.constexpr(11)
+# What `plan_row` leaves for the update of a row: these, then the rule's own coefficients.
+GRAD_SIGN, L1, L2, DECAY, CAPPED = (tl.constexpr(i) for i in range(5))
+OWN_COEFS = tl.constexpr(5)
 
-# The words of a param group's hyper-parameters, in float64; a tensor lr stands in a table of its own.
-LR, BETA1_OF, BETA2_OF, EPS_OF, WEIGHT_DECAY, DECOUPLED, MAXIMIZE = (tl.constexpr(i) for i in range(7))
-LR_IS_DOUBLE = tl.constexpr(7)
-L1_OF = tl.constexpr(8)
-GROUP_WORDS = tl.constexpr(9)
+# The words of a param group, in float64: these, then the rule's own hyper-parameters. A tensor lr stands in a table of
+# its own.
+LR, LR_IS_DOUBLE, WEIGHT_DECAY, DECOUPLED, MAXIMIZE, L1_OF = (tl.constexpr(i) for i in range(6))
+OWN_HYPER = tl.constexpr(6)
 
 # The words of the step's settings, in float64.
 MAX_NORM, NORM_TYPE, CLIP_VALUE, CAP, FLOOR, WARMUP_STEPS = (tl.constexpr(i) for i in range(6))
@@ -80,18 +75,31 @@ def updated_dtype(kind, masters):
 
 
 @triton.constexpr_function
-def has_amsgrad(kind):
-    return kind // 9 % 2 == 1
-
-
-@triton.constexpr_function
 def moments_dtype(kind):
-    return kind // 18 % 2
+    return kind // 9 % 2
 
 
 @triton.constexpr_function
-def is_from_grad(kind):
-    return kind // 36 == 1
+def rule_variant(kind):
+    return kind // 18
+
+
+@triton.constexpr_function
+def kinds_end(kinds_here):
+    """One more than the largest kind, of which each has its bit."""
+    return kinds_here.bit_length()
+
+
+@triton.constexpr_function
+def moment_count(moments, kind):
+    """How many moments a row of this kind has; `moments` are the slots of each variant."""
+    return len(moments[kind // 18])
+
+
+@triton.constexpr_function
+def moment_at(moments, kind, place):
+    """The word of one of them."""
+    return MOMENT0.value + moments[kind // 18][place]
 
 
 @triton.constexpr_function
@@ -107,17 +115,18 @@ def is_compensated(kind, compensates):
 
 
 @triton.jit
+def loaded(words, COUNT: tl.constexpr):
+    """COUNT words, loaded before a loop: a compiler must not do so, for all it knows of what the loop stores."""
+    values = ()
+    for place in tl.static_range(COUNT):
+        values = values + (tl.load(words + place),)
+    return values
+
+
+@triton.jit
 def addresses_of(row):
-    """Every tensor's, loaded before a loop: a compiler must not do so, for all it knows of what the loop stores."""
-    return (
-        tl.load(row + PARAM),
-        tl.load(row + GRAD),
-        tl.load(row + EXP_AVG),
-        tl.load(row + EXP_AVG_SQ),
-        tl.load(row + MAX_EXP_AVG_SQ),
-        tl.load(row + ROUNDED),
-        tl.load(row + COMPENSATION),
-    )
+    """Every tensor's."""
+    return loaded(row + PARAM, TENSORS)
 
 
 @triton.jit

@@ -11,6 +11,7 @@ from torch import Tensor
 from gradops.backends.call import Row, StepCall
 from gradops.backends.checks import DTYPES
 from gradops.backends.triton import rows as words
+from gradops.backends.triton import rules
 from gradops.backends.triton.agc import unit_coefs_kernel
 from gradops.backends.triton.grad_stats import grad_stats_kernel
 from gradops.backends.triton.tables import (
@@ -24,9 +25,10 @@ from gradops.backends.triton.tables import (
     setting_words,
 )
 from gradops.backends.triton.units import UnitTable
-from gradops.backends.triton.update_step import adam_step_kernel
+from gradops.backends.triton.update_step import update_step_kernel
 from gradops.policies.loss_scale import DynamicLossScale
 from gradops.settings import loss_scale_policy
+from gradops.update_rule import UpdateRule
 
 # Products and sums are rounded each for itself, as the other backends round them.
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
@@ -45,7 +47,7 @@ def launch(kernel: Any, programs: int, arguments: dict[str, Any]) -> None:
 class Workspace:
     """Device memory that programs hand to each other. `param_sums` outlives a step; the rest is written in each."""
 
-    def __init__(self, rows: int, chunks: int, device: torch.device) -> None:
+    def __init__(self, rows: int, chunks: int, coefs: int, device: torch.device) -> None:
         def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
 
@@ -56,7 +58,7 @@ class Workspace:
         self.moved_sums = zeros(2, chunks, dtype=torch.float64)
         self.row_sums = zeros(2, rows, dtype=torch.float64)
         self.row_counts = zeros(2, rows, dtype=torch.int64)
-        self.row_rules = zeros(rows, words.RULE_WORDS.value, dtype=torch.float32)
+        self.row_coefs = zeros(rows, words.OWN_COEFS.value + coefs, dtype=torch.float32)
         self.decision = zeros(3, dtype=torch.float32)
         self.tickets = zeros(rows + 1, dtype=torch.int32)
 
@@ -66,11 +68,15 @@ class TritonStep:
 
     A tensor whose strides differ from its parameter's, or that begins off 16 bytes, is read and written element by
     element, in the order of the parameter's memory; nothing is copied.
+
+    Args:
+        rule: an update rule that `gradops.backends.triton.rules` has.
     """
 
     DTYPES: tuple[torch.dtype, ...] = DTYPES
 
-    def __init__(self) -> None:
+    def __init__(self, rule: UpdateRule) -> None:
+        self._rule, self._code = rule, rules.load(rule)
         self._rows, self._layouts = DeviceTable(torch.int64), DeviceTable(torch.int64)
         self._chunk_rows = DeviceTable(torch.int32)
         self._groups, self._lr_pointers = DeviceTable(torch.float64), DeviceTable(torch.int64)
@@ -114,8 +120,8 @@ class TritonStep:
             self._numels, self._measured, self._forms = numels, set(), []
             self._first_chunks = firsts = first_chunks(rows)
             self._rows_of_chunks = [row for row in range(len(rows)) for _ in range(firsts[row], firsts[row + 1])]
-            work = self._work = Workspace(len(rows), firsts[-1], device)
-        of_groups = [GroupForm.of(group) for group in groups]
+            work = self._work = Workspace(len(rows), firsts[-1], self._code.COEFS, device)
+        of_groups = [GroupForm.of(group, self._rule, self._code) for group in groups]
         forms = [form_of(row, of_groups[row.group]) for row in rows]
         if forms != self._forms:
             table = RowTable()
@@ -134,7 +140,8 @@ class TritonStep:
             "layouts": self._layouts.update(self._table.layouts or [0], device),
             "settings": self._settings.update(setting_words(call.settings), device),
             "groups": self._groups.update(
-                [word for group, lr in zip(call.groups, lrs, strict=True) for word in group_words(group, lr)], device
+                [w for group, lr in zip(call.groups, lrs, strict=True) for w in group_words(group, lr, self._rule)],
+                device,
             ),
             "lr_pointers": self._lr_pointers.update(
                 [lr.data_ptr() if isinstance(lr, Tensor) else 0 for lr in lrs], device
@@ -142,9 +149,10 @@ class TritonStep:
             "loss_scale": scalars[0],
             "found_inf": scalars[1],
             "param_sums": work.param_sums,
-            "row_rules": work.row_rules,
+            "row_coefs": work.row_coefs,
             "decision": work.decision,
             "chunk_count": self._first_chunks[-1],
+            "COEFS": self._code.COEFS,
             "CAPS": call.settings.max_relative_step is not None,
             "MASTERS": call.settings.master_weights,
         }
@@ -188,6 +196,8 @@ class TritonStep:
             "DTYPES": _bits(kind // 3 % 3 for kind in kinds),
             "PARAM_DTYPES": _bits(words.updated_dtype(kind, arguments["MASTERS"]) for kind in kinds),
             "NORM": _norm_code(call.settings.norm_type),
+            "COEFFICIENTS": self._code.coefficients,
+            "HYPER": len(self._rule.hyper),
             "SCALED": call.grads_scaled,
             "GUARDS": call.settings.guard is not None,
             "MOVES_LOSS_SCALE": isinstance(loss_scale_policy(call.settings.loss_scale), DynamicLossScale),
@@ -196,18 +206,20 @@ class TritonStep:
         units = self._units.arguments(call, scalars.device)
         if self._units.count:  # between the two kernels: the factor of every unit
             launch(unit_coefs_kernel, self._units.count, self._units.measuring(units, first))
-        taken = ("rows", "chunk_rows", "layouts", "settings", "row_rules", "decision", "param_sums", "chunk_count")
-        second = {name: arguments[name] for name in (*taken, "CAPS", "MASTERS")}
+        taken = ("rows", "chunk_rows", "layouts", "settings", "row_coefs", "decision", "param_sums", "chunk_count")
+        second = {name: arguments[name] for name in (*taken, "COEFS", "CAPS", "MASTERS")}
         second |= {name: getattr(work, name) for name in ("param_counts", "moved_sums", "tickets")}
         compensates = call.settings.rounding == "kahan"
         rows = {"capped": capped, "update_ratio": update_ratio, "param_rms": param_rms}
         launch(
-            adam_step_kernel,
+            update_step_kernel,
             chunks,
             {
                 **second,
                 **rows,
                 **units,
+                "ELEMENT": self._code.element,
+                "MOMENTS": self._code.MOMENTS,
                 "KINDS_HERE": _bits(kinds),
                 "TRACKS": call.settings.track_updates,
                 "COMPENSATES": compensates,

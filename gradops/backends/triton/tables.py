@@ -12,10 +12,11 @@ from gradops.backends.call import Row
 from gradops.backends.triton import rows as words
 from gradops.policies.loss_scale import DynamicLossScale
 from gradops.settings import Settings, loss_scale_policy, relative_step_cap
+from gradops.update_rule import UpdateRule
 
 CHUNK: int = words.CHUNK.value
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+SLOTS = words.TENSORS.value - words.MOMENT0.value
 
 # Size of a dimension and the strides of the tensors in it.
 Dim = tuple[int, tuple[int, ...]]
@@ -24,12 +25,15 @@ Dim = tuple[int, tuple[int, ...]]
 class GroupForm(NamedTuple):
     """What of a group's hyper-parameters changes the code that its rows take."""
 
-    amsgrad: bool
-    from_grad: bool  # the gradient weighs more in the first moment than the old one does
+    variant: int
+    moments: tuple[str | None, ...]  # by slot, the name of the state's entry
 
     @classmethod
-    def of(cls, group: dict[str, Any]) -> "GroupForm":
-        return cls(bool(group["amsgrad"]), float(group["betas"][0]) <= 0.5)
+    def of(cls, group: dict[str, Any], rule: UpdateRule, code: Any) -> "GroupForm":
+        """Of a group; `code` is the rule's module in `gradops.backends.triton.rules`."""
+        variant = code.variant_of(rule.hyper_of(group))
+        used = code.MOMENTS[variant]
+        return cls(variant, tuple(rule.moment_names[slot] if slot in used else None for slot in range(SLOTS)))
 
 
 class DeviceTable:
@@ -116,15 +120,14 @@ class RowTable:
         if row.grad is None or row.state is None:
             self.words += [0] * words.STEP.value + [0, *place, 0, 0, 0, 0]
             return
-        tensors = tensors_of(row, group.amsgrad)
+        tensors = tensors_of(row, group)
         dims = layout_of([tensor for tensor in tensors if tensor is not None])
         places = [place for place, tensor in enumerate(tensors) if tensor is not None]
         pointers = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
         linear = len(dims) == 1 and all(stride == 1 for stride in dims[0][1])
         in_vectors = linear and all(pointer % 16 == 0 for pointer in pointers)
-        moments = DTYPES[row.state["exp_avg"].dtype]
-        kind = DTYPES[row.param.dtype] + 3 * DTYPES[row.grad.dtype] + 9 * group.amsgrad + 18 * moments
-        kind += 36 * group.from_grad
+        kind = DTYPES[row.param.dtype] + 3 * DTYPES[row.grad.dtype] + 9 * DTYPES[moments_dtype(row, group)]
+        kind += 18 * group.variant
         step = row.state["step"].data_ptr()
         self.words += [*pointers, step, *place, 1, kind, int(in_vectors), len(self.layouts)]
         self.layouts.append(len(dims))
@@ -133,12 +136,18 @@ class RowTable:
             self.layouts += [size, *(of_place.get(place, 0) for place in range(len(tensors)))]
 
 
-def tensors_of(row: Row, amsgrad: bool) -> list[Tensor | None]:
+def tensors_of(row: Row, group: GroupForm) -> list[Tensor | None]:
     """The tensors of a row that takes part, in the order of its words; None where there is none."""
     assert row.state is not None
-    moments = [row.state[key] for key in MOMENTS[: 2 + amsgrad]] + [None] * (not amsgrad)
+    moments = [None if name is None else row.state[name] for name in group.moments]
     rounded = None if row.updated is row.param else row.param
-    return [row.updated, row.grad, *moments, rounded, row.state.get("compensation")]
+    return [row.updated, row.grad, rounded, row.state.get("compensation"), *moments]
+
+
+def moments_dtype(row: Row, group: GroupForm) -> torch.dtype:
+    """Of all moments of a row that takes part; float32 where it has none."""
+    assert row.state is not None
+    return next((row.state[name].dtype for name in group.moments if name is not None), torch.float32)
 
 
 def form_of(row: Row, group: GroupForm) -> tuple[Any, ...] | None:
@@ -146,22 +155,22 @@ def form_of(row: Row, group: GroupForm) -> tuple[Any, ...] | None:
     if row.grad is None or row.state is None:
         return None
     param, grad, state = row.param, row.grad, row.state
-    tensors = tensors_of(row, group.amsgrad)
+    tensors = tensors_of(row, group)
     forms = [None if tensor is None else (tensor.data_ptr(), tensor.stride()) for tensor in tensors]
-    dtypes = (param.dtype, grad.dtype, state["exp_avg"].dtype)
+    dtypes = (param.dtype, grad.dtype, moments_dtype(row, group))
     return (param.shape, *dtypes, state["step"].data_ptr(), row.group, group, *forms)
 
 
-def group_words(group: dict[str, Any], lr: float | Tensor) -> list[float]:
+def group_words(group: dict[str, Any], lr: float | Tensor, rule: UpdateRule) -> list[float]:
     """A group's hyper-parameters; of a tensor lr only its dtype."""
-    beta1, beta2 = group["betas"]
     return [
         0.0 if isinstance(lr, Tensor) else float(lr),
-        *(float(value) for value in (beta1, beta2, group["eps"], group["weight_decay"])),
-        float(group["decoupled_weight_decay"]),
-        float(group["maximize"]),
         float(isinstance(lr, Tensor) and lr.dtype == torch.float64),
-        group["l1"],
+        float(group["weight_decay"]),
+        float(rule.decouples(group)),
+        float(group["maximize"]),
+        float(group["l1"]),
+        *rule.hyper_of(group),
     ]
 
 

@@ -7,68 +7,52 @@ from gradops.backends.triton.agc import coefs_of
 from gradops.backends.triton.grad_stats import add_tile, chunk_stats, measure_tiles
 from gradops.backends.triton.math import (
     SMALLEST_UNIT,
-    adam_update,
     add_squares,
     clamp_grad,
     float_of,
     left_by_rounding,
     merge_squares,
+    regularise,
 )
 from gradops.backends.triton.rows import (
-    BETA2,
     CHUNK,
     CLIP_COEF,
     COMPENSATION,
     DECAY,
-    EPS,
-    EXP_AVG,
-    EXP_AVG_COEF,
-    EXP_AVG_SQ,
     GRAD,
     GRAD_SIGN,
     IN_VECTORS,
-    INV_BIAS_CORRECTION2_SQRT,
     INV_SCALE,
     L1,
     L2,
-    MAX_EXP_AVG_SQ,
     NUMEL,
-    ONE_MINUS_BETA2,
+    OWN_COEFS,
     PARAM,
     ROUNDED,
     SMALL_TILE,
     SMALL_TILE_LEVELS,
     SMALL_TILES,
-    STEP_SIZE,
     TILE,
     TILE_LEVELS,
     addresses_of,
     element_of,
-    has_amsgrad,
     is_compensated,
-    is_from_grad,
     is_rounded,
+    loaded,
+    moment_at,
+    moment_count,
     moments_dtype,
     pointers_of,
+    rule_variant,
     updated_dtype,
 )
 
 
 @triton.jit
-def rule_of(rule):
-    """A row's rule as `adam_update` takes it; loaded before a loop, as `addresses_of`."""
-    return (
-        tl.load(rule + GRAD_SIGN),
-        tl.load(rule + EXP_AVG_COEF),
-        tl.load(rule + BETA2),
-        tl.load(rule + ONE_MINUS_BETA2),
-        tl.load(rule + EPS),
-        tl.load(rule + L1),
-        tl.load(rule + L2),
-        tl.load(rule + DECAY),
-        tl.load(rule + STEP_SIZE),
-        tl.load(rule + INV_BIAS_CORRECTION2_SQRT),
-    )
+def values_of(coefs, COEFS: tl.constexpr):
+    """A row's coefficients: those that every rule has, and the rule's own."""
+    shared = (tl.load(coefs + GRAD_SIGN), tl.load(coefs + L1), tl.load(coefs + L2), tl.load(coefs + DECAY))
+    return shared, loaded(coefs + OWN_COEFS, COEFS)
 
 
 @triton.jit
@@ -78,9 +62,11 @@ def update_tile(
     layouts,
     at,
     decided,
-    rule,
+    values,
     clip_value,
     units,
+    ELEMENT: tl.constexpr,
+    MOMENTS: tl.constexpr,
     KIND_: tl.constexpr,
     MASTERS: tl.constexpr,
     COMPENSATES: tl.constexpr,
@@ -93,19 +79,21 @@ def update_tile(
     HINT: tl.constexpr = "evict_first" if VECTORS else ""  # a sector is used by several programs' elements otherwise
     MOMENT: tl.constexpr = element_of(moments_dtype(KIND_))
     param_at = pointers_of(addresses, row, layouts, at, PARAM, updated_dtype(KIND_, MASTERS), VECTORS, SIZE)
-    exp_avg_at = pointers_of(addresses, row, layouts, at, EXP_AVG, moments_dtype(KIND_), VECTORS, SIZE)
-    exp_avg_sq_at = pointers_of(addresses, row, layouts, at, EXP_AVG_SQ, moments_dtype(KIND_), VECTORS, SIZE)
-    max_exp_avg_sq_at = pointers_of(addresses, row, layouts, at, MAX_EXP_AVG_SQ, moments_dtype(KIND_), VECTORS, SIZE)
+    moments_at = ()
+    for place in tl.static_range(moment_count(MOMENTS, KIND_)):
+        moment_pointers = pointers_of(
+            addresses, row, layouts, at, moment_at(MOMENTS, KIND_, place), moments_dtype(KIND_), VECTORS, SIZE
+        )
+        moments_at = moments_at + (moment_pointers,)
     inside = None if VECTORS else at + tl.arange(0, SIZE) < tl.load(row + NUMEL)
     inv_scale, clip_coef = decided
     grad_at = pointers_of(addresses, row, layouts, at, GRAD, KIND_ // 3 % 3, VECTORS, SIZE)
     grad = tl.load(grad_at, mask=inside, eviction_policy=HINT).to(tl.float32)
     param = tl.load(param_at, mask=inside, eviction_policy=HINT)
-    exp_avg = tl.load(exp_avg_at, mask=inside, eviction_policy=HINT).to(tl.float32)
-    exp_avg_sq = tl.load(exp_avg_sq_at, mask=inside, eviction_policy=HINT).to(tl.float32)
-    max_exp_avg_sq = exp_avg_sq
-    if has_amsgrad(KIND_):
-        max_exp_avg_sq = tl.load(max_exp_avg_sq_at, mask=inside, eviction_policy=HINT).to(tl.float32)
+    moments = ()
+    for place in tl.static_range(moment_count(MOMENTS, KIND_)):
+        moment = tl.load(moments_at[place], mask=inside, eviction_policy=HINT).to(tl.float32)
+        moments = moments + (moment,)
     grad = clamp_grad(grad * inv_scale, clip_value) * clip_coef
     if units is not None:
         grad *= coefs_of(units, at, inside, SIZE)
@@ -113,16 +101,10 @@ def update_tile(
     if is_compensated(KIND_, COMPENSATES):
         compensation_at = pointers_of(addresses, row, layouts, at, COMPENSATION, KIND_ % 3, VECTORS, SIZE)
         weight += tl.load(compensation_at, mask=inside, eviction_policy=HINT).to(tl.float32)
-    updated, exp_avg, exp_avg_sq, max_exp_avg_sq = adam_update(
-        weight,
-        exp_avg,
-        exp_avg_sq,
-        max_exp_avg_sq,
-        grad,
-        rule,
-        has_amsgrad(KIND_),
-        is_from_grad(KIND_),
-    )
+    shared, own = values
+    grad_sign, l1, l2, decay = shared
+    weight, grad = regularise(weight, grad, grad_sign, l1, l2, decay)
+    updated, moments = ELEMENT(weight, grad, moments, own, rule_variant(KIND_))
     stored = updated.to(param.dtype)
     tl.store(param_at, stored, mask=inside, eviction_policy=HINT)
     if is_compensated(KIND_, COMPENSATES):
@@ -131,10 +113,8 @@ def update_tile(
     if is_rounded(KIND_, MASTERS):
         rounded_at = pointers_of(addresses, row, layouts, at, ROUNDED, KIND_ % 3, VECTORS, SIZE)
         tl.store(rounded_at, updated.to(element_of(KIND_ % 3)), mask=inside, eviction_policy=HINT)
-    tl.store(exp_avg_at, exp_avg.to(MOMENT), mask=inside, eviction_policy=HINT)
-    tl.store(exp_avg_sq_at, exp_avg_sq.to(MOMENT), mask=inside, eviction_policy=HINT)
-    if has_amsgrad(KIND_):
-        tl.store(max_exp_avg_sq_at, max_exp_avg_sq.to(MOMENT), mask=inside, eviction_policy=HINT)
+    for place in tl.static_range(moment_count(MOMENTS, KIND_)):
+        tl.store(moments_at[place], moments[place].to(MOMENT), mask=inside, eviction_policy=HINT)
     moved = stored.to(tl.float32) - param.to(tl.float32)
     if not VECTORS:
         moved = tl.where(inside, moved, 0.0)
@@ -147,10 +127,13 @@ def update_in_vectors(
     layouts,
     begin,
     end,
-    rule,
+    coefs,
     decision,
     clip_value,
     units,
+    ELEMENT: tl.constexpr,
+    COEFS: tl.constexpr,
+    MOMENTS: tl.constexpr,
     KIND_: tl.constexpr,
     CAPS: tl.constexpr,
     TRACKS: tl.constexpr,
@@ -160,7 +143,7 @@ def update_in_vectors(
     """Updates a full chunk; with CAPS or TRACKS returns the sum of the stored parameters' squares, and its unit; with
     TRACKS that of what they were moved by, and the bits of its unit.
     """
-    addresses, values = addresses_of(row), rule_of(rule)
+    addresses, values = addresses_of(row), values_of(coefs, COEFS)
     decided = (tl.load(decision + INV_SCALE), tl.load(decision + CLIP_COEF))
     sums = tl.zeros([TILE], tl.float32)
     abs_max_bits = tl.zeros([TILE], tl.int32)
@@ -168,8 +151,9 @@ def update_in_vectors(
     unit_bits = tl.zeros([TILE], tl.int32) + SMALLEST_UNIT
     for at in range(begin, end, TILE):
         stored, moved = update_tile(
-            addresses, row, layouts, at, decided, values, clip_value, units, KIND_, MASTERS, COMPENSATES, True, TILE
-        )
+            addresses, row, layouts, at, decided, values, clip_value, units, ELEMENT, MOMENTS, KIND_, MASTERS,
+            COMPENSATES, True, TILE,
+        )  # fmt: skip
         if CAPS or TRACKS:
             sums, abs_max_bits = add_tile(sums, abs_max_bits, stored, float("inf"), 2)
         if TRACKS:
@@ -204,10 +188,13 @@ def update_elements(
     layouts,
     begin,
     end,
-    rule,
+    coefs,
     decision,
     clip_value,
     units,
+    ELEMENT: tl.constexpr,
+    COEFS: tl.constexpr,
+    MOMENTS: tl.constexpr,
     KIND_: tl.constexpr,
     CAPS: tl.constexpr,
     TRACKS: tl.constexpr,
@@ -219,7 +206,7 @@ def update_elements(
     With TRACKS the small tiles are taken in the order of their lanes in whole ones, so that moves are added up as in
     vectors.
     """
-    addresses, values = addresses_of(row), rule_of(rule)
+    addresses, values = addresses_of(row), values_of(coefs, COEFS)
     decided = (tl.load(decision + INV_SCALE), tl.load(decision + CLIP_COEF))
     moved_total, moved_unit_bits = 0.0, SMALLEST_UNIT
     if TRACKS:
@@ -231,8 +218,8 @@ def update_elements(
             unit_bits = tl.zeros([SMALL_TILE], tl.int32) + SMALLEST_UNIT
             for at in range(begin + index * SMALL_TILE, end, TILE):
                 _, moved = update_tile(
-                    addresses, row, layouts, at, decided, values, clip_value, units, KIND_, MASTERS, COMPENSATES, False,
-                    SMALL_TILE,
+                    addresses, row, layouts, at, decided, values, clip_value, units, ELEMENT, MOMENTS, KIND_, MASTERS,
+                    COMPENSATES, False, SMALL_TILE,
                 )  # fmt: skip
                 sums, unit_bits = add_squares(sums, unit_bits, moved)
             part_total, part_unit_bits = merge_squares(sums, unit_bits, SMALL_TILE_LEVELS)
@@ -242,8 +229,8 @@ def update_elements(
     else:
         for at in range(begin, end, SMALL_TILE):
             update_tile(
-                addresses, row, layouts, at, decided, values, clip_value, units, KIND_, MASTERS, COMPENSATES, False,
-                SMALL_TILE,
+                addresses, row, layouts, at, decided, values, clip_value, units, ELEMENT, MOMENTS, KIND_, MASTERS,
+                COMPENSATES, False, SMALL_TILE,
             )  # fmt: skip
     total, unit = 0.0, 1.0
     if CAPS or TRACKS:
@@ -259,13 +246,16 @@ def update_chunk(
     row,
     layouts,
     begin,
-    rule,
+    coefs,
     decision,
     clip_value,
     units,
     param_sum,
     moved_sum,
     chunk_count,
+    ELEMENT: tl.constexpr,
+    COEFS: tl.constexpr,
+    MOMENTS: tl.constexpr,
     KIND_: tl.constexpr,
     CAPS: tl.constexpr,
     TRACKS: tl.constexpr,
@@ -278,12 +268,14 @@ def update_chunk(
     end = tl.minimum(begin + CHUNK, tl.load(row + NUMEL))
     if (tl.load(row + IN_VECTORS) != 0) & (end == begin + CHUNK):
         total, unit, moved_total, moved_unit_bits = update_in_vectors(
-            row, layouts, begin, end, rule, decision, clip_value, units, KIND_, CAPS, TRACKS, MASTERS, COMPENSATES
-        )
+            row, layouts, begin, end, coefs, decision, clip_value, units, ELEMENT, COEFS, MOMENTS, KIND_, CAPS, TRACKS,
+            MASTERS, COMPENSATES,
+        )  # fmt: skip
     else:
         total, unit, moved_total, moved_unit_bits = update_elements(
-            row, layouts, begin, end, rule, decision, clip_value, units, KIND_, CAPS, TRACKS, MASTERS, COMPENSATES
-        )
+            row, layouts, begin, end, coefs, decision, clip_value, units, ELEMENT, COEFS, MOMENTS, KIND_, CAPS, TRACKS,
+            MASTERS, COMPENSATES,
+        )  # fmt: skip
     if CAPS or TRACKS:
         tl.store(param_sum, total)
         tl.store(param_sum + chunk_count, unit)

@@ -1,4 +1,4 @@
-"""The second kernel of a step in Triton: updates what the first one decided to."""
+"""The last kernel of a step in Triton: updates as the first one decided."""
 
 import triton
 import triton.language as tl
@@ -12,23 +12,23 @@ from gradops.backends.triton.rows import (
     CLIP_VALUE,
     FIRST_CHUNK,
     KIND,
-    KINDS,
+    OWN_COEFS,
     ROW_WORDS,
-    RULE_WORDS,
     SKIP,
     STEP,
     TAKES_PART,
+    kinds_end,
 )
 from gradops.backends.triton.update import update_chunk
 
 
 @triton.jit(do_not_specialize=["chunk_count"])
-def adam_step_kernel(
+def update_step_kernel(
     rows,
     chunk_rows,
     layouts,
     settings,
-    row_rules,
+    row_coefs,
     decision,
     param_sums,
     param_counts,
@@ -40,6 +40,9 @@ def adam_step_kernel(
     units,
     unit_coefs,
     chunk_count,
+    ELEMENT: tl.constexpr,
+    COEFS: tl.constexpr,
+    MOMENTS: tl.constexpr,
     KINDS_HERE: tl.constexpr,
     CAPS: tl.constexpr,
     TRACKS: tl.constexpr,
@@ -48,6 +51,7 @@ def adam_step_kernel(
 ):
     """Updates one chunk; with TRACKS the last program of a row writes how far.
 
+    `ELEMENT`, `COEFS` and `MOMENTS` are those of `gradops.backends.triton.rules`;
     `KINDS_HERE` has a bit for each kind that rows have; `MASTERS`: half precision has masters;
     `COMPENSATES`: it has compensations. `units` and `unit_coefs` are None where gradients are not clipped by units.
     """
@@ -55,11 +59,11 @@ def adam_step_kernel(
     chunk = chunk_count - 1 - tl.program_id(0)
     index = tl.load(chunk_rows + chunk)
     row = rows + index.to(tl.int64) * ROW_WORDS
-    rule = row_rules + index.to(tl.int64) * RULE_WORDS
+    coefs = row_coefs + index.to(tl.int64) * (OWN_COEFS + COEFS)
     first = tl.load(row + FIRST_CHUNK)
     moves = (tl.load(decision + SKIP) == 0) & (tl.load(row + TAKES_PART) != 0)
     if chunk == first:
-        tl.store(capped + index, moves & (tl.load(rule + CAPPED) != 0))
+        tl.store(capped + index, moves & (tl.load(coefs + CAPPED) != 0))
         if moves:
             step = tl.load(row + STEP).to(tl.pointer_type(tl.float32))
             tl.store(step, tl.load(step) + 1.0)
@@ -68,13 +72,13 @@ def adam_step_kernel(
     row_units = None
     if units is not None:
         row_units = units_of(units + index.to(tl.int64) * UNIT_WORDS, unit_coefs)
-    for each in tl.static_range(KINDS):
+    for each in tl.static_range(kinds_end(KINDS_HERE)):
         if KINDS_HERE & (1 << each):
             if kind == each:
                 begin = (chunk - first) * CHUNK
                 update_chunk(
-                    row, layouts, begin, rule, decision, clip_value, row_units, param_sums + chunk,
-                    moved_sums + chunk, chunk_count, each, CAPS, TRACKS, MASTERS, COMPENSATES,
+                    row, layouts, begin, coefs, decision, clip_value, row_units, param_sums + chunk,
+                    moved_sums + chunk, chunk_count, ELEMENT, COEFS, MOMENTS, each, CAPS, TRACKS, MASTERS, COMPENSATES,
                 )  # fmt: skip
     if TRACKS:
         if tl.atomic_add(tickets + index, 1, sem="acq_rel") == tl.load(row + CHUNKS) - 1:
