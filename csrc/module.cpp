@@ -42,6 +42,12 @@ std::string set_cpu_capability(const std::string& name) {
   return previous;
 }
 
+std::vector<std::string> rule_names() {
+  std::vector<std::string> names;
+  for (const UpdateRuleInfo& rule : update_rules()) names.push_back(rule.name);
+  return names;
+}
+
 StepBuffers make_buffers(const std::vector<at::Tensor>& buffers) {
   constexpr size_t kBuffers = sizeof(StepBuffers) / sizeof(at::Tensor);
   TORCH_CHECK(buffers.size() == kBuffers, "gradops: a step has ", kBuffers, " buffers, got ", buffers.size());
@@ -53,7 +59,8 @@ StepBuffers make_buffers(const std::vector<at::Tensor>& buffers) {
 PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info);
   m.def("has_backend", [](const std::string& device) { return has_backend(at::Device(device)); });
-  m.def("launch_form", [](const std::string& device) { return launch_form(at::Device(device)); });
+  m.def("update_rules", &rule_names);
+  m.def("launch_form", [](const std::string& device) { return launch_form(at::Device(device), update_rules()[0]); });
   m.def("allow_one_launch", &allow_one_launch, py::arg("allowed"));
   m.def("cpu_capability", [] { return cpu::isa_name(cpu::current_isa()); });
   m.def("set_cpu_capability", &set_cpu_capability, py::arg("name"));
@@ -81,7 +88,13 @@ PYBIND11_MODULE(_C, m) {
            py::arg("loss_scale_rule"), py::arg("guard"), py::arg("track_updates"), py::arg("l1"), py::arg("agc"));
 
   py::class_<StepPlan> plan(m, "StepPlan");
-  plan.def(py::init<>())
+  plan.def(py::init([](const std::string& rule, const std::vector<std::pair<std::string, std::string>>& moments,
+                       const std::vector<std::string>& hyper, const std::string& decoupled) {
+             RuleKeys keys{{}, hyper, decoupled};
+             for (const auto& [name, because] : moments) keys.moments.push_back({name, because});
+             return std::make_unique<StepPlan>(rule, keys);
+           }),
+           py::arg("rule"), py::arg("moments"), py::arg("hyper"), py::arg("decoupled"))
       .def(
           "bind_params",
           [](StepPlan& self, py::handle param_groups, const std::vector<std::string>& names,

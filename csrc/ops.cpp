@@ -1,6 +1,6 @@
 // torch.ops.gradops: the phases of a step as functional operators over lists of tensors, for torch.compile and for
 // people who build their own optimizer. Documented, with their fake kernels, in gradops/ops.py; each device's
-// implementation is in cpu_ops.cpp and cuda_ops.cpp.
+// implementation is in cpu/ops.cpp and cuda/host/ops.cpp; adam_step_ is a door to _update_, in Python.
 #include <torch/library.h>
 
 TORCH_LIBRARY(gradops, m) {
@@ -14,6 +14,11 @@ TORCH_LIBRARY(gradops, m) {
       " Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] steps, Tensor lr, *, Tensor? grad_scale=None,"
       " Tensor? clip_coef=None, Tensor? found_inf=None, float? clip_value=None, float beta1=0.9, float beta2=0.999,"
       " float eps=1e-8, float weight_decay=0.0, bool decoupled=False, bool maximize=False, float l1=0.0) -> ()",
+      tags);
+  m.def(
+      "_update_(str rule, Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] moments, Tensor(c!)[] steps, Tensor lr, *,"
+      " float[] hyper, Tensor? grad_scale=None, Tensor? clip_coef=None, Tensor? found_inf=None,"
+      " float? clip_value=None, float weight_decay=0.0, bool decoupled=False, bool maximize=False, float l1=0.0) -> ()",
       tags);
   m.def("clip_grad_norm_(Tensor(a!)[] grads, float max_norm, float norm_type=2.0) -> Tensor", tags);
   m.def("unscale_(Tensor(a!)[] grads, Tensor grad_scale) -> Tensor", tags);

@@ -1,8 +1,8 @@
 // The CPU kernels: each works on one chunk of contiguous float32 values and runs on one thread.
 #pragma once
 
-#include "math/adam_step.h"
 #include "math/grad_stats.h"
+#include "math/update.h"
 
 namespace gradops::cpu {
 
@@ -16,19 +16,19 @@ constexpr int kLanes = 32;
 // Statistics of one chunk; `n` at most kChunk.
 ChunkStats grad_stats_chunk(const float* grad, int64_t n, const GradRule& rule, NormType norm_type, float p);
 
-// The values of one chunk of one parameter. `max_exp_avg_sq` is null without amsgrad, `moved`, which takes what the
-// update adds to `param`, where nobody asks for it.
-struct AdamChunk {
+// The values of one chunk of one parameter. Moments that the row's variant does not use are null, as is `moved`, which
+// takes what the update adds to `param`, where nobody asks for it.
+struct ChunkValues {
   float* param;
   const float* grad;
-  float* exp_avg;
-  float* exp_avg_sq;
-  float* max_exp_avg_sq;
+  float* moments[kMaxMoments] = {};
   float* moved = nullptr;
 };
 
-void adam_step_chunk(const AdamChunk& chunk, int64_t n, const StepDecision& decision, const AdamRule& rule,
-                     WeightDecay decay);
+// A rule's update of one chunk: defined in update_chunk.h, compiled in cpu/rules.
+template <UpdateRule Rule>
+void update_chunk(const ChunkValues& chunk, int64_t n, const StepDecision& decision, const RowRule& rule);
+using UpdateChunk = void (*)(const ChunkValues& chunk, int64_t n, const StepDecision& decision, const RowRule& rule);
 
 // after - before into `before`: what an update has moved.
 void subtract_chunk(const float* after, float* before, int64_t n);

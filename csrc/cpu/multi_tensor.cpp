@@ -21,9 +21,7 @@ constexpr int64_t kManyChunks = 1000;
 struct Scratch {
   alignas(64) float param[kChunk];
   alignas(64) float grad[kChunk];
-  alignas(64) float exp_avg[kChunk];
-  alignas(64) float exp_avg_sq[kChunk];
-  alignas(64) float max_exp_avg_sq[kChunk];
+  alignas(64) float moments[kMaxMoments][kChunk];
   alignas(64) float moved[kChunk];
   alignas(64) float compensation[kChunk];
 };
@@ -62,50 +60,57 @@ ChunkStats stats_of(const TensorView& view, const Chunk& chunk, const GradRule& 
 // What rounding took off `values`, which are those of the parameter before it was stored, in the parameter's place.
 void store_compensation(const TensorRow& row, const Chunk& chunk, const float* values, Scratch& copies) {
   const auto [row_index, n, begin] = chunk;
-  copy_in(row.param, begin, n, copies.compensation);
+  copy_in(row[kParam], begin, n, copies.compensation);
   left_by_rounding_chunk(values, copies.compensation, n);
-  copy_out(row.compensation, begin, n, copies.compensation);
+  copy_out(row[kCompensation], begin, n, copies.compensation);
 }
 
-void update_chunk(const TensorRow& row, const Chunk& chunk, const StepDecision& decision, const RowUpdate& update,
-                  Scratch& copies, float* moved = nullptr) {
-  const auto [row_index, n, begin] = chunk;
-  AdamChunk values;
-  values.moved = moved;
-  values.param = load(row.param, begin, n, copies.param);
-  const bool compensated = row.compensation.data != nullptr;
-  if (compensated) add_chunk(load(row.compensation, begin, n, copies.compensation), values.param, n);
-  values.grad = load(row.grad, begin, n, copies.grad);
-  values.exp_avg = load(row.exp_avg, begin, n, copies.exp_avg);
-  values.exp_avg_sq = load(row.exp_avg_sq, begin, n, copies.exp_avg_sq);
-  const bool amsgrad = row.max_exp_avg_sq.data != nullptr;
-  values.max_exp_avg_sq = amsgrad ? load(row.max_exp_avg_sq, begin, n, copies.max_exp_avg_sq) : nullptr;
+// What `update_chunk` makes of a chunk, from its tensors to its tensors.
+struct ChunkUpdate {
+  UpdateChunk update_chunk;
+  const StepDecision& decision;
 
-  if (update.unit_coefs == nullptr) {
-    adam_step_chunk(values, n, decision, update.rule, update.decay);
-  } else {
-    clip_units_chunk(values.grad, begin, n, update.units, update.unit_coefs, decision, copies.grad);
-    values.grad = copies.grad;
-    adam_step_chunk(values, n, StepDecision{}, update.rule, update.decay);
+  void operator()(const TensorRow& row, const Chunk& chunk, const RowUpdate& update, Scratch& copies,
+                  float* moved = nullptr) const {
+    const auto [row_index, n, begin] = chunk;
+    ChunkValues values;
+    values.moved = moved;
+    values.param = load(row[kParam], begin, n, copies.param);
+    const bool compensated = row[kCompensation].data != nullptr;
+    if (compensated) add_chunk(load(row[kCompensation], begin, n, copies.compensation), values.param, n);
+    values.grad = load(row[kGrad], begin, n, copies.grad);
+    for (int i = 0; i < kMaxMoments; ++i) {
+      const TensorView& moment = row[moment_slot(i)];
+      if (moment.data != nullptr) values.moments[i] = load(moment, begin, n, copies.moments[i]);
+    }
+
+    if (update.unit_coefs == nullptr) {
+      update_chunk(values, n, decision, update.rule);
+    } else {
+      clip_units_chunk(values.grad, begin, n, update.units, update.unit_coefs, decision, copies.grad);
+      values.grad = copies.grad;
+      update_chunk(values, n, StepDecision{}, update.rule);
+    }
+
+    store(row[kParam], begin, n, values.param);
+    if (row[kRounded].data != nullptr) copy_out(row[kRounded], begin, n, values.param);
+    if (compensated) store_compensation(row, chunk, values.param, copies);
+    for (int i = 0; i < kMaxMoments; ++i) {
+      if (values.moments[i] != nullptr) store(row[moment_slot(i)], begin, n, values.moments[i]);
+    }
   }
-
-  store(row.param, begin, n, values.param);
-  if (row.rounded.data != nullptr) copy_out(row.rounded, begin, n, values.param);
-  if (compensated) store_compensation(row, chunk, values.param, copies);
-  store(row.exp_avg, begin, n, values.exp_avg);
-  store(row.exp_avg_sq, begin, n, values.exp_avg_sq);
-  if (amsgrad) store(row.max_exp_avg_sq, begin, n, values.max_exp_avg_sq);
-}
+};
 
 // The same, and the statistics of what the stored parameter was moved by.
-ChunkStats update_and_track(const TensorRow& row, const Chunk& chunk, const StepDecision& decision,
-                            const RowUpdate& update, Scratch& copies) {
-  if (row.param.dtype == Dtype::kFloat32) {
-    update_chunk(row, chunk, decision, update, copies, copies.moved);
+ChunkStats update_and_track(const ChunkUpdate& run, const TensorRow& row, const Chunk& chunk, const RowUpdate& update,
+                            Scratch& copies) {
+  const TensorView& param = row[kParam];
+  if (param.dtype == Dtype::kFloat32) {
+    run(row, chunk, update, copies, copies.moved);
   } else {
-    std::copy_n(load(row.param, chunk.begin, chunk.n, copies.param), chunk.n, copies.moved);
-    update_chunk(row, chunk, decision, update, copies);
-    subtract_chunk(load(row.param, chunk.begin, chunk.n, copies.param), copies.moved, chunk.n);
+    std::copy_n(load(param, chunk.begin, chunk.n, copies.param), chunk.n, copies.moved);
+    run(row, chunk, update, copies);
+    subtract_chunk(load(param, chunk.begin, chunk.n, copies.param), copies.moved, chunk.n);
   }
   return grad_stats_chunk(copies.moved, chunk.n, GradRule{}, NormType::kL2, 2.0f);
 }
@@ -132,15 +137,15 @@ int64_t ChunkTable::bound(int64_t part, int64_t parts) const {
   return std::upper_bound(cost_.begin(), cost_.end(), cost() * part / parts) - cost_.begin();
 }
 
-void chunk_stats(const ChunkTable& table, std::span<const TensorRow> rows, TensorView TensorRow::* which,
-                 const GradRule& rule, const Norm& norm, std::span<ChunkStats> stats) {
+void chunk_stats(const ChunkTable& table, std::span<const TensorRow> rows, Slot which, const GradRule& rule,
+                 const Norm& norm, std::span<ChunkStats> stats) {
   const int64_t count = static_cast<int64_t>(table.chunks().size());
   for_each_chunk(table, false, [&](int64_t i, Scratch& scratch) {
     const Chunk& chunk = table.chunks()[i];
     if (const int64_t next = i + kPrefetchChunks; count > kManyChunks && next < count) {
-      prefetch(rows[table.chunks()[next].row].*which, table.chunks()[next]);
+      prefetch(rows[table.chunks()[next].row][which], table.chunks()[next]);
     }
-    stats[i] = stats_of(rows[chunk.row].*which, chunk, rule, norm, scratch);
+    stats[i] = stats_of(rows[chunk.row][which], chunk, rule, norm, scratch);
   });
 }
 
@@ -149,39 +154,40 @@ void chunk_and_unit_stats(const ChunkTable& table, std::span<const TensorRow> ro
   for_each_chunk(table, false, [&](int64_t i, Scratch& scratch) {
     const Chunk& chunk = table.chunks()[i];
     const TensorRow& row = rows[chunk.row];
-    stats[i] = stats_of(row.grad, chunk, rule, norm, scratch);
+    stats[i] = stats_of(row[kGrad], chunk, rule, norm, scratch);
     const Units& units = pieces.units[chunk.row];
     if (units.count == 0) return;
-    const float* grad = load(row.grad, chunk.begin, chunk.n, scratch.grad);
-    const float* param = load(row.param, chunk.begin, chunk.n, scratch.param);
+    const float* grad = load(row[kGrad], chunk.begin, chunk.n, scratch.grad);
+    const float* param = load(row[kParam], chunk.begin, chunk.n, scratch.param);
     unit_squares_chunk(grad, param, chunk.begin, chunk.n, units, rule, pieces.squares.data() + pieces.first[i]);
   });
 }
 
-void adam_step(const ChunkTable& table, std::span<const TensorRow> rows, std::span<const RowUpdate> updates,
-               const StepDecision& decision, const UpdateStats& stats) {
+void update(const ChunkTable& table, std::span<const TensorRow> rows, UpdateChunk update_chunk,
+            std::span<const RowUpdate> updates, const StepDecision& decision, const UpdateStats& stats) {
+  const ChunkUpdate run{update_chunk, decision};
   const bool many = table.chunks().size() > kManyChunks;
   for_each_chunk(table, true, [&](int64_t i, Scratch& scratch) {
     const Chunk& chunk = table.chunks()[i];
     if (many && i >= kPrefetchChunks) {
       const Chunk& next = table.chunks()[i - kPrefetchChunks];
       const TensorRow& row = rows[next.row];
-      for (const TensorView* view : {&row.param, &row.grad, &row.exp_avg, &row.exp_avg_sq}) prefetch(*view, next);
+      for (const Slot slot : {kParam, kGrad, kMoment0, moment_slot(1)}) prefetch(row[slot], next);
     }
     const TensorRow& row = rows[chunk.row];
     if (stats.moved.empty()) {
-      update_chunk(row, chunk, decision, updates[chunk.row], scratch);
+      run(row, chunk, updates[chunk.row], scratch);
     } else {
-      stats.moved[i] = update_and_track(row, chunk, decision, updates[chunk.row], scratch);
+      stats.moved[i] = update_and_track(run, row, chunk, updates[chunk.row], scratch);
     }
-    if (!stats.params.empty()) stats.params[i] = stats_of(row.param, chunk, GradRule{}, Norm{}, scratch);
+    if (!stats.params.empty()) stats.params[i] = stats_of(row[kParam], chunk, GradRule{}, Norm{}, scratch);
   });
 }
 
 void scale_grads(const ChunkTable& table, std::span<const TensorRow> rows, float coef) {
   for_each_chunk(table, true, [&](int64_t i, Scratch& scratch) {
     const Chunk& chunk = table.chunks()[i];
-    const TensorView& grad = rows[chunk.row].grad;
+    const TensorView& grad = rows[chunk.row][kGrad];
     float* values = load(grad, chunk.begin, chunk.n, scratch.grad);
     scale_chunk(values, chunk.n, coef);
     store(grad, chunk.begin, chunk.n, values);

@@ -11,16 +11,12 @@
 
 namespace gradops::cpu {
 
-// The tensors of one parameter. Which of them are set depends on the phase that is run over them.
 struct TensorRow {
   int64_t numel = 0;
-  TensorView param;         // what is updated: the parameter, or its float32 master where it has one
-  TensorView rounded;       // then the parameter, which takes the master's values rounded; else data is null
-  TensorView compensation;  // what rounding took off the parameter; data is null where that is not kept
-  TensorView grad;
-  TensorView exp_avg;
-  TensorView exp_avg_sq;
-  TensorView max_exp_avg_sq;  // data is null without amsgrad
+  TensorView views[kSlots];
+
+  TensorView& operator[](Slot slot) { return views[slot]; }
+  const TensorView& operator[](Slot slot) const { return views[slot]; }
 };
 
 struct Chunk {
@@ -63,9 +59,9 @@ struct Norm {
   double p = 2.0;
 };
 
-// Statistics of each chunk of the gradients (`which` is &TensorRow::grad) or of the parameters.
-void chunk_stats(const ChunkTable& table, std::span<const TensorRow> rows, TensorView TensorRow::* which,
-                 const GradRule& rule, const Norm& norm, std::span<ChunkStats> stats);
+// Statistics of each chunk of the gradients or of the parameters.
+void chunk_stats(const ChunkTable& table, std::span<const TensorRow> rows, Slot which, const GradRule& rule,
+                 const Norm& norm, std::span<ChunkStats> stats);
 
 // The units of every row, and where each chunk's pieces of them are.
 struct UnitPieces {
@@ -80,8 +76,7 @@ void chunk_and_unit_stats(const ChunkTable& table, std::span<const TensorRow> ro
 
 // How one parameter is updated in this step.
 struct RowUpdate {
-  AdamRule rule;
-  WeightDecay decay;
+  RowRule rule;
   Units units = {};
   const float* unit_coefs = nullptr;  // one a unit, where the gradient is clipped by units
 };
@@ -92,9 +87,9 @@ struct UpdateStats {
   std::span<ChunkStats> moved;   // of the parameters' changes
 };
 
-// Updates every chunk.
-void adam_step(const ChunkTable& table, std::span<const TensorRow> rows, std::span<const RowUpdate> updates,
-               const StepDecision& decision, const UpdateStats& stats);
+// Updates every chunk, each with what `update_chunk` does to it.
+void update(const ChunkTable& table, std::span<const TensorRow> rows, UpdateChunk update_chunk,
+            std::span<const RowUpdate> updates, const StepDecision& decision, const UpdateStats& stats);
 
 // grad * coef, in place.
 void scale_grads(const ChunkTable& table, std::span<const TensorRow> rows, float coef);

@@ -33,7 +33,7 @@ std::vector<GradStats> row_stats(const TensorLists& rows, const cpu::ChunkTable&
   TORCH_CHECK_VALUE(norm_type > 0, "norm_type must be positive, got ", norm_type);
   const cpu::Norm norm{norm_type_of(norm_type), norm_type};
   std::vector<ChunkStats> chunks(table.chunks().size());
-  cpu::chunk_stats(table, rows.views, &cpu::TensorRow::grad, rule, norm, chunks);
+  cpu::chunk_stats(table, rows.views, kGrad, rule, norm, chunks);
   std::vector<GradStats> stats(rows.views.size());
   table.for_each_row([&](int64_t row, size_t first, size_t last) {
     for (size_t i = first; i < last; ++i) stats[row].merge(chunks[i], norm_type);
@@ -47,7 +47,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> grad_stats(at::Tensor
                                                                       std::optional<double> clip_value,
                                                                       double norm_type) {
   TensorLists rows(grads);
-  rows.set(&cpu::TensorRow::grad, grads, "grads", false);
+  rows.set(kGrad, grads, "grads", false);
   const cpu::ChunkTable table = chunks_of(rows);
   const GradRule rule = grad_rule(grad_scale, clip_value);
   GradStats all;
@@ -64,33 +64,33 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> grad_stats(at::Tensor
   return {at::scalar_tensor(all.norm(norm_type, rule.clip_value), on_cpu(at::kFloat)), norms, abs_max, nonfinite};
 }
 
-void adam_step_(at::TensorList params, at::TensorList grads, at::TensorList exp_avgs, at::TensorList exp_avg_sqs,
-                at::TensorList max_exp_avg_sqs, at::TensorList steps, const at::Tensor& lr,
-                const std::optional<at::Tensor>& grad_scale, const std::optional<at::Tensor>& clip_coef,
-                const std::optional<at::Tensor>& found_inf, std::optional<double> clip_value, double beta1,
-                double beta2, double eps, double weight_decay, bool decoupled, bool maximize, double l1) {
-  const AdamLists lists{params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps};
-  const TensorLists rows = lists.rows();
-  const GradRule rule = grad_rule(grad_scale, clip_value);
-  StepDecision decision{rule.inv_scale, rule.clip_value, clip_coef.has_value() ? clip_coef->item<float>() : 1.0f,
-                        found_inf.has_value() && found_inf->item<double>() != 0.0};
+void update_(const std::string& rule_name, at::TensorList params, at::TensorList grads, at::TensorList moments,
+             at::TensorList steps, const at::Tensor& lr, at::ArrayRef<double> own,
+             const std::optional<at::Tensor>& grad_scale, const std::optional<at::Tensor>& clip_coef,
+             const std::optional<at::Tensor>& found_inf, std::optional<double> clip_value, double weight_decay,
+             bool decoupled, bool maximize, double l1) {
+  const UpdateRuleInfo& rule = update_rule(rule_name);
+  HyperParams hyper = hyper_params(rule, own, weight_decay, decoupled, maximize, l1);
+  const UpdateLists lists{params, grads, moments, steps};
+  const TensorLists rows = lists.rows(rule, hyper.variant);
+  const GradRule grad = grad_rule(grad_scale, clip_value);
+  const StepDecision decision{grad.inv_scale, grad.clip_value, clip_coef.has_value() ? clip_coef->item<float>() : 1.0f,
+                              found_inf.has_value() && found_inf->item<double>() != 0.0};
   if (decision.skip) return;
-  const WeightDecay decay = decoupled ? WeightDecay::kDecoupled : WeightDecay::kL2;
-  const AdamHyper hyper{lr.item<double>(),        beta1,   beta2, eps, weight_decay, l1, decay,
-                        !max_exp_avg_sqs.empty(), maximize};
+  hyper.lr = lr.item<double>();
   std::vector<cpu::RowUpdate> updates;
   for (const at::Tensor& step : steps) {
     *step.data_ptr<float>() += 1.0f;
-    updates.push_back({adam_rule(hyper, hyper.lr, step.item<double>()), decay});
+    updates.push_back({rule.row_rule(hyper, hyper.lr, step.item<double>())});
   }
-  cpu::adam_step(chunks_of(rows), rows.views, updates, decision, {});
+  cpu::update(chunks_of(rows), rows.views, rule.update_chunk, updates, decision, {});
   lists.bump_versions();
 }
 
 at::Tensor clip_grad_norm_(at::TensorList grads, double max_norm, double norm_type) {
   TORCH_CHECK_VALUE(max_norm >= 0, "max_norm must not be negative, got ", max_norm);
   TensorLists rows(grads);
-  rows.set(&cpu::TensorRow::grad, grads, "grads", true);
+  rows.set(kGrad, grads, "grads", true);
   const cpu::ChunkTable table = chunks_of(rows);
   GradStats all;
   row_stats(rows, table, GradRule{}, norm_type, all);
@@ -105,7 +105,7 @@ at::Tensor clip_grad_norm_(at::TensorList grads, double max_norm, double norm_ty
 
 at::Tensor unscale_(at::TensorList grads, const at::Tensor& grad_scale) {
   TensorLists rows(grads);
-  rows.set(&cpu::TensorRow::grad, grads, "grads", true);
+  rows.set(kGrad, grads, "grads", true);
   const cpu::ChunkTable table = chunks_of(rows);
   const GradRule rule = grad_rule(grad_scale, std::nullopt);
   GradStats all;
@@ -155,9 +155,9 @@ std::tuple<at::Tensor, at::Tensor> activation_stats(const at::Tensor& x, double 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(gradops, CPU, m) {
+  m.impl("_update_", &update_);
   m.impl("activation_stats", &activation_stats);
   m.impl("grad_stats", &grad_stats);
-  m.impl("adam_step_", &adam_step_);
   m.impl("clip_grad_norm_", &clip_grad_norm_);
   m.impl("unscale_", &unscale_);
   m.impl("update_loss_scale_", &update_loss_scale_);

@@ -29,15 +29,12 @@ PowerSum sum_of(std::span<const ChunkStats> chunks) {
 }  // namespace
 
 void CpuStep::cut_into_chunks(const StepCall& call) {
-  std::vector<int64_t> numels(call.rows.size(), -1);
-  for (const int64_t i : call.taking_part) numels[i] = call.views[i].numel;
-  if (numels == numels_) return;
+  if (!call.moved) return;
   table_.clear();
-  for (const int64_t i : call.taking_part) table_.add_row(i, numels[i]);
+  for (const int64_t i : call.taking_part) table_.add_row(i, call.views[i].numel);
   grad_chunks_.resize(table_.chunks().size());
-  row_stats_.resize(numels.size());
-  updates_.resize(numels.size());
-  numels_ = std::move(numels);
+  row_stats_.resize(call.rows.size());
+  updates_.resize(call.rows.size());
 }
 
 CpuStep::Outcome CpuStep::measure(const StepCall& call, const SpikeGuardState& history, float inv_scale,
@@ -50,7 +47,7 @@ CpuStep::Outcome CpuStep::measure(const StepCall& call, const SpikeGuardState& h
     units_.cut(call, table_);
     cpu::chunk_and_unit_stats(table_, call.views, rule, norm, grad_chunks_, units_.pieces());
   } else {
-    cpu::chunk_stats(table_, call.views, &cpu::TensorRow::grad, rule, norm, grad_chunks_);
+    cpu::chunk_stats(table_, call.views, kGrad, rule, norm, grad_chunks_);
   }
   std::fill(row_stats_.begin(), row_stats_.end(), GradStats());
   Outcome outcome;
@@ -76,32 +73,36 @@ void CpuStep::measure_params(const StepCall& call) {
   if (unknown.chunks().empty()) return;
   RECORD_USER_SCOPE("gradops.param_stats");
   std::vector<ChunkStats> chunks(unknown.chunks().size());
-  cpu::chunk_stats(unknown, call.views, &cpu::TensorRow::param, GradRule{}, cpu::Norm{}, chunks);
+  cpu::chunk_stats(unknown, call.views, kParam, GradRule{}, cpu::Norm{}, chunks);
   unknown.for_each_row([&](int64_t row, size_t first, size_t last) {
     call.rows[row].set_squares(sum_of(std::span(chunks).subspan(first, last - first)));
   });
 }
 
-void CpuStep::plan_updates(const StepCall& call, double lr_factor) {
+void CpuStep::plan_updates(const StepCall& call, const StepDecision& decision, double lr_factor) {
   int64_t last_group = -1;
   double last_lr = 0.0;
   double last_step = 0.0;
   const cpu::RowUpdate* last = nullptr;
   for (const int64_t i : call.taking_part) {
     const ParamRow& row = call.rows[i];
-    const AdamHyper& hyper = call.groups[row.group()].hyper;
+    const HyperParams& hyper = call.groups[row.group()].hyper;
     const double step = static_cast<double>(*row.step()) + 1.0;
     const double group_lr = hyper.lr * lr_factor;
     double lr = group_lr;
     if (call.settings.caps()) {
-      lr = capped_lr(group_lr, rms_of(row.squares().norm(2.0), call.views[i].numel), step, call.settings.relative_step);
+      const int64_t numel = call.views[i].numel;
+      const double rms = rms_of(row.squares().norm(2.0), numel);
+      const double grad_rms = decision.clip_coef * rms_of(row_stats_[i].power.norm(2.0), numel);
+      const double per_lr = rule_.scale_free ? 1.0 : rms_per_lr(hyper, rms, grad_rms);
+      lr = capped_lr(group_lr, rms, step, call.settings.relative_step, per_lr);
     }
     capped_[i] = lr < group_lr;
     // Neighbours mostly share group, step and lr; two powers cost more than a tensor of 64 elements.
     if (last != nullptr && row.group() == last_group && lr == last_lr && step == last_step) {
       updates_[i] = *last;
     } else {
-      updates_[i] = {adam_rule(hyper, lr, step), hyper.decay_kind};
+      updates_[i] = {rule_.row_rule(hyper, lr, step)};
     }
     if (call.settings.agc) units_.give_coefs(i, updates_[i]);
     last = &updates_[i];
@@ -112,11 +113,11 @@ void CpuStep::plan_updates(const StepCall& call, double lr_factor) {
 }
 
 void CpuStep::update(const StepCall& call, const StepDecision& decision) {
-  RECORD_USER_SCOPE("gradops.adam_step");
+  RECORD_USER_SCOPE("gradops.update");
   const bool gather_squares = call.settings.gathers_squares();
   param_chunks_.resize(gather_squares ? table_.chunks().size() : 0);
   moved_chunks_.resize(call.settings.track_updates ? table_.chunks().size() : 0);
-  cpu::adam_step(table_, call.views, updates_, decision, {param_chunks_, moved_chunks_});
+  cpu::update(table_, call.views, rule_.update_chunk, updates_, decision, {param_chunks_, moved_chunks_});
   for (const int64_t i : call.taking_part) {
     *call.rows[i].step() += 1.0f;
     call.rows[i].bump_version();
@@ -207,7 +208,7 @@ void CpuStep::step(const StepCall& call) {
     if (call.settings.caps()) measure_params(call);
     float& clip_coef = outcome.decision.clip_coef;
     const float smallest = call.settings.agc ? units_.decide(table_, call.settings.max_norm, clip_coef) : 1.0f;
-    plan_updates(call, history.lr_factor);
+    plan_updates(call, outcome.decision, history.lr_factor);
     update(call, outcome.decision);
     clip_coef = std::min(clip_coef, smallest);
   }

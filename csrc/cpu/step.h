@@ -5,12 +5,15 @@
 
 #include "cpu/units.h"
 #include "host/step_backend.h"
+#include "host/update_rules.h"
 
 namespace gradops {
 
 class CpuStep : public StepBackend {
  public:
-  void forget_rows() override { numels_.clear(); }
+  explicit CpuStep(const UpdateRuleInfo& rule) : rule_(rule) {}
+
+  void forget_rows() override {}  // a plan with other rows says that they moved
   void step(const StepCall& call) override;
   std::string description() const override;
 
@@ -26,13 +29,13 @@ class CpuStep : public StepBackend {
   void cut_into_chunks(const StepCall& call);
   Outcome measure(const StepCall& call, const SpikeGuardState& history, float inv_scale, bool found_inf);
   void measure_params(const StepCall& call);
-  void plan_updates(const StepCall& call, double lr_factor);
+  void plan_updates(const StepCall& call, const StepDecision& decision, double lr_factor);
   void update(const StepCall& call, const StepDecision& decision);
   void write_scalars(const StepCall& call, const Outcome& outcome, const SpikeGuardState& history, float loss_scale);
   void write_rows(const StepCall& call, const StepDecision& decision);
   void write_updates(const StepCall& call, bool skip);
 
-  std::vector<int64_t> numels_;  // of the rows that take part, else -1, as the table was built for
+  const UpdateRuleInfo& rule_;
   cpu::ChunkTable table_;
   std::vector<ChunkStats> grad_chunks_;
   std::vector<ChunkStats> param_chunks_;

@@ -4,9 +4,9 @@
 #include <cstdint>
 #include <vector>
 
-namespace gradops::cpu {
+#include "tensors.h"
 
-enum class Dtype : uint8_t { kFloat32, kBFloat16, kFloat16 };
+namespace gradops::cpu {
 
 // The way through a tensor whose memory is not one run in the order of its elements: sizes and strides (in elements),
 // outermost first. All tensors of a parameter are walked in the same order of elements.
@@ -15,11 +15,7 @@ struct Layout {
   std::vector<int64_t> strides;
 };
 
-struct TensorView {
-  void* data = nullptr;
-  const Layout* layout = nullptr;  // null: contiguous in the order of the elements
-  Dtype dtype = Dtype::kFloat32;
-};
+using TensorView = View<Layout>;
 
 inline bool is_contiguous_float32(const TensorView& view) {
   return view.layout == nullptr && view.dtype == Dtype::kFloat32;

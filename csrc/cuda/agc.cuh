@@ -5,7 +5,7 @@
 // lanes each as there are for one: all of them where the piece is of one filter, one where filters have a few elements.
 #pragma once
 
-#include "cuda/adam_step.cuh"
+#include "cuda/decide.cuh"
 
 namespace gradops::cuda {
 
@@ -110,7 +110,7 @@ struct UnitMeasure {
     if (units.count == 0) return;
     const Lanes lanes = piece.lanes();
     float param[16];
-    load_piece<2>(piece.of(&TensorRow::param), 0, lanes, CachePolicy::read_again(), param);
+    load_piece<2>(piece.of(kParam), 0, lanes, CachePolicy::read_again(), param);
     const RunsOfPiece runs(units, piece.begin);
     UnitSquares* segments = call.step.unit_work.segments + units.first_segment + runs.first + piece.begin / kPiece;
     sum_up(grad, rule, piece.n, lanes, runs, &segments->grad);

@@ -1,5 +1,5 @@
 // Statistics without an update: of gradients, which may then be scaled in place, and of parameters.
-#include "cuda/adam_step.cuh"
+#include "cuda/decide.cuh"
 #include "cuda/launch.cuh"
 
 namespace gradops::cuda {
@@ -14,7 +14,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (skips(piece.row_index)) continue;
     const Lanes lanes = piece.lanes();
     float param[16];
-    load_piece<2>(piece.of(&TensorRow::param), 0, lanes, UsedOnce(), param);
+    load_piece<2>(piece.of(kParam), 0, lanes, UsedOnce(), param);
     const ChunkStats stats = piece_stats(param, piece.n, lanes, GradRule{}, Norm{NormType::kL2, 2.0f});
     if (threadIdx.x % 32 == 0) store_struct(work.piece_stats + share.piece(slot), stats);
   }

@@ -3,7 +3,6 @@
 #pragma once
 
 #include "cuda/multi_tensor.cuh"
-#include "math/update_stats.h"
 
 namespace gradops::cuda {
 
@@ -67,35 +66,6 @@ GRADOPS_DEVICE StepInputs read_inputs(const StepArgs& step) {
   inputs.found_inf = step.found_inf != nullptr && load(step.found_inf) != 0.0f;
   inputs.guard = guard_state(step);
   return inputs;
-}
-
-GRADOPS_DEVICE double current_lr(const GroupRule& group) {
-  if (group.lr == nullptr) return group.hyper.lr;
-  if (group.lr_is_double) return load(static_cast<const double*>(group.lr));
-  return load(static_cast<const float*>(group.lr));
-}
-
-// How each row will be updated if this step is not skipped. It depends on nothing that the gradients decide, so it is
-// done while they are on their way.
-GRADOPS_DEVICE void plan_rows(const Call& call, GradStats (&scratch)[kWarps]) {
-  const RelativeStepRule relative_step = call.step.rules.relative_step;
-  const bool caps = !std::isinf(relative_step.cap);
-  const double lr_factor = guard_state(call.step).lr_factor;
-  const GradStats* param_sums = caps ? call.step.work.param_sums : nullptr;
-  for_each_row(call.step.table, param_sums, 2.0, scratch, [&](int32_t index, const GradStats& squares) {
-    if (call.grad(index) == nullptr) return;
-    const TensorRow* row = call.step.table.rows + index;
-    const GroupRule group = call.group(load(&row->group));
-    const double step = static_cast<double>(load(load(&row->step))) + 1.0;
-    const double group_lr = current_lr(group) * lr_factor;
-    double lr = group_lr;
-    if (caps) {
-      const int64_t numel = load(&row->numel);
-      lr = capped_lr(group_lr, rms_of(squares.power.norm(2.0), numel), step, relative_step);
-    }
-    const RowRule rule{adam_rule(group.hyper, lr, step), group.hyper.decay_kind, group.hyper.amsgrad, lr < group_lr};
-    store_struct(call.step.work.row_rules + index, rule);
-  });
 }
 
 // A piece of the gradients, on its way into registers. `n` is 0 where the row has no gradient.

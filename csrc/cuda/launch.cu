@@ -21,7 +21,7 @@ int attribute(cudaDeviceAttr what, int device) {
 
 }  // namespace
 
-DeviceLimits device_limits(int device) {
+DeviceLimits device_limits(int device, const RuleKernels* kernels) {
   int driver = 0;
   check(cudaDriverGetVersion(&driver), "the driver's version cannot be read", "check the NVIDIA driver");
   DeviceLimits limits;
@@ -29,7 +29,7 @@ DeviceLimits device_limits(int device) {
   limits.shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   limits.cooperative = attribute(cudaDevAttrCooperativeLaunch, device) != 0;
   limits.large_params = driver >= kLargeParamsDriver && CUDART_VERSION >= kLargeParamsDriver;
-  limits.resident_blocks = make_one_pass_ready(limits.shared_bytes);
+  if (kernels != nullptr) limits.resident_blocks = kernels->make_one_pass_ready(limits.shared_bytes);
   return limits;
 }
 

@@ -46,15 +46,14 @@ constexpr int32_t shared_slots(int64_t shared_bytes) {
 }
 constexpr int64_t shared_bytes(int32_t slots) { return kSharedStateBytes + slots * kSharedSlotBytes; }
 
-// Of the current device. Makes its kernels ready for the launches that the answer allows.
-DeviceLimits device_limits(int device);
+struct RuleKernels;
+
+// Of the current device. Makes the rule's kernels ready for the launches that the answer allows; without a rule there is
+// none over the whole grid.
+DeviceLimits device_limits(int device, const RuleKernels* kernels);
 
 // Whether what is launched on the stream goes into a graph.
 bool capturing(Stream stream);
-
-// Lets the one-pass kernel take that much shared memory on the current device; returns how many of its blocks a
-// multiprocessor then holds.
-int make_one_pass_ready(int64_t shared_bytes);
 
 // Switched off by tests and benchmarks, to have the other form where this one is possible.
 inline bool one_launch_allowed = true;
@@ -77,10 +76,6 @@ inline LaunchForm choose_form(const DeviceLimits& limits, int32_t chunk_count) {
   return form;
 }
 
-// Whether the pointers and rules of a step travel as kernel parameters. Else StepArgs::grads and ::groups must be
-// device arrays.
-bool travels_inline(const LaunchForm& form, size_t rows, size_t groups);
-
 // A step's arguments. `grads` has one entry a row, null where there is none; an empty gradient has any address but
 // null. `grads` and `groups` are not read where `args` names device arrays.
 struct StepCall {
@@ -102,13 +97,36 @@ struct StepCall {
   }
 };
 
-// A whole step, in the form that was chosen. Throws std::runtime_error if a launch fails.
-void one_pass_step(const LaunchForm& form, const StepCall& call, Stream stream);
-void two_launch_step(const LaunchForm& form, const StepCall& call, Stream stream);
+template <class Args>
+bool fits(size_t rows, size_t groups) {
+  return rows <= Args::kMaxGrads && groups <= Args::kMaxGroups;
+}
 
-// A step whose gradients are clipped by units. Its pointers and rules travel as kernel parameters where SmallArgs holds
-// them.
-void agc_step(const LaunchForm& form, const StepCall& call, Stream stream);
+// Whether the pointers and rules of a step travel as kernel parameters. Else StepArgs::grads and ::groups must be
+// device arrays.
+inline bool travels_inline(const LaunchForm& form, size_t rows, size_t groups) {
+  return fits<SmallArgs>(rows, groups) || (form.one_launch && form.large_params && fits<LargeArgs>(rows, groups));
+}
+
+using Launches = void (*)(const LaunchForm& form, const StepCall& call, Stream stream);
+
+// The launches of an update rule; each throws std::runtime_error if one fails.
+struct RuleKernels {
+  Launches step;      // a whole step, in the form that was chosen
+  Launches agc_step;  // one whose gradients are clipped by units; what travels inline must fit SmallArgs
+  Launches update;    // an update by what args.loss_scale, args.clip_coef and args.found_inf say; nothing is measured
+
+  // Lets the one-pass kernel take that much shared memory on the current device; returns how many of its blocks a
+  // multiprocessor then holds.
+  int (*make_one_pass_ready)(int64_t shared_bytes) = nullptr;
+};
+
+// Compiled in cuda/rules.
+template <UpdateRule Rule>
+const RuleKernels& kernels_of();
+
+// The units' factors, between the two launches of an agc_step.
+void launch_decide_units(const LaunchForm& form, const SmallArgs& args, Stream stream);
 
 // The last launch of a step that is not one, where updates are tracked.
 void launch_write_updates(const LaunchForm& form, const SmallArgs& args, Stream stream);
@@ -120,9 +138,6 @@ void launch_write_updates(const LaunchForm& form, const SmallArgs& args, Stream 
 // inverse of the loss scale whatever was found, or by clip_coef unless an element is not finite.
 enum class ScaleBy : int32_t { kNothing, kInvScale, kClipCoef };
 void grad_stats(const LaunchForm& form, const StepCall& call, ScaleBy scale_by, Stream stream);
-
-// An update by what args.loss_scale, args.clip_coef and args.found_inf say; nothing is measured.
-void adam_step(const LaunchForm& form, const StepCall& call, Stream stream);
 
 // Moves a loss scale by what `found_inf` says.
 void update_loss_scale(float* scale, int64_t* growth_tracker, const float* found_inf, const LossScaleRule& rule,

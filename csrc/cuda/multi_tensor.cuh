@@ -57,23 +57,21 @@ struct PieceAt {
     n = static_cast<int32_t>(left < kPiece ? left : kPiece);
   }
 
-  GRADOPS_DEVICE bool has(const View TensorRow::* which) const { return load(&(row->*which).data) != nullptr; }
-  GRADOPS_DEVICE Stretch of(const View TensorRow::* which) const { return {load_struct(&(row->*which)), begin, n}; }
+  GRADOPS_DEVICE bool has(Slot slot) const { return load(&row->views[slot].data) != nullptr; }
+  GRADOPS_DEVICE Stretch of(Slot slot) const { return {load_struct(&row->views[slot]), begin, n}; }
   GRADOPS_DEVICE Stretch grad(const void* data) const {
-    Stretch stretch = of(&TensorRow::grad);
+    Stretch stretch = of(kGrad);
     stretch.view.data = const_cast<void*>(data);
     return stretch;
   }
   GRADOPS_DEVICE Lanes lanes() const {
-    return Lanes(!(is_float32(&TensorRow::param) && is_float32(&TensorRow::rounded) && is_float32(&TensorRow::grad) &&
-                   is_float32(&TensorRow::exp_avg) && is_float32(&TensorRow::exp_avg_sq) &&
-                   is_float32(&TensorRow::max_exp_avg_sq)));
+    static_assert(kMaxMoments == 3);
+    return Lanes(!(is_float32(kParam) && is_float32(kRounded) && is_float32(kGrad) && is_float32(moment_slot(0)) &&
+                   is_float32(moment_slot(1)) && is_float32(moment_slot(2))));
   }
 
  private:
-  GRADOPS_DEVICE bool is_float32(const View TensorRow::* which) const {
-    return load(&(row->*which).dtype) == Dtype::kFloat32;
-  }
+  GRADOPS_DEVICE bool is_float32(Slot slot) const { return load(&row->views[slot].dtype) == Dtype::kFloat32; }
 };
 
 // Merges what the block's warps wrote of their pieces into one sum a chunk; `skips(row)` leaves a chunk as it was.

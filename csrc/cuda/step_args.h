@@ -9,11 +9,11 @@
 #include <cstdint>
 
 #include "host/step_scalars.h"
-#include "math/adam_step.h"
 #include "math/agc.h"
 #include "math/loss_scale.h"
 #include "math/relative_step.h"
 #include "math/spike_guard.h"
+#include "math/update.h"
 
 namespace gradops::cuda {
 
@@ -24,33 +24,20 @@ constexpr int kWarps = kThreads / 32;
 constexpr int kPiece = 512;
 constexpr int kPiecesPerChunk = 16;
 
-enum class Dtype : uint8_t { kFloat32, kBFloat16, kFloat16 };
-
-// A tensor in device memory. `layout` is null where memory runs in the order of the elements, else a device array:
-// the number of dimensions, then size and stride (in elements) of each, outermost first. All tensors of a row are
-// walked in one order of elements.
-struct View {
-  void* data = nullptr;
-  const int64_t* layout = nullptr;
-  Dtype dtype = Dtype::kFloat32;
-
-  bool operator==(const View&) const = default;
-};
+// A tensor in device memory. A layout is a device array: the number of dimensions, then size and stride (in elements) of
+// each, outermost first.
+using View = gradops::View<int64_t>;
 
 struct TensorRow {
-  View param;         // what is updated: the parameter, or its float32 master where it has one
-  View rounded;       // then the parameter, which takes the master's values rounded; else data is null
-  View compensation;  // what rounding took off the parameter; data is null where that is not kept
-  View grad;          // its data comes with each step
-  View exp_avg;
-  View exp_avg_sq;
-  View max_exp_avg_sq;  // data is null where there is none
+  View views[kSlots];  // the gradient's data comes with each step
   float* step = nullptr;
   int64_t numel = 0;
   int32_t group = 0;
   int32_t first_chunk = 0;  // of the row's chunks, one run in the table
   int32_t chunks = 0;
 
+  View& operator[](Slot slot) { return views[slot]; }
+  const View& operator[](Slot slot) const { return views[slot]; }
   bool operator==(const TensorRow&) const = default;
 };
 
@@ -115,19 +102,11 @@ struct UnitWork {
 };
 
 struct GroupRule {
-  AdamHyper hyper;
+  HyperParams hyper;
   const void* lr = nullptr;  // a device scalar that replaces hyper.lr, or null
   bool lr_is_double = false;
 
   bool operator==(const GroupRule&) const = default;
-};
-
-// How a row is updated in this step.
-struct alignas(16) RowRule {
-  AdamRule adam;
-  WeightDecay decay;
-  int32_t amsgrad;
-  int32_t capped;
 };
 
 // What the step got in device scalars, kept from before anything of it is written.
@@ -146,7 +125,7 @@ struct Workspace {
   GradStats* param_sums;    // one a chunk; sums of squares of the stored parameters
   ChunkStats* piece_moves;  // one a piece, as moved_sums only where updates are tracked
   GradStats* moved_sums;    // one a chunk; sums of squares of what the update added to the stored parameters
-  double* row_norms;        // of the stored parameters, likewise
+  double* row_norms;        // of the stored parameters, likewise, and where a bound depends on the gradients
   RowRule* row_rules;
   StepInputs* inputs;
 };
@@ -192,6 +171,7 @@ struct StepArgs {
   const GroupRule* groups = nullptr;   // likewise, one a param group
   int32_t shared_slots = 0;            // how many pieces a warp parks in shared memory
 
+  GRADOPS_HD bool caps() const { return !std::isinf(rules.relative_step.cap); }
   // What few steps ask for and what takes registers has kernels of its own.
   bool has_extras() const { return rules.track_updates || table.compensated; }
 };

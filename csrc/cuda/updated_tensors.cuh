@@ -12,27 +12,28 @@ struct Updated {
 };
 
 // The tensors of a piece. Without kExtras none is compensated.
-template <bool kExtras>
+template <class Rule, bool kExtras>
 struct UpdatedTensors {
   const PieceAt& piece;
-  Stretch param, exp_avg, exp_avg_sq, max_exp_avg_sq;
+  Stretch param;
+  Stretch moments[Rule::kMoments];
   bool compensated;
 
   GRADOPS_DEVICE explicit UpdatedTensors(const PieceAt& at)
-      : piece(at),
-        param(piece.of(&TensorRow::param)),
-        exp_avg(piece.of(&TensorRow::exp_avg)),
-        exp_avg_sq(piece.of(&TensorRow::exp_avg_sq)),
-        max_exp_avg_sq(piece.of(&TensorRow::max_exp_avg_sq)),
-        compensated(kExtras && piece.has(&TensorRow::compensation)) {}
+      : piece(at), param(piece.of(kParam)), compensated(kExtras && piece.has(kCompensation)) {
+#pragma unroll
+    for (int m = 0; m < Rule::kMoments; ++m) moments[m] = piece.of(moment_slot(m));
+  }
 
   // Looked up where it is used, so that its place takes no registers in between.
-  GRADOPS_DEVICE Stretch compensation() const { return piece.of(&TensorRow::compensation); }
+  GRADOPS_DEVICE Stretch compensation() const { return piece.of(kCompensation); }
 
-  // A missing max_exp_avg_sq has address 0, which is aligned.
+  // A missing moment has address 0, which is aligned.
   GRADOPS_DEVICE bool in_vectors() const {
-    return param.in_vectors() && exp_avg.in_vectors() && exp_avg_sq.in_vectors() && max_exp_avg_sq.in_vectors() &&
-           (!compensated || compensation().in_vectors());
+    bool all = param.in_vectors();
+#pragma unroll
+    for (int m = 0; m < Rule::kMoments; ++m) all = all && moments[m].in_vectors();
+    return all && (!compensated || compensation().in_vectors());
   }
 };
 

@@ -7,16 +7,6 @@
 #include <string_view>
 
 namespace gradops {
-namespace {
-
-// What a user who has edited the state can do about an entry of another shape.
-const char* way_out(std::string_view role) {
-  if (role == "master" || role == "compensation") return "; delete this entry of its state, so that it is made anew";
-  const bool is_moment = role.substr(0, 7) == "exp_avg" || role == "max_exp_avg_sq";
-  return is_moment ? "; give it the parameter's shape, or clear this parameter's state" : "";
-}
-
-}  // namespace
 
 std::vector<int64_t> memory_order(const at::Tensor& tensor) {
   std::vector<int64_t> order(tensor.dim());
@@ -45,14 +35,14 @@ std::unique_ptr<cpu::Layout> layout_in(const std::vector<int64_t>& order, const 
   return one_run ? nullptr : std::make_unique<cpu::Layout>(std::move(layout));
 }
 
-std::optional<cpu::Dtype> kernel_dtype(at::ScalarType type) {
+std::optional<Dtype> kernel_dtype(at::ScalarType type) {
   switch (type) {
     case at::kFloat:
-      return cpu::Dtype::kFloat32;
+      return Dtype::kFloat32;
     case at::kBFloat16:
-      return cpu::Dtype::kBFloat16;
+      return Dtype::kBFloat16;
     case at::kHalf:
-      return cpu::Dtype::kFloat16;
+      return Dtype::kFloat16;
     default:
       return std::nullopt;
   }
@@ -76,10 +66,11 @@ void check_tensor(const at::Tensor& tensor, at::Device device, const char* role,
               "' has no memory; its storage was freed");
 }
 
-void check_like(const at::Tensor& tensor, const at::Tensor& param, const char* role, const std::string& name) {
+void check_like(const at::Tensor& tensor, const at::Tensor& param, const char* role, const std::string& name,
+                const char* way_out) {
   check_tensor(tensor, param.device(), role, name);
   TORCH_CHECK(tensor.sizes() == param.sizes(), "gradops: ", role, " of '", name, "' has shape ", tensor.sizes(),
-              ", its parameter ", param.sizes(), way_out(role));
+              ", its parameter ", param.sizes(), way_out);
 }
 
 void check_writable(const at::Tensor& tensor, const char* role, const std::string& name) {

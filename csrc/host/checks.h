@@ -18,14 +18,15 @@ std::vector<int64_t> memory_order(const at::Tensor& tensor);
 std::unique_ptr<cpu::Layout> layout_in(const std::vector<int64_t>& order, const at::Tensor& tensor);
 
 // Nothing for a dtype that the kernels do not take.
-std::optional<cpu::Dtype> kernel_dtype(at::ScalarType type);
+std::optional<Dtype> kernel_dtype(at::ScalarType type);
 
 // Raises RuntimeError, saying that `role` of parameter `name` cannot be used and why: not strided, a tensor subclass,
 // not on `device`, not float32, bfloat16 or float16.
 void check_tensor(const at::Tensor& tensor, at::Device device, const char* role, const std::string& name);
 
-// The same, and `tensor` has the shape of `param`.
-void check_like(const at::Tensor& tensor, const at::Tensor& param, const char* role, const std::string& name);
+// The same, and `tensor` has the shape of `param`; `way_out`, what a user can do about another, ends the message.
+void check_like(const at::Tensor& tensor, const at::Tensor& param, const char* role, const std::string& name,
+                const char* way_out = "");
 
 // The same for a tensor that is written: no inference tensor, and no two of its elements share memory.
 void check_writable(const at::Tensor& tensor, const char* role, const std::string& name);

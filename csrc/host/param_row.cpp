@@ -10,10 +10,10 @@
 namespace gradops {
 namespace {
 
-// The tensor under `key`; undefined where the dict has none and it is `optional`.
+// The tensor under `key`; undefined where the dict has none, or None, and it is `optional`.
 at::Tensor state_entry(const py::dict& state, const char* key, const std::string& name, bool optional = false) {
   PyObject* value = PyDict_GetItemString(state.ptr(), key);
-  if (value == nullptr && optional) return {};
+  if (optional && (value == nullptr || value == Py_None)) return {};
   TORCH_CHECK(value != nullptr && THPVariable_Check(value), "gradops: the state of '", name, "' has no tensor '", key,
               "'; load a complete state, or clear this parameter's");
   return THPVariable_Unpack(value);
@@ -37,8 +37,8 @@ void prefetch_tensor(const at::Tensor& tensor) {
 }  // namespace
 
 void LinkedTensor::link(const at::Tensor& tensor, const at::Tensor& param, const std::vector<int64_t>& order,
-                        const char* role, const std::string& name) {
-  check_like(tensor, param, role, name);
+                        const char* role, const std::string& name, const char* way_out) {
+  check_like(tensor, param, role, name, way_out);
   check_writable(tensor, role, name);
   tensor_ = tensor;
   data_ = address_of(tensor);
@@ -46,12 +46,14 @@ void LinkedTensor::link(const at::Tensor& tensor, const at::Tensor& param, const
   layout_ = layout_in(order, tensor);
 }
 
-ParamRow::ParamRow(py::handle param, std::string name, int64_t group, at::Device device)
+ParamRow::ParamRow(py::handle param, std::string name, int64_t group, at::Device device,
+                   std::span<const Moment> moments)
     : object_(py::reinterpret_borrow<py::object>(param)),
       param_(THPVariable_Unpack(param.ptr())),
       name_(std::move(name)),
       group_(group),
-      device_(device) {
+      device_(device),
+      moments_(moments) {
   if (param_.requires_grad() || grad().defined()) link_param();
 }
 
@@ -65,6 +67,7 @@ void ParamRow::link_param() {
   check_writable(param_, "parameter", name_);
   const bool new_shape = !checked_ || sizes_ != param_.sizes() || strides_ != param_.strides();
   checked_ = true;
+  relinked_ = true;
   data_ = address_of(param_);
   forget_values();
   state_stale_ |= dtype_ != param_.scalar_type();
@@ -84,6 +87,7 @@ void ParamRow::link_grad(const at::Tensor& grad) {
   grad_type_ = grad.scalar_type();
   grad_strides_ = c10::DimVector(grad.strides());
   grad_layout_ = layout_in(order_, grad);
+  relinked_ = true;
 }
 
 bool ParamRow::follow(cpu::TensorRow& views) {
@@ -94,9 +98,7 @@ bool ParamRow::follow(cpu::TensorRow& views) {
   const bool known = grad.key_set() == grad_keys_ && grad.scalar_type() == grad_type_ && same(grad.sizes(), sizes_) &&
                      same(grad.strides(), grad_strides_) && address_of(grad) != nullptr;
   if (!known) link_grad(grad);
-  views.numel = param_.numel();
-  views.param = {data_, layout_.get(), *kernel_dtype(dtype_)};
-  views.grad = {address_of(grad), grad_layout_.get(), *kernel_dtype(grad_type_)};
+  views[kGrad].data = address_of(grad);
   return true;
 }
 
@@ -129,6 +131,7 @@ void ParamRow::prefetch_grad() const { prefetch_tensor(grad()); }
 void ParamRow::bind_state(py::handle state) {
   step_ = nullptr;
   state_stale_ = true;
+  relinked_ = true;
   state_object_ = py::reinterpret_borrow<py::object>(state);
   state_values_.clear();
   const py::dict entries = state.is_none() ? py::dict() : as_dict(state.ptr(), "the state", name_);
@@ -141,12 +144,18 @@ void ParamRow::bind_state(py::handle state) {
 }
 
 void ParamRow::link_state(const py::dict& state) {
-  constexpr const char* kKeys[kStateEntries] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "master", "compensation"};
-  for (int i = 0; i < kStateEntries; ++i) {
-    const at::Tensor tensor = state_entry(state, kKeys[i], name_, i >= kMaxExpAvgSq);
-    state_[i] = LinkedTensor();
-    if (tensor.defined()) state_[i].link(tensor, param_, order_, kKeys[i], name_);
+  const auto link = [&](Slot slot, const char* key, bool optional, const char* way_out) {
+    const at::Tensor tensor = state_entry(state, key, name_, optional);
+    state_[slot] = LinkedTensor();
+    if (tensor.defined()) state_[slot].link(tensor, param_, order_, key, name_, way_out);
+  };
+  for (size_t i = 0; i < moments_.size(); ++i) {
+    link(moment_slot(static_cast<int>(i)), moments_[i].name.c_str(), !moments_[i].because.empty(),
+         "; give it the parameter's shape, or clear this parameter's state");
   }
+  constexpr const char* kDelete = "; delete this entry of its state, so that it is made anew";
+  link(kMaster, "master", true, kDelete);
+  link(kCompensation, "compensation", true, kDelete);
   link_unrounded();
   step_tensor_ = state_entry(state, "step", name_);
   TORCH_CHECK(step_tensor_.device() == device_ && step_tensor_.scalar_type() == at::kFloat && step_tensor_.numel() == 1,
@@ -157,7 +166,7 @@ void ParamRow::link_state(const py::dict& state) {
 
 void ParamRow::link_unrounded() {
   if (!state_depends_on_values()) return;
-  const auto check = [&](StateEntry entry, const char* key, at::ScalarType expected) {
+  const auto check = [&](Slot entry, const char* key, at::ScalarType expected) {
     if (!state_[entry].defined()) return;
     const at::ScalarType type = state_[entry].tensor().scalar_type();
     TORCH_CHECK(type == expected, "gradops: ", key, " of '", name_, "' is ", type, "; expected ", expected);
@@ -192,13 +201,14 @@ bool ParamRow::state_moved() const {
   return address_of(step_tensor_) != step_;
 }
 
-void ParamRow::set_state_views(cpu::TensorRow& views, bool amsgrad) const {
-  views.exp_avg = state_[kExpAvg].view();
-  views.exp_avg_sq = state_[kExpAvgSq].view();
-  views.max_exp_avg_sq = amsgrad ? state_[kMaxExpAvgSq].view() : cpu::TensorView();
-  views.rounded = has_master() ? views.param : cpu::TensorView();
-  views.compensation = state_[kCompensation].view();
-  if (has_master()) views.param = state_[kMaster].view();
+void ParamRow::set_param_views(cpu::TensorRow& views) const {
+  const cpu::TensorView param{data_, layout_.get(), *kernel_dtype(dtype_)};
+  views.numel = param_.numel();
+  views[kParam] = has_master() ? state_[kMaster].view() : param;
+  views[kRounded] = has_master() ? param : cpu::TensorView();
+  views[kCompensation] = state_[kCompensation].view();
+  views[kGrad].layout = grad_layout_.get();
+  views[kGrad].dtype = *kernel_dtype(grad_type_);
 }
 
 void ParamRow::set_squares(const PowerSum& squares) {

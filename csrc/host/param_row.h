@@ -7,6 +7,7 @@
 #include <pybind11/pybind11.h>
 
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -26,9 +27,9 @@ inline void* address_of(const at::Tensor& tensor) {
 // A tensor that is linked once and watched at each step.
 class LinkedTensor {
  public:
-  // Raises RuntimeError if `tensor` cannot be walked as `param` is.
+  // Raises RuntimeError if `tensor` cannot be walked as `param` is; `way_out` ends the message about another shape.
   void link(const at::Tensor& tensor, const at::Tensor& param, const std::vector<int64_t>& order, const char* role,
-            const std::string& name);
+            const std::string& name, const char* way_out);
   bool moved() const { return address_of(tensor_) != data_; }
   bool defined() const { return tensor_.defined(); }
   const at::Tensor& tensor() const { return tensor_; }
@@ -37,15 +38,22 @@ class LinkedTensor {
  private:
   at::Tensor tensor_;
   void* data_ = nullptr;
-  cpu::Dtype dtype_ = cpu::Dtype::kFloat32;
+  Dtype dtype_ = Dtype::kFloat32;
   std::unique_ptr<cpu::Layout> layout_;
+};
+
+// A tensor of state that is shaped as the parameter and that the update moves, as Python's rule describes it.
+struct Moment {
+  std::string name;     // the key of the state
+  std::string because;  // what makes a param group use it, for messages; empty for one that every group uses
 };
 
 class ParamRow {
  public:
   // Raises RuntimeError for a parameter that cannot be stepped and is to be trained, or has a gradient. Whatever else
   // is among the parameters, a frozen int8 weight say, may stay there.
-  ParamRow(py::handle param, std::string name, int64_t group, at::Device device);
+  // `moments` outlives the row.
+  ParamRow(py::handle param, std::string name, int64_t group, at::Device device, std::span<const Moment> moments);
 
   const std::string& name() const { return name_; }
   int64_t group() const { return group_; }
@@ -55,9 +63,13 @@ class ParamRow {
   PyObject* object() const { return object_.ptr(); }
   void rename(const std::string& name) { name_ = name; }
 
-  // Follows a parameter that has a gradient to where both are now. Raises RuntimeError, with nothing changed, if one of
-  // them does not fit. Returns whether there is a gradient. Touches no Python object, so any thread may call it.
+  // Follows a parameter that has a gradient to where both are now; of `views` only the gradient's address. Raises
+  // RuntimeError, with nothing changed, if one of them does not fit. Returns whether there is a gradient. Touches no
+  // Python object, so any thread may call it.
   bool follow(cpu::TensorRow& views);
+
+  // Whether a tensor was linked since set_views.
+  bool relinked() const { return relinked_; }
 
   // Starts to fetch what follow() and state_moved() will look at. A network of thousands of small tensors is a
   // walk through as many objects, each a wait for memory: the tensors' objects, then what these point to, then the
@@ -70,14 +82,23 @@ class ParamRow {
   // gradient nothing is looked at, and the state has moved as soon as there is one.
   void bind_state(py::handle state);
   bool has_state() const { return step_ != nullptr; }
-  bool has_max_exp_avg_sq() const { return state_[kMaxExpAvgSq].defined(); }
+  bool has_moment(int moment) const { return state_[moment_slot(moment)].defined(); }
 
   // Whether `state` is what was bound, with the same entries. Their addresses are state_moved()'s to check.
   bool state_is(PyObject* state) const;
   bool state_moved() const;
 
   float* step() const { return step_; }
-  void set_state_views(cpu::TensorRow& views, bool amsgrad) const;
+  // Sets the views of all tensors but the gradient's address, of the moments those that `uses(moment)`.
+  template <class Uses>
+  void set_views(cpu::TensorRow& views, const Uses& uses) {
+    for (int moment = 0; moment < kMaxMoments; ++moment) {
+      const Slot slot = moment_slot(moment);
+      views[slot] = uses(moment) ? state_[slot].view() : cpu::TensorView();
+    }
+    set_param_views(views);
+    relinked_ = false;
+  }
 
   // Tells autograd, and whoever watches the parameter, that it was written; its state still goes with its values.
   void bump_version() {
@@ -104,7 +125,8 @@ class ParamRow {
   }
 
  private:
-  enum StateEntry { kExpAvg, kExpAvgSq, kMaxExpAvgSq, kMaster, kCompensation, kStateEntries };
+  // Where the master is among the state's tensors: it takes the parameter's place.
+  static constexpr Slot kMaster = kParam;
 
   bool has_master() const { return state_[kMaster].defined(); }
   // Whether the state says what the parameter was before it was rounded.
@@ -115,13 +137,16 @@ class ParamRow {
   void link_grad(const at::Tensor& grad);
   void link_state(const py::dict& state);
   void link_unrounded();
+  void set_param_views(cpu::TensorRow& views) const;
 
   py::object object_;
   at::Tensor param_;
   std::string name_;
   int64_t group_;
   at::Device device_;
+  std::span<const Moment> moments_;
 
+  bool relinked_ = true;
   bool checked_ = false;  // whether what follows is known
   void* data_ = nullptr;
   at::ScalarType dtype_ = at::kFloat;
@@ -138,9 +163,9 @@ class ParamRow {
   at::Tensor held_grad_;
 
   py::object state_object_;
-  c10::SmallVector<py::object, kStateEntries + 1> state_values_;
+  c10::SmallVector<py::object, kSlots> state_values_;
   bool state_stale_ = false;  // to be bound anew: to another shape, order or dtype, to other values, or at all
-  LinkedTensor state_[kStateEntries];
+  LinkedTensor state_[kSlots];
   at::Tensor step_tensor_;
   float* step_ = nullptr;
   uint32_t values_version_ = 0;  // of the parameter that the state's unrounded values go with

@@ -10,6 +10,7 @@
 #include "math/loss_scale.h"
 #include "math/relative_step.h"
 #include "math/spike_guard.h"
+#include "math/update.h"
 
 namespace gradops {
 
@@ -45,7 +46,7 @@ struct StepBuffers {
 
 // A param group's hyper-parameters.
 struct GroupHyper {
-  AdamHyper hyper;
+  HyperParams hyper;
   at::Tensor lr;            // defined where the rate is a tensor on the parameters' device, which alone reads it
   bool clips_units = true;  // whether adaptive gradient clipping is for this group
 };
@@ -62,6 +63,7 @@ struct StepCall {
   std::span<const cpu::TensorRow> views;  // one a row; those of rows without a gradient may be stale
   std::span<const int64_t> taking_part;   // rows with a gradient, in order; at least one
   std::span<const GroupHyper> groups;
+  bool moved;  // whether any view but the gradients' addresses, or who takes part, differs from the last step
   const StepSettings& settings;
   const GradScaling& scaling;
   const StepBuffers& buffers;
@@ -81,13 +83,15 @@ class StepBackend {
   virtual std::string description() const = 0;
 };
 
+struct UpdateRuleInfo;
+
 // Whether this build has a backend for the device, and for which devices it has one ("cpu and cuda").
 bool has_backend(at::Device device);
 const char* backend_devices();
-std::unique_ptr<StepBackend> make_backend(at::Device device);
+std::unique_ptr<StepBackend> make_backend(at::Device device, const UpdateRuleInfo& rule);
 
-// How a large step on the device would be launched, for people.
-std::string launch_form(at::Device device);
+// How a large step by the rule would be launched on the device, for people.
+std::string launch_form(at::Device device, const UpdateRuleInfo& rule);
 
 // Whether steps may be one cooperative launch, for tables made from now on; returns what held before.
 bool allow_one_launch(bool allowed);

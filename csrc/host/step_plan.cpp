@@ -20,71 +20,6 @@ constexpr int64_t kManyRows = 1000;
 // How many parameters ahead their objects are fetched: about as many as memory needs.
 constexpr int64_t kPrefetchRows = 4;
 
-PyObject* group_entry(const py::dict& group, PyObject* key) {
-  PyObject* value = find_entry(group, key);
-  TORCH_CHECK(value != nullptr, "gradops: a param_group has no '", PyUnicode_AsUTF8(key), "'");
-  return value;
-}
-
-double to_double(PyObject* value, PyObject* key) {
-  if (THPVariable_Check(value)) return THPVariable_Unpack(value).item<double>();
-  const double number = PyFloat_AsDouble(value);
-  if (number != -1.0 || !PyErr_Occurred()) return number;
-  if (!PyErr_ExceptionMatches(PyExc_TypeError)) throw py::error_already_set();
-  PyErr_Clear();
-  throw py::type_error(c10::str("gradops: '", PyUnicode_AsUTF8(key), "' of a param_group must be a number, got ",
-                                Py_TYPE(value)->tp_name));
-}
-
-// Whether a rate is a tensor that must be read on the device, since reading it here would wait for the device.
-bool is_on_gpu(PyObject* rate, at::Device device) {
-  return !device.is_cpu() && THPVariable_Check(rate) && THPVariable_Unpack(rate).device() == device;
-}
-
-double entry(const py::dict& group, PyObject* key) { return to_double(group_entry(group, key), key); }
-
-bool flag(const py::dict& group, PyObject* key) {
-  const int set = PyObject_IsTrue(group_entry(group, key));
-  if (set < 0) throw py::error_already_set();
-  return set == 1;
-}
-
-#define GRADOPS_INTERNED(NAME) static PyObject* const NAME = PyUnicode_InternFromString(#NAME)
-
-GroupHyper read_group(const py::dict& group, at::Device device, double l1_of_settings) {
-  GRADOPS_INTERNED(agc);
-  GRADOPS_INTERNED(l1);
-  GRADOPS_INTERNED(lr);
-  GRADOPS_INTERNED(betas);
-  GRADOPS_INTERNED(eps);
-  GRADOPS_INTERNED(weight_decay);
-  GRADOPS_INTERNED(amsgrad);
-  GRADOPS_INTERNED(maximize);
-  GRADOPS_INTERNED(decoupled_weight_decay);
-  GroupHyper result;
-  AdamHyper& hyper = result.hyper;
-  if (PyObject* rate = group_entry(group, lr); is_on_gpu(rate, device)) {
-    result.lr = THPVariable_Unpack(rate);
-  } else {
-    hyper.lr = to_double(rate, lr);
-  }
-  const py::object pair = as_sequence(group_entry(group, betas), "betas");
-  TORCH_CHECK(py::len(pair) == 2, "gradops: betas must be two numbers, got ", py::len(pair));
-  hyper.beta1 = to_double(PySequence_Fast_GET_ITEM(pair.ptr(), 0), betas);
-  hyper.beta2 = to_double(PySequence_Fast_GET_ITEM(pair.ptr(), 1), betas);
-  hyper.eps = entry(group, eps);
-  hyper.weight_decay = entry(group, weight_decay);
-  hyper.l1 = find_entry(group, l1) == nullptr ? l1_of_settings : entry(group, l1);
-  if (!(hyper.l1 >= 0.0 && std::isfinite(hyper.l1))) {
-    throw py::value_error(c10::str("l1 must be finite and not negative, got ", hyper.l1));
-  }
-  result.clips_units = find_entry(group, agc) == nullptr || flag(group, agc);
-  hyper.amsgrad = flag(group, amsgrad);
-  hyper.maximize = flag(group, maximize);
-  hyper.decay_kind = flag(group, decoupled_weight_decay) ? WeightDecay::kDecoupled : WeightDecay::kL2;
-  return result;
-}
-
 py::object as_groups(py::handle param_groups) { return as_sequence(param_groups.ptr(), "param_groups"); }
 
 py::dict group_at(const py::object& groups, Py_ssize_t index) {
@@ -92,7 +27,7 @@ py::dict group_at(const py::object& groups, Py_ssize_t index) {
 }
 
 py::object params_in(const py::dict& group) {
-  GRADOPS_INTERNED(params);
+  static PyObject* const params = PyUnicode_InternFromString("params");
   return as_sequence(group_entry(group, params), "'params' of a param_group");
 }
 
@@ -102,6 +37,13 @@ const void* entries_of(PyObject* state) {
 }
 
 }  // namespace
+
+StepPlan::StepPlan(const std::string& rule, const RuleKeys& keys)
+    : rule_(update_rule(rule)), moments_(keys.moments), reader_(rule_, keys.hyper, keys.decoupled) {
+  const int moments = static_cast<int>(keys.moments.size()), hypers = static_cast<int>(keys.hyper.size());
+  TORCH_CHECK_VALUE(moments == rule_.moments && hypers == rule_.hypers, "gradops: ", rule, " has ", rule_.moments,
+                    " moments and ", rule_.hypers, " numbers of its own, got ", moments, " and ", hypers);
+}
 
 void StepPlan::bind_params(py::handle param_groups, const std::vector<std::string>& names, StepBuffers buffers) {
   std::unordered_map<PyObject*, ParamRow*> known;
@@ -129,7 +71,7 @@ void StepPlan::bind_params(py::handle param_groups, const std::vector<std::strin
     const auto& [param, group] = params[i];
     const auto found = known.find(param.ptr());
     if (found == known.end() || !found->second->is(param.ptr(), group, device)) {
-      fresh.emplace_back(param, names[i], group, device);
+      fresh.emplace_back(param, names[i], group, device, moments_);
     }
   }
   std::vector<ParamRow> rows;
@@ -146,7 +88,8 @@ void StepPlan::bind_params(py::handle param_groups, const std::vector<std::strin
   if (!same_rows) state_order_.clear();  // its rows are others now
   rows_ = std::move(rows);
   views_.assign(rows_.size(), {});
-  if (backend_ == nullptr || device != device_) backend_ = make_backend(device);
+  moved_ = true;
+  if (backend_ == nullptr || device != device_) backend_ = make_backend(device, rule_);
   backend_->forget_rows();
   device_ = device;
   group_sizes_ = std::move(group_sizes);
@@ -243,6 +186,28 @@ void StepPlan::refresh() {
   for (ParamRow& row : rows_) row.forget_values();
 }
 
+void StepPlan::set_views(int64_t row, const HyperParams& hyper) {
+  rows_[row].set_views(views_[row], [&](int moment) {
+    const bool used = moment < rule_.moments && rule_.uses(hyper.variant, moment);
+    TORCH_CHECK(!used || rows_[row].has_moment(moment), "gradops: ", moments_[moment].because,
+                ", but the state of '", rows_[row].name(), "' has no ", moments_[moment].name);
+    return used;
+  });
+}
+
+// Whether anything moved since the last step that a backend carried out; the views are then set anew.
+bool StepPlan::follow_views(const std::vector<GroupHyper>& hypers) {
+  std::vector<int> variants;
+  for (const GroupHyper& group : hypers) variants.push_back(group.hyper.variant);
+  moved_ |= taking_part_ != told_rows_ || variants != told_variants_;
+  for (const int64_t i : taking_part_) moved_ |= rows_[i].relinked();
+  if (!moved_) return false;
+  for (const int64_t i : taking_part_) set_views(i, hypers[rows_[i].group()].hyper);
+  told_rows_ = taking_part_;
+  told_variants_ = std::move(variants);
+  return true;
+}
+
 bool StepPlan::step(py::handle param_groups, py::handle states, const StepSettings& settings,
                     const GradScaling& scaling) {
   RECORD_USER_SCOPE("gradops.step");
@@ -257,15 +222,11 @@ bool StepPlan::step(py::handle param_groups, py::handle states, const StepSettin
 
   std::vector<GroupHyper> hypers;
   for (size_t g = 0; g < group_sizes_.size(); ++g) {
-    hypers.push_back(read_group(group_at(groups, g), device_, settings.l1));
+    hypers.push_back(reader_.read(group_at(groups, g), device_, settings.l1));
   }
-  for (const int64_t i : taking_part_) {
-    const bool amsgrad = hypers[rows_[i].group()].hyper.amsgrad;
-    TORCH_CHECK(!amsgrad || rows_[i].has_max_exp_avg_sq(), "gradops: amsgrad is on, but the state of '",
-                rows_[i].name(), "' has no max_exp_avg_sq");
-    rows_[i].set_state_views(views_[i], amsgrad);
-  }
-  backend_->step({rows_, views_, taking_part_, hypers, settings, scaling, buffers_});
+  const bool moved = follow_views(hypers);
+  backend_->step({rows_, views_, taking_part_, hypers, moved, settings, scaling, buffers_});
+  moved_ = false;
   return true;
 }
 

@@ -7,12 +7,25 @@
 #include <string>
 #include <vector>
 
+#include "host/group_hyper.h"
 #include "host/step_backend.h"
+#include "host/update_rules.h"
 
 namespace gradops {
 
+// What the plan reads of an update rule's groups and state: gradops/update_rule.py.
+struct RuleKeys {
+  std::vector<Moment> moments;
+  std::vector<std::string> hyper;  // "betas.0" is the first of betas
+  std::string decoupled;           // the flag of a group; empty for a rule whose weight decay is L2
+};
+
 class StepPlan {
  public:
+  // Raises ValueError for a rule that this build has not, or that has others than these.
+  StepPlan(const std::string& rule, const RuleKeys& keys);
+  StepPlan(const StepPlan&) = delete;
+
   // Takes the parameters of all groups, which are to be on the device of `buffers`; `names` and the rows of `buffers`
   // have one entry a parameter. What the plan knew of a parameter is kept. Raises RuntimeError for one that is to be
   // trained, or has a gradient, and cannot be stepped; the plan is then as it was. Others are checked when they have.
@@ -47,9 +60,18 @@ class StepPlan {
   bool same_state(const py::dict& states) const;
   enum class Followed { kReady, kStateMissing, kStateMoved };
   Followed follow_params();
+  void set_views(int64_t row, const HyperParams& hyper);
+  bool follow_views(const std::vector<GroupHyper>& hypers);
 
+  const UpdateRuleInfo& rule_;
+  const std::vector<Moment> moments_;
+  const GroupReader reader_;
   std::vector<ParamRow> rows_;
   std::vector<cpu::TensorRow> views_;
+  // Whether a backend still has to be told where tensors are, and for whom it was told last.
+  bool moved_ = true;
+  std::vector<int64_t> told_rows_;
+  std::vector<int> told_variants_;
   std::vector<int64_t> group_sizes_;
   std::vector<BoundState> state_order_;  // in the order of the optimizer's state
   std::vector<int64_t> taking_part_;     // rows with a gradient, in order

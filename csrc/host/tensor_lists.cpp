@@ -1,5 +1,7 @@
 #include "host/tensor_lists.h"
 
+#include <algorithm>
+
 #include "host/checks.h"
 
 namespace gradops {
@@ -13,8 +15,7 @@ TensorLists::TensorLists(at::TensorList leader) : leader(leader), views(leader.s
   }
 }
 
-void TensorLists::set(cpu::TensorView cpu::TensorRow::* member, at::TensorList tensors, const char* role,
-                      bool writable) {
+void TensorLists::set(Slot slot, at::TensorList tensors, const char* role, bool writable) {
   TORCH_CHECK_VALUE(tensors.size() == leader.size(), role, " must have one tensor a parameter, ", leader.size(),
                     ", got ", tensors.size());
   for (size_t i = 0; i < tensors.size(); ++i) {
@@ -23,18 +24,22 @@ void TensorLists::set(cpu::TensorView cpu::TensorRow::* member, at::TensorList t
     if (writable) check_writable(tensors[i], role, name);
     layouts.push_back(layout_in(orders[i], tensors[i]));
     void* data = writable ? tensors[i].data_ptr() : const_cast<void*>(tensors[i].const_data_ptr());
-    views[i].*member = {data, layouts.back().get(), *kernel_dtype(tensors[i].scalar_type())};
+    views[i][slot] = {data, layouts.back().get(), *kernel_dtype(tensors[i].scalar_type())};
   }
 }
 
-TensorLists AdamLists::rows() const {
+TensorLists UpdateLists::rows(const UpdateRuleInfo& rule, int variant) const {
   TensorLists rows(params);
-  rows.set(&cpu::TensorRow::param, params, "params", true);
-  rows.set(&cpu::TensorRow::grad, grads, "grads", false);
-  rows.set(&cpu::TensorRow::exp_avg, exp_avgs, "exp_avgs", true);
-  rows.set(&cpu::TensorRow::exp_avg_sq, exp_avg_sqs, "exp_avg_sqs", true);
-  if (!max_exp_avg_sqs.empty()) {
-    rows.set(&cpu::TensorRow::max_exp_avg_sq, max_exp_avg_sqs, "max_exp_avg_sqs", true);
+  rows.set(kParam, params, "params", true);
+  rows.set(kGrad, grads, "grads", false);
+  size_t used = 0;
+  for (int moment = 0; moment < rule.moments; ++moment) used += rule.uses(variant, moment);
+  TORCH_CHECK_VALUE(moments.size() == used * params.size(), "moments must have ", used, " tensors a parameter, ",
+                    used * params.size(), ", got ", moments.size());
+  for (int moment = 0, begin = 0; moment < rule.moments; ++moment) {
+    if (!rule.uses(variant, moment)) continue;
+    rows.set(moment_slot(moment), moments.slice(begin, params.size()), "moments", true);
+    begin += static_cast<int>(params.size());
   }
   TORCH_CHECK_VALUE(steps.size() == params.size(), "steps must have one tensor a parameter, ", params.size(), ", got ",
                     steps.size());
@@ -46,9 +51,22 @@ TensorLists AdamLists::rows() const {
   return rows;
 }
 
-void AdamLists::bump_versions() const {
-  for (const at::TensorList list : {params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps})
-    gradops::bump_versions(list);
+void UpdateLists::bump_versions() const {
+  for (const at::TensorList list : {params, moments, steps}) gradops::bump_versions(list);
+}
+
+HyperParams hyper_params(const UpdateRuleInfo& rule, at::ArrayRef<double> own, double weight_decay, bool decoupled,
+                         bool maximize, double l1) {
+  TORCH_CHECK_VALUE(static_cast<int>(own.size()) == rule.hypers, "hyper must have ", rule.hypers, " numbers for ",
+                    rule.name, ", got ", own.size());
+  HyperParams hyper;
+  std::copy(own.begin(), own.end(), hyper.own);
+  hyper.weight_decay = weight_decay;
+  hyper.l1 = l1;
+  hyper.decay_kind = decoupled ? WeightDecay::kDecoupled : WeightDecay::kL2;
+  hyper.variant = rule.variant(hyper);
+  hyper.maximize = maximize;
+  return hyper;
 }
 
 void bump_versions(at::TensorList tensors) {

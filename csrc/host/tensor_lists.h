@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cpu/multi_tensor.h"
+#include "host/update_rules.h"
 
 namespace gradops {
 
@@ -14,9 +15,9 @@ namespace gradops {
 struct TensorLists {
   explicit TensorLists(at::TensorList leader);
 
-  // Takes one tensor for each row as its `member`. Raises ValueError or RuntimeError, naming `role` and the row, for
+  // Takes one tensor for each row into its `slot`. Raises ValueError or RuntimeError, naming `role` and the row, for
   // one that does not fit or, where it is to be written, must not be.
-  void set(cpu::TensorView cpu::TensorRow::* member, at::TensorList tensors, const char* role, bool writable);
+  void set(Slot slot, at::TensorList tensors, const char* role, bool writable);
 
   at::TensorList leader;
   std::vector<cpu::TensorRow> views;
@@ -24,13 +25,18 @@ struct TensorLists {
   std::vector<std::unique_ptr<cpu::Layout>> layouts;
 };
 
-// The tensors of an update by adam_step_, which are checked.
-struct AdamLists {
-  at::TensorList params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps;
+// The tensors of an update by _update_, which are checked. `moments` are those that the rule's variant uses, all of one
+// after all of another.
+struct UpdateLists {
+  at::TensorList params, grads, moments, steps;
 
-  TensorLists rows() const;
+  TensorLists rows(const UpdateRuleInfo& rule, int variant) const;
   void bump_versions() const;
 };
+
+// The numbers of an update by _update_ but for its lr. Raises ValueError for others than the rule has.
+HyperParams hyper_params(const UpdateRuleInfo& rule, at::ArrayRef<double> own, double weight_decay, bool decoupled,
+                         bool maximize, double l1);
 
 void bump_versions(at::TensorList tensors);
 

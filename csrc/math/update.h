@@ -1,25 +1,131 @@
-// What every update rule shares: the gradient's way from memory to the rule, and what storing the result takes off it.
+// What every update rule shares: its numbers among those of a group and of a row, the gradient's way from memory to the
+// rule, and what storing the result takes off it.
+//
+// A rule is a type in math/rules:
+//     kMoments, kVariants            tensors of state; kinds of update, of which a group has one
+//     Hyper, Coefs                   structs of float64 and of float32: what a user gives, and what an element takes
+//     variant(Hyper)                 which kind of update a group has
+//     uses(variant, moment)          whether that kind has the moment
+//     kScaleFree                     whether an update's size does not depend on that of the gradients
+//     coefs(Hyper, lr, step)         derived in float64 and then rounded: 1 - 0.999f is off by 1.3e-5
+//     update<kVariant>(param, grad, moments, Coefs)   one element; the new parameter
 #pragma once
 
+#include <concepts>
+
 #include "math/decide.h"
+#include "tensors.h"
 
 namespace gradops {
 
-enum class WeightDecay { kL2, kDecoupled };
+constexpr int kMaxHyper = 4, kMaxCoefs = 6;
+
+enum class WeightDecay : int32_t { kL2, kDecoupled };
+
+// A param group's hyper-parameters as a user gives them; float64, as torch keeps them. `own` holds the rule's Hyper.
+struct HyperParams {
+  double lr = 1e-3;
+  double weight_decay = 0.0;
+  double l1 = 0.0;
+  double own[kMaxHyper] = {};
+  WeightDecay decay_kind = WeightDecay::kL2;
+  int32_t variant = 0;
+  bool maximize = false;
+
+  bool operator==(const HyperParams&) const = default;
+};
+
+// The same, ready for one step of one row. `own` holds the rule's Coefs.
+struct alignas(16) RowRule {
+  float grad_sign;
+  float l1;
+  float decay;  // weight_decay, times lr where it is decoupled
+  WeightDecay decay_kind;
+  int32_t variant;
+  int32_t capped;  // whether the relative step cap has made lr smaller; whoever asks it says so
+  float own[kMaxCoefs];
+};
+
+template <class R>
+concept UpdateRule =
+    R::kMoments <= kMaxMoments && R::kVariants >= 1 && sizeof(typename R::Hyper) <= sizeof(HyperParams::own) &&
+    sizeof(typename R::Coefs) <= sizeof(RowRule::own) && requires(typename R::Hyper hyper, double number) {
+      { R::kScaleFree } -> std::convertible_to<bool>;
+      { R::variant(hyper) } -> std::convertible_to<int>;
+      { R::uses(0, 0) } -> std::same_as<bool>;
+      { R::coefs(hyper, number, number) } -> std::same_as<typename R::Coefs>;
+    };
+
+// A rule's Hyper or Coefs, of whose type a group and a row know nothing.
+template <class Numbers, class Number, int kRoom>
+GRADOPS_HD Numbers own_numbers(const Number (&own)[kRoom]) {
+  static_assert(alignof(Numbers) == alignof(Number));
+  Numbers numbers;
+  memcpy(&numbers, own, sizeof(Numbers));
+  return numbers;
+}
+
+// `lr` is the one that this row takes, after the relative step cap; `step` counts its updates with this one, from 1.
+template <UpdateRule Rule>
+GRADOPS_HD RowRule row_rule(const HyperParams& hyper, double lr, double step) {
+  const typename Rule::Coefs coefs = Rule::coefs(own_numbers<typename Rule::Hyper>(hyper.own), lr, step);
+  const bool decoupled = hyper.decay_kind == WeightDecay::kDecoupled;
+  RowRule rule;
+  rule.grad_sign = hyper.maximize ? -1.0f : 1.0f;
+  rule.l1 = static_cast<float>(hyper.l1);
+  rule.decay = static_cast<float>(decoupled ? lr * hyper.weight_decay : hyper.weight_decay);
+  rule.decay_kind = hyper.decay_kind;
+  rule.variant = hyper.variant;
+  rule.capped = 0;
+  memcpy(rule.own, &coefs, sizeof(coefs));
+  return rule;
+}
+
+// A number that is known when code is compiled, as an argument.
+template <int kValue>
+struct Known {
+  static constexpr int value = kValue;
+};
+
+// Calls run(Known<variant>()).
+template <UpdateRule Rule, int kVariant = 0, class Run>
+GRADOPS_HD auto with_variant(int32_t variant, const Run& run) {
+  if constexpr (kVariant + 1 < Rule::kVariants) {
+    return variant == kVariant ? run(Known<kVariant>()) : with_variant<Rule, kVariant + 1>(variant, run);
+  } else {
+    return run(Known<kVariant>());
+  }
+}
+
+// The RMS of what an update takes off a parameter for each unit of lr, at most, where the rule leaves the gradients
+// their size.
+GRADOPS_HD double rms_per_lr(const HyperParams& hyper, double param_rms, double grad_rms) {
+  const bool l2 = hyper.decay_kind == WeightDecay::kL2;
+  return grad_rms + (l2 ? hyper.weight_decay * param_rms : 0.0) + hyper.l1;
+}
 
 // The subgradient of l1 * |param|; 0 at 0, so that a weight that is there may stay.
 GRADOPS_HD float l1_grad(float param, float l1) { return param > 0.0f ? l1 : param < 0.0f ? -l1 : 0.0f; }
 
 // Of one element: unscales and clips the gradient, turns it for `maximize`, and adds L1 and weight decay to it, or the
 // decoupled decay to the parameter. Without kL1 `rule.l1` is 0.
-template <WeightDecay kDecay, bool kL1 = true, class Rule>
-GRADOPS_HD float regularise(float& param, float grad, const StepDecision& decision, const Rule& rule) {
+template <WeightDecay kDecay, bool kL1 = true>
+GRADOPS_HD float regularise(float& param, float grad, const StepDecision& decision, const RowRule& rule) {
   // The sign goes into the factor, which is the same for all elements of a loop.
   grad = clamp_grad(grad * decision.inv_scale, decision.clip_value) * (decision.clip_coef * rule.grad_sign);
   if constexpr (kL1) grad += l1_grad(param, rule.l1);
   if constexpr (kDecay == WeightDecay::kL2) grad += rule.decay * param;
   if constexpr (kDecay == WeightDecay::kDecoupled) param -= rule.decay * param;
   return grad;
+}
+
+// One element of one step; `grad` is as stored, `coefs` are the row's own. The new parameter; all arithmetic is
+// float32.
+template <UpdateRule Rule, int kVariant, WeightDecay kDecay, bool kL1 = true>
+GRADOPS_HD float update_element(float param, float grad, float (&moments)[Rule::kMoments], const StepDecision& decision,
+                                const RowRule& rule, const typename Rule::Coefs& coefs) {
+  grad = regularise<kDecay, kL1>(param, grad, decision, rule);
+  return Rule::template update<kVariant>(param, grad, moments, coefs);
 }
 
 // What storing `x` as `rounded` takes off it, which is exact; 0 where `rounded` is inf or NaN. Added to the parameter

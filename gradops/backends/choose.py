@@ -104,7 +104,7 @@ def make_plan(choice: Choice, rule: UpdateRule) -> Plan:
     if choice.name == "native":
         from gradops.backends.native.plan import NativePlan
 
-        return NativePlan()
+        return NativePlan(rule)
     if choice.name == "triton":
         from gradops.backends.triton.step import TritonStep
 

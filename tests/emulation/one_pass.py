@@ -15,7 +15,6 @@ CSRC = HERE.parents[1] / "csrc"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 REGISTER_SLOTS = 8
 WARPS = 8
-OF_STATE = ("master", "compensation", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 PIECE = 512
 
 Int, Real, Address = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
@@ -30,12 +29,14 @@ def _same(kind, names):
 
 
 View = _struct("View", data=Address, layout=Address, dtype=Int)
-TENSORS = "param grad exp_avg exp_avg_sq max_exp_avg_sq rounded compensation"
-Row = _struct("Row", **_same(View, TENSORS), step=Address, **_same(Int, "numel group unit_run unit_count"))
+MOMENTS, HYPERS = 3, 4  # csrc/tensors.h's and csrc/math/update.h's
+SLOTS = ("param", "rounded", "compensation", "grad", *range(MOMENTS))
+Row = _struct("Row", views=View * len(SLOTS), step=Address, **_same(Int, "numel group unit_run unit_count"))
 Group = _struct(
     "Group",
-    **_same(Real, "lr beta1 beta2 eps weight_decay l1"),
-    **_same(Int, "decoupled amsgrad maximize"),
+    **_same(Real, "lr weight_decay l1"),
+    own=Real * HYPERS,
+    **_same(Int, "decoupled maximize"),
     lr_tensor=Address,
     lr_is_double=Int,
 )
@@ -55,8 +56,9 @@ Step = _struct(
 
 def library(**kwargs):
     kernels = sorted({*(CSRC / "cuda").rglob("*.cu")} - {CSRC / "cuda" / "launch.cu"})
-    lib = emulator.load([HERE / "test_step.cu", *kernels], flags=[f"-I{CSRC}"], **kwargs)
-    lib.plan_new.argtypes = [Address, Int, Int, Int, Int]
+    rules = [CSRC / "host" / "update_rules.cpp", CSRC / "cpu" / "isa.cpp", *sorted((CSRC / "cpu" / "rules").glob("*.cpp"))]
+    lib = emulator.load([HERE / "test_step.cu", *kernels, *rules], flags=[f"-I{CSRC}"], **kwargs)
+    lib.plan_new.argtypes = [ctypes.c_char_p, Address, Int, Int, Int, Int]
     lib.plan_new.restype = Address
     lib.plan_delete.argtypes = lib.plan_pieces.argtypes = lib.plan_chunks.argtypes = [Address]
     lib.plan_longest_share.argtypes = [Address]
@@ -108,7 +110,7 @@ class EmulatedPlan:
     def step(self, param_groups, state, _, loss_scale, grads_scaled, found_inf):
         params = [param for group in param_groups for param in group["params"]]
         for param, group in ((p, g) for g in param_groups for p in g["params"]):
-            needed = ["exp_avg", *(["max_exp_avg_sq"] * group["amsgrad"])]
+            needed = list(self.optimizer.rule.moments_of(group))
             if param.dtype != torch.float32:
                 needed += ["master"] * self.optimizer.master_weights
                 needed += ["compensation"] * (self.optimizer.rounding == "kahan")
@@ -122,7 +124,7 @@ class EmulatedPlan:
     def _link(self, param_groups, state):
         """Makes a new table when anything that it holds has changed."""
         rows = [
-            self._row(param, state.get(param, {}), index, group.get("agc", True))
+            self._row(param, state.get(param, {}), index, group)
             for index, group in enumerate(param_groups)
             for param in group["params"]
         ]
@@ -131,19 +133,23 @@ class EmulatedPlan:
             return
         if self.native:
             self.lib.plan_delete(self.native)
-        self.native = self.lib.plan_new(ctypes.addressof(table), len(rows), *self.form)
+        rule = self.optimizer.rule.name.encode()
+        self.native = self.lib.plan_new(rule, ctypes.addressof(table), len(rows), *self.form)
         self.key = bytes(table)
         self.squares.clear()
 
-    def _row(self, param, state, group, clips_units):
+    def _row(self, param, state, index, group):
         order = sorted(range(param.dim()), key=lambda dim: -param.stride(dim))
-        of_state = [state.get(name) for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")]
+        rule, used = self.optimizer.rule, self.optimizer.rule.moments_of(group)
+        moments = [state.get(name) if name in used else None for name in rule.moment_names]
         updated, rounded = (state["master"], param) if "master" in state else (param, None)
-        tensors = (updated, param.grad, *of_state, rounded, state.get("compensation"))
+        tensors = (updated, rounded, state.get("compensation"), param.grad, *moments)
         views = [self._view(tensor, order) for tensor in tensors]
-        views[1].data = None
+        views += [View(None, None, 0)] * (len(SLOTS) - len(views))
+        views[SLOTS.index("grad")].data = None
         step = state["step"].data_ptr() if "step" in state else None
-        return Row(*views, step, param.numel(), group, *(units_of(param, order) if clips_units else (1, 0)))
+        units = units_of(param, order) if group.get("agc", True) else (1, 0)
+        return Row((View * len(SLOTS))(*views), step, param.numel(), index, *units)
 
     def _view(self, tensor, order):
         if tensor is None:
@@ -158,7 +164,7 @@ class EmulatedPlan:
     def _run(self, params, param_groups, state, loss_scale, grads_scaled, found_inf):
         grads = (Address * len(params))(*(address_of(param.grad) for param in params))
         groups = with_l1(param_groups, self.optimizer.l1)
-        groups = (Group * len(groups))(*map(group_of, groups))
+        groups = (Group * len(groups))(*(group_of(self.optimizer.rule, group) for group in groups))
         spec = spec_of(self.optimizer)
         spec.loss_scale, spec.found_inf = address_of(loss_scale), address_of(found_inf)
         spec.grads_scaled, spec.inline_params = int(grads_scaled), int(self.inline_params)
@@ -194,7 +200,7 @@ class EmulatedPlan:
         return {
             "param": [memory_of(param.detach()) for param in params],
             "grad": [emulator.read_only(memory_of(p.grad)) for p in params if p.grad is not None],
-            **{name: all_of(name) for name in OF_STATE},
+            **{name: all_of(name) for name in ("master", "compensation", *self.optimizer.rule.moment_names)},
             "step": list(steps.values()),
             "stats": [memory_of(buffer) for buffer in buffers.all()],
             "inputs": [emulator.read_only(memory_of(tensor)) for tensor in read],
@@ -213,13 +219,14 @@ def units_of(param, order):
     return math.prod(param.shape[dim] for dim in order[order.index(0) + 1 :]), param.shape[0]
 
 
-def group_of(group):
+def group_of(rule, group):
     lr = group["lr"]
     on_device = isinstance(lr, torch.Tensor)
-    flags = (int(group[name]) for name in ("decoupled_weight_decay", "amsgrad", "maximize"))
-    numbers = (float(value) for value in (*group["betas"], group["eps"], group["weight_decay"], group["l1"]))
+    numbers = (math.nan if on_device else lr, float(group["weight_decay"]), group["l1"])
+    own = (Real * HYPERS)(*rule.hyper_of(group))
+    flags = int(rule.decouples(group)), int(group["maximize"])
     is_double = int(on_device and lr.dtype == torch.float64)
-    return Group(math.nan if on_device else lr, *numbers, *flags, lr.data_ptr() if on_device else None, is_double)
+    return Group(*numbers, own, *flags, lr.data_ptr() if on_device else None, is_double)
 
 
 def spec_of(optimizer):

@@ -6,6 +6,7 @@
 #include "cuda/unit_table.h"
 #include "cuda/work_table.h"
 #include "emulator.h"
+#include "host/update_rules.h"
 
 using namespace gradops;
 using namespace gradops::cuda;
@@ -19,7 +20,7 @@ struct ViewSpec {
 };
 
 struct RowSpec {
-  ViewSpec param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, rounded, compensation;
+  ViewSpec views[kSlots];
   float* step;
   int64_t numel;
   int64_t group;
@@ -27,8 +28,9 @@ struct RowSpec {
 };
 
 struct GroupSpec {
-  double lr, beta1, beta2, eps, weight_decay, l1;
-  int64_t decoupled, amsgrad, maximize;
+  double lr, weight_decay, l1;
+  double own[kMaxHyper];
+  int64_t decoupled, maximize;
   const void* lr_tensor;
   int64_t lr_is_double;
 };
@@ -84,13 +86,7 @@ std::vector<TensorRow> rows_of(const RowSpec* specs, int64_t count) {
   std::vector<TensorRow> rows;
   for (const RowSpec* spec = specs; spec != specs + count; ++spec) {
     TensorRow row;
-    row.param = view_of(spec->param);
-    row.rounded = view_of(spec->rounded);
-    row.compensation = view_of(spec->compensation);
-    row.grad = view_of(spec->grad);
-    row.exp_avg = view_of(spec->exp_avg);
-    row.exp_avg_sq = view_of(spec->exp_avg_sq);
-    row.max_exp_avg_sq = view_of(spec->max_exp_avg_sq);
+    std::transform(spec->views, spec->views + kSlots, row.views, view_of);
     row.step = spec->step;
     row.numel = spec->numel;
     row.group = static_cast<int32_t>(spec->group);
@@ -105,15 +101,22 @@ std::vector<Units> units_of(const RowSpec* specs, int64_t count) {
   return units;
 }
 
-GroupRule group_of(const GroupSpec& spec) {
-  const WeightDecay decay = spec.decoupled ? WeightDecay::kDecoupled : WeightDecay::kL2;
-  return {{spec.lr, spec.beta1, spec.beta2, spec.eps, spec.weight_decay, spec.l1, decay, spec.amsgrad != 0,
-           spec.maximize != 0},
-          spec.lr_tensor,
-          spec.lr_is_double != 0};
+GroupRule group_of(const UpdateRuleInfo& rule, const GroupSpec& spec) {
+  GroupRule group;
+  group.hyper.lr = spec.lr;
+  group.hyper.weight_decay = spec.weight_decay;
+  group.hyper.l1 = spec.l1;
+  std::copy_n(spec.own, kMaxHyper, group.hyper.own);
+  group.hyper.decay_kind = spec.decoupled ? WeightDecay::kDecoupled : WeightDecay::kL2;
+  group.hyper.variant = rule.variant(group.hyper);
+  group.hyper.maximize = spec.maximize != 0;
+  group.lr = spec.lr_tensor;
+  group.lr_is_double = spec.lr_is_double != 0;
+  return group;
 }
 
 struct Plan {
+  const UpdateRuleInfo& rule;
   LaunchForm form;
   std::vector<TensorRow> rows_host;
   WorkTableHost table_host;
@@ -132,8 +135,9 @@ struct Plan {
   DeviceArray<float> unit_coefs;
   DeviceArray<int32_t> smallest_coef;
 
-  Plan(std::vector<TensorRow> given, const std::vector<Units>& units_of_rows, LaunchForm launch_form)
-      : form(std::move(launch_form)),
+  Plan(const char* name, std::vector<TensorRow> given, const std::vector<Units>& units_of_rows, LaunchForm launch_form)
+      : rule(update_rule(name)),
+        form(std::move(launch_form)),
         rows_host(std::move(given)),
         table_host(cut(rows_host)),
         rows(rows_host),
@@ -177,7 +181,7 @@ struct Plan {
 
   StepArgs args() const {
     StepArgs args;
-    const auto has_compensation = [](const TensorRow& row) { return row.compensation.data != nullptr; };
+    const auto has_compensation = [](const TensorRow& row) { return row[kCompensation].data != nullptr; };
     args.table = {rows.data(),
                   pieces.data(),
                   chunk_pieces.data(),
@@ -219,14 +223,15 @@ StepRules rules_of(const StepSpec& spec) {
 
 extern "C" {
 
-Plan* plan_new(const RowSpec* rows, int64_t count, int64_t blocks, int64_t one_launch, int64_t slots) {
+Plan* plan_new(const char* rule, const RowSpec* rows, int64_t count, int64_t blocks, int64_t one_launch,
+               int64_t slots) {
   LaunchForm form;
   form.one_launch = one_launch != 0;
   form.large_params = true;
   form.blocks = static_cast<int32_t>(blocks);
   form.shared_slots = static_cast<int32_t>(slots);
   form.shared_bytes = shared_bytes(form.shared_slots);
-  return new Plan(rows_of(rows, count), units_of(rows, count), form);
+  return new Plan(rule, rows_of(rows, count), units_of(rows, count), form);
 }
 
 void plan_delete(Plan* plan) { delete plan; }
@@ -247,7 +252,7 @@ void plan_step(const Plan* plan, const StepSpec* spec, const void* const* grads,
                int64_t group_count) {
   plan->watch();
   std::vector<GroupRule> rules;
-  for (int64_t g = 0; g < group_count; ++g) rules.push_back(group_of(groups[g]));
+  for (int64_t g = 0; g < group_count; ++g) rules.push_back(group_of(plan->rule, groups[g]));
   const DeviceArray<GroupRule> device_rules(rules);
   const DeviceArray<const void*> device_grads(std::vector<const void*>(grads, grads + plan->rows_host.size()));
   StepArgs args = plan->args();
@@ -263,8 +268,8 @@ void plan_step(const Plan* plan, const StepSpec* spec, const void* const* grads,
     args.grads = device_grads.data();
   }
   const StepCall call{args, {grads, plan->rows_host.size()}, rules};
-  if (std::isinf(spec->agc_ratio)) return one_pass_step(plan->form, call, nullptr);
-  agc_step(plan->form, call, nullptr);
+  const RuleKernels& kernels = *plan->rule.cuda;
+  (std::isinf(spec->agc_ratio) ? kernels.step : kernels.agc_step)(plan->form, call, nullptr);
 }
 
 void plan_param_stats(const Plan* plan, const uint8_t* marked) {
@@ -281,7 +286,7 @@ extern "C" {
 void plan_piece(const Plan* plan, const StepSpec* spec, const float* clip_coef, const void* const* grads,
                 const GroupSpec* group, int64_t which, int64_t scale_by) {
   plan->watch();
-  const GroupRule rule = group_of(*group);
+  const GroupRule rule = group_of(plan->rule, *group);
   StepArgs args = plan->args();
   args.rules = rules_of(*spec);
   args.stats = spec->stats;
@@ -291,7 +296,7 @@ void plan_piece(const Plan* plan, const StepSpec* spec, const float* clip_coef, 
   args.grads_scaled = true;
   const StepCall call{args, {grads, plan->rows_host.size()}, {&rule, 1}};
   if (which == 0) return grad_stats(plan->form, call, static_cast<ScaleBy>(scale_by), nullptr);
-  adam_step(plan->form, call, nullptr);
+  plan->rule.cuda->update(plan->form, call, nullptr);
 }
 
 void move_loss_scale(float* scale, int64_t* growth_tracker, const float* found_inf, int64_t growth_interval) {

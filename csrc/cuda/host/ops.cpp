@@ -8,6 +8,7 @@
 
 #include "cuda/activation_stats.h"
 #include "cuda/host/rows.h"
+#include "cuda/launch.h"
 #include "host/checks.h"
 #include "host/step_scalars.h"
 #include "host/tensor_lists.h"
@@ -18,12 +19,12 @@ namespace {
 // What one call launches, with all that must live until it is launched.
 class DeviceCall {
  public:
-  DeviceCall(const TensorLists& lists, at::Device device) : device_(device), guard_(device), rows_(device) {
+  DeviceCall(const TensorLists& lists, at::Device device) : device_(device), guard_(device), rows_(device, nullptr) {
     link(lists, std::vector<cuda::TensorRow>(lists.views.size()));
   }
 
   DeviceCall(const TensorLists& lists, at::TensorList steps, at::Device device)
-      : device_(device), guard_(device), rows_(device) {
+      : device_(device), guard_(device), rows_(device, nullptr) {
     std::vector<cuda::TensorRow> rows(lists.views.size());
     for (size_t i = 0; i < rows.size(); ++i) rows[i].step = steps[i].data_ptr<float>();
     link(lists, std::move(rows));
@@ -89,7 +90,7 @@ Measured measure(at::TensorList grads, const Measuring& how) {
   TORCH_CHECK_VALUE(how.norm_type > 0, "norm_type must be positive, got ", how.norm_type);
   const bool writes = how.scale_by != cuda::ScaleBy::kNothing;
   TensorLists lists(grads);
-  lists.set(&cpu::TensorRow::grad, grads, "grads", writes);
+  lists.set(kGrad, grads, "grads", writes);
   DeviceCall call(lists, grads.empty() ? how.grad_scale->device() : grads[0].device());
   const int64_t count = static_cast<int64_t>(grads.size());
   const Measured measured{call.output(5, at::kFloat), call.output(count, at::kFloat), call.output(count, at::kFloat),
@@ -131,27 +132,27 @@ at::Tensor unscale_(at::TensorList grads, const at::Tensor& grad_scale) {
       .scalar(kFoundInf);
 }
 
-void adam_step_(at::TensorList params, at::TensorList grads, at::TensorList exp_avgs, at::TensorList exp_avg_sqs,
-                at::TensorList max_exp_avg_sqs, at::TensorList steps, const at::Tensor& lr,
-                const std::optional<at::Tensor>& grad_scale, const std::optional<at::Tensor>& clip_coef,
-                const std::optional<at::Tensor>& found_inf, std::optional<double> clip_value, double beta1,
-                double beta2, double eps, double weight_decay, bool decoupled, bool maximize, double l1) {
+void update_(const std::string& rule_name, at::TensorList params, at::TensorList grads, at::TensorList moments,
+             at::TensorList steps, const at::Tensor& lr, at::ArrayRef<double> own,
+             const std::optional<at::Tensor>& grad_scale, const std::optional<at::Tensor>& clip_coef,
+             const std::optional<at::Tensor>& found_inf, std::optional<double> clip_value, double weight_decay,
+             bool decoupled, bool maximize, double l1) {
+  const UpdateRuleInfo& rule = update_rule(rule_name);
+  cuda::GroupRule group{hyper_params(rule, own, weight_decay, decoupled, maximize, l1)};
   if (params.empty()) return;
-  const AdamLists tensors{params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps};
-  const TensorLists lists = tensors.rows();
+  const UpdateLists tensors{params, grads, moments, steps};
+  const TensorLists lists = tensors.rows(rule, group.hyper.variant);
   const at::Device device = params[0].device();
   DeviceCall call(lists, steps, device);
-  const WeightDecay decay = decoupled ? WeightDecay::kDecoupled : WeightDecay::kL2;
-  cuda::GroupRule rule{{0.0, beta1, beta2, eps, weight_decay, l1, decay, !max_exp_avg_sqs.empty(), maximize}};
   const at::Tensor rate = lr.to(device, at::kDouble, /*non_blocking=*/true);
-  rule.lr = rate.const_data_ptr();
-  rule.lr_is_double = true;
-  call.set_group(rule);
+  group.lr = rate.const_data_ptr();
+  group.lr_is_double = true;
+  call.set_group(group);
   call.args.rules.clip_value = static_cast<float>(clip_value.value_or(INFINITY));
   call.args.loss_scale = call.scalar(grad_scale);
   call.args.clip_coef = call.scalar(clip_coef);
   call.args.found_inf = call.scalar(found_inf);
-  cuda::adam_step(call.form(), call.call(), call.stream());
+  rule.cuda->update(call.form(), call.call(), call.stream());
   tensors.bump_versions();
 }
 
@@ -187,7 +188,7 @@ std::tuple<at::Tensor, at::Tensor> activation_stats(const at::Tensor& x, double 
   const at::Tensor measures = at::empty({3}, on_device.dtype(at::kFloat));
   const at::Tensor counts = at::empty({4 + kBins}, on_device.dtype(at::kLong));
   cuda::ActivationArgs args = {};
-  args.x = {const_cast<void*>(x.const_data_ptr()), nullptr, dtype_of(*kernel_dtype(x.scalar_type()))};
+  args.x = {const_cast<void*>(x.const_data_ptr()), nullptr, *kernel_dtype(x.scalar_type())};
   if (!words.empty()) args.x.layout = static_cast<const int64_t*>(layout_there.const_data_ptr());
   args.numel = x.numel();
   args.near_zero = static_cast<float>(near_zero);
@@ -209,9 +210,9 @@ std::tuple<at::Tensor, at::Tensor> activation_stats(const at::Tensor& x, double 
 #endif
 
 TORCH_LIBRARY_IMPL(gradops, GRADOPS_GPU, m) {
+  m.impl("_update_", &update_);
   m.impl("activation_stats", &activation_stats);
   m.impl("grad_stats", &grad_stats);
-  m.impl("adam_step_", &adam_step_);
   m.impl("clip_grad_norm_", &clip_grad_norm_);
   m.impl("unscale_", &unscale_);
   m.impl("update_loss_scale_", &update_loss_scale_);

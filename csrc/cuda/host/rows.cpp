@@ -12,17 +12,6 @@ namespace {
 // The address of gradients without elements: null would say that there is none.
 const char kNoElements = 0;
 
-// A row's tensors on both sides, in the order in which their layouts are appended.
-constexpr std::pair<cpu::TensorView cpu::TensorRow::*, cuda::View cuda::TensorRow::*> kTensors[] = {
-    {&cpu::TensorRow::param, &cuda::TensorRow::param},
-    {&cpu::TensorRow::rounded, &cuda::TensorRow::rounded},
-    {&cpu::TensorRow::compensation, &cuda::TensorRow::compensation},
-    {&cpu::TensorRow::grad, &cuda::TensorRow::grad},
-    {&cpu::TensorRow::exp_avg, &cuda::TensorRow::exp_avg},
-    {&cpu::TensorRow::exp_avg_sq, &cuda::TensorRow::exp_avg_sq},
-    {&cpu::TensorRow::max_exp_avg_sq, &cuda::TensorRow::max_exp_avg_sq},
-};
-
 template <class T>
 T* allocate(size_t count, at::Device device, std::vector<at::Tensor>& memory) {
   memory.push_back(at::zeros({static_cast<int64_t>(count * sizeof(T))}, at::TensorOptions(at::kByte).device(device)));
@@ -40,18 +29,6 @@ size_t append_layout(const cpu::Layout* layout, std::vector<int64_t>& layouts) {
     layouts.push_back(layout->strides[dim]);
   }
   return place + 1;
-}
-
-cuda::Dtype dtype_of(cpu::Dtype dtype) {
-  switch (dtype) {
-    case cpu::Dtype::kFloat32:
-      return cuda::Dtype::kFloat32;
-    case cpu::Dtype::kBFloat16:
-      return cuda::Dtype::kBFloat16;
-    case cpu::Dtype::kFloat16:
-      return cuda::Dtype::kFloat16;
-  }
-  __builtin_unreachable();
 }
 
 cuda::Stream current_stream(at::Device device) {
@@ -73,9 +50,9 @@ at::Tensor to_device(const void* bytes, size_t size, at::Device device) {
   return result.copy_(staging, /*non_blocking=*/true);
 }
 
-DeviceRows::DeviceRows(at::Device device) : device_(device) {
+DeviceRows::DeviceRows(at::Device device, const cuda::RuleKernels* kernels) : device_(device) {
   const c10::DeviceGuard guard(device);
-  limits_ = cuda::device_limits(device.index());
+  limits_ = cuda::device_limits(device.index(), kernels);
 }
 
 bool DeviceRows::link(std::vector<cuda::TensorRow> rows, std::span<const cpu::TensorRow> views,
@@ -83,8 +60,8 @@ bool DeviceRows::link(std::vector<cuda::TensorRow> rows, std::span<const cpu::Te
   for (const int64_t i : taking_part) {
     const cpu::TensorRow& view = views[i];
     cuda::TensorRow& row = rows[i];
-    for (const auto& [from, to] : kTensors) row.*to = {(view.*from).data, nullptr, dtype_of((view.*from).dtype)};
-    row.grad.data = nullptr;  // it comes with each step
+    for (int slot = 0; slot < kSlots; ++slot) row.views[slot] = {view.views[slot].data, nullptr, view.views[slot].dtype};
+    row[kGrad].data = nullptr;  // it comes with each step
     row.numel = view.numel;
   }
   const bool recut =
@@ -94,9 +71,9 @@ bool DeviceRows::link(std::vector<cuda::TensorRow> rows, std::span<const cpu::Te
   layouts_.clear();
   std::vector<std::pair<const int64_t**, size_t>> places;
   for (const int64_t i : taking_part) {
-    for (const auto& [from, to] : kTensors) {
-      const size_t place = append_layout((views[i].*from).layout, layouts_);
-      if (place != 0) places.emplace_back(&(rows[i].*to).layout, place - 1);
+    for (int slot = 0; slot < kSlots; ++slot) {
+      const size_t place = append_layout(views[i].views[slot].layout, layouts_);
+      if (place != 0) places.emplace_back(&rows[i].views[slot].layout, place - 1);
     }
   }
   if (!places.empty()) {
@@ -106,7 +83,7 @@ bool DeviceRows::link(std::vector<cuda::TensorRow> rows, std::span<const cpu::Te
   rows_ = std::move(rows);
   if (recut) cut();
   table_.compensated =
-      std::any_of(rows_.begin(), rows_.end(), [](const auto& row) { return row.compensation.data != nullptr; });
+      std::any_of(rows_.begin(), rows_.end(), [](const auto& row) { return row[kCompensation].data != nullptr; });
   table_.rows = row_table_.update(rows_, device_);
   return recut;
 }
@@ -132,7 +109,7 @@ void DeviceRows::cut() {
   work_.piece_stats = allocate<ChunkStats>(pieces, device_, work_memory_);
   work_.grad_sums = allocate<GradStats>(chunks, device_, work_memory_);
   work_.param_sums = allocate<GradStats>(chunks, device_, work_memory_);
-  work_.row_rules = allocate<cuda::RowRule>(rows_.size(), device_, work_memory_);
+  work_.row_rules = allocate<RowRule>(rows_.size(), device_, work_memory_);
   work_.inputs = allocate<cuda::StepInputs>(1, device_, work_memory_);
 }
 
@@ -143,16 +120,20 @@ cuda::WorkTable DeviceRows::table_of_several() const {
 }
 
 void DeviceRows::make_room_for_updates() {
-  if (work_.row_norms != nullptr) return;
+  make_room_for_norms();
+  if (work_.piece_moves != nullptr) return;
   work_.piece_moves = allocate<ChunkStats>(piece_count_, device_, work_memory_);
   work_.moved_sums = allocate<GradStats>(table_.chunk_count, device_, work_memory_);
-  work_.row_norms = allocate<double>(rows_.size(), device_, work_memory_);
+}
+
+void DeviceRows::make_room_for_norms() {
+  if (work_.row_norms == nullptr) work_.row_norms = allocate<double>(rows_.size(), device_, work_memory_);
 }
 
 std::vector<const void*> DeviceRows::grads(std::span<const cpu::TensorRow> views,
                                            std::span<const int64_t> taking_part) {
   std::vector<const void*> grads(views.size(), nullptr);
-  for (const int64_t i : taking_part) grads[i] = views[i].numel == 0 ? &kNoElements : views[i].grad.data;
+  for (const int64_t i : taking_part) grads[i] = views[i].numel == 0 ? &kNoElements : views[i][kGrad].data;
   return grads;
 }
 

@@ -11,8 +11,6 @@
 
 namespace gradops {
 
-cuda::Dtype dtype_of(cpu::Dtype dtype);
-
 // Appends a layout as the kernels read it; its place, plus one, or 0 where there is none.
 size_t append_layout(const cpu::Layout* layout, std::vector<int64_t>& layouts);
 
@@ -21,18 +19,19 @@ cuda::Stream current_stream(at::Device device);
 
 class DeviceRows {
  public:
-  explicit DeviceRows(at::Device device);
+  // `kernels` are those of the rule that the rows are for, null for none.
+  DeviceRows(at::Device device, const cuda::RuleKernels* kernels);
 
   void clear() { rows_.clear(); }
 
-  // Makes work() hold what a tracked update leaves.
+  // Makes work() hold what a tracked update leaves, and the parameters' norms alone.
   void make_room_for_updates();
+  void make_room_for_norms();
 
   // Every row, as the device has it; one that never took part is empty. Their `grad.data` is null.
   const std::vector<cuda::TensorRow>& rows() const { return rows_; }
 
-  // Makes the tables those of `rows`, whose tensors come from `views` for the rows that take part. Nothing is copied
-  // where nothing moved. Whether work was cut anew: what earlier steps have gathered in work().param_sums is gone then.
+  // Makes the tables those of `rows`, whose tensors come from `views` for the rows that take part. Whether work was cut anew: what earlier steps have gathered in work().param_sums is gone then.
   bool link(std::vector<cuda::TensorRow> rows, std::span<const cpu::TensorRow> views,
             std::span<const int64_t> taking_part);
 

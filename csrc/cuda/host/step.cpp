@@ -7,7 +7,8 @@
 
 namespace gradops {
 
-CudaStep::CudaStep(at::Device device) : device_(device), rows_(device), units_(device) {}
+CudaStep::CudaStep(at::Device device, const UpdateRuleInfo& rule)
+    : device_(device), rule_(rule), rows_(device, rule.cuda), units_(device) {}
 
 std::vector<cuda::GroupRule> CudaStep::rules_of(const StepCall& call) const {
   std::vector<cuda::GroupRule> rules;
@@ -81,6 +82,10 @@ bool CudaStep::link(const StepCall& call) {
 
 // Rows that take no part keep the units that they had.
 void CudaStep::link_units(const StepCall& call) {
+  std::vector<bool> clips_units;
+  for (const GroupHyper& group : call.groups) clips_units.push_back(group.clips_units);
+  if (!call.moved && clips_units == clips_units_) return;
+  clips_units_ = std::move(clips_units);
   units_of_rows_.resize(call.rows.size());
   for (const int64_t i : call.taking_part) {
     const bool clips = call.groups[call.rows[i].group()].clips_units;
@@ -117,7 +122,7 @@ void CudaStep::launch(const StepCall& call) {
   const cuda::Stream stream = current_stream(device_);
   {
     RECORD_USER_SCOPE("gradops.one_pass_step");
-    const auto step = agc_ ? cuda::agc_step : cuda::one_pass_step;
+    const cuda::Launches step = agc_ ? rule_.cuda->agc_step : rule_.cuda->step;
     step(form(), {args, grads, rules}, stream);
   }
   if (cuda::capturing(stream)) captured(call);
@@ -126,12 +131,13 @@ void CudaStep::launch(const StepCall& call) {
 void CudaStep::step(const StepCall& call) {
   const c10::DeviceGuard guard(device_);
   held_.clear();
-  if (link(call)) {
+  if (call.moved && link(call)) {
     for (ParamRow& row : call.rows) row.forget_squares();
   }
   agc_ = call.settings.agc;
   if (agc_) link_units(call);
   if (call.settings.track_updates) rows_.make_room_for_updates();
+  if (call.settings.caps() && !rule_.scale_free) rows_.make_room_for_norms();
   launch(call);
   for (const int64_t i : call.taking_part) {
     call.rows[i].bump_version();

@@ -9,12 +9,13 @@
 #include "cuda/host/rows.h"
 #include "cuda/host/units.h"
 #include "host/step_backend.h"
+#include "host/update_rules.h"
 
 namespace gradops {
 
 class CudaStep : public StepBackend {
  public:
-  explicit CudaStep(at::Device device);
+  CudaStep(at::Device device, const UpdateRuleInfo& rule);
 
   void forget_rows() override { rows_.clear(); }
   void step(const StepCall& call) override;
@@ -32,8 +33,10 @@ class CudaStep : public StepBackend {
   void captured(const StepCall& call);
 
   at::Device device_;
+  const UpdateRuleInfo& rule_;
   DeviceRows rows_;
   std::vector<Units> units_of_rows_;
+  std::vector<bool> clips_units_;  // of each group, as units_ was linked
   DeviceUnits units_;
   bool agc_ = false;  // whether the last step clipped by units
   DeviceTable<const void*> grads_;

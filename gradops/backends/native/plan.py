@@ -8,10 +8,15 @@ from gradops.policies.loss_scale import DynamicLossScale
 from gradops.policies.spike_guard import SpikeGuard
 from gradops.settings import Settings, loss_scale_policy, relative_step_cap
 from gradops.stats import StepBuffers
+from gradops.update_rule import UpdateRule
 
 
 class NativePlan(_C.StepPlan):
-    """A `_C.StepPlan` that takes this package's buffers and settings."""
+    """A `_C.StepPlan` that takes this package's rules, buffers and settings."""
+
+    def __init__(self, rule: UpdateRule) -> None:
+        moments = [(moment.name, moment.because) for moment in rule.moments]
+        super().__init__(rule.name, moments, list(rule.hyper), rule.decoupled_key or "")
 
     def bind_params(  # type: ignore[override]
         self, param_groups: list[dict[str, Any]], names: tuple[str, ...], buffers: StepBuffers

@@ -11,12 +11,12 @@ namespace gradops {
 namespace cuda {
 
 // GRADOPS_EMULATED_FORM=two_launches makes it a GPU without cooperative launches.
-DeviceLimits device_limits(int) {
+DeviceLimits device_limits(int, const RuleKernels* kernels) {
   const char* form = std::getenv("GRADOPS_EMULATED_FORM");
   DeviceLimits limits;
   limits.multiprocessors = 3;
   limits.shared_bytes = shared_bytes(2);
-  limits.resident_blocks = 1;
+  limits.resident_blocks = kernels == nullptr ? 0 : 1;
   limits.cooperative = form == nullptr || std::string(form) != "two_launches";
   limits.large_params = true;
   return limits;
@@ -30,9 +30,13 @@ bool has_backend(at::Device device) { return device.is_cpu(); }
 
 const char* backend_devices() { return "cpu only"; }
 
-std::unique_ptr<StepBackend> make_backend(at::Device device) { return std::make_unique<CudaStep>(device); }
+std::unique_ptr<StepBackend> make_backend(at::Device device, const UpdateRuleInfo& rule) {
+  return std::make_unique<CudaStep>(device, rule);
+}
 
-std::string launch_form(at::Device) { return cuda::choose_form(cuda::device_limits(0), 1000).description; }
+std::string launch_form(at::Device, const UpdateRuleInfo& rule) {
+  return cuda::choose_form(cuda::device_limits(0, rule.cuda), 1000).description;
+}
 
 bool allow_one_launch(bool allowed) { return std::exchange(cuda::one_launch_allowed, allowed); }
 

@@ -1,15 +1,18 @@
 // The whole step in one cooperative launch: one block on each multiprocessor, gradients parked on the chip between the
 // two phases, one grid barrier.
 //
-// Bytes of device memory for an element, with P and G the bytes of a stored parameter and gradient:
-//     2 P + G + 16        parked: 28 for float32, 22 for 16-bit parameters and gradients
-//     2 P + 2 G + 16      read twice: 32 and 24; what is still in the L2 cache costs nothing the second time
-// and 8 more with amsgrad; 8 less with bfloat16 moments; with a float32 master P is 4, and 2 more for the rounded
+// Bytes of device memory for an element, with P and G the bytes of a stored parameter and gradient
+// and M the float32 moments that its update uses:
+//     2 P + G + 8 M       parked: with two moments, as Adam's, 28 for float32, 22 for 16-bit parameters and gradients
+//     2 P + 2 G + 8 M     read twice: 32 and 24; what is still in the L2 cache costs nothing the second time
+// and half of what moments take with bfloat16 moments; with a float32 master P is 4, and 2 more for the rounded
 // parameter; with a compensation twice its bytes, 4, more. Nothing more where updates are tracked, for which a second
 // grid barrier is crossed. Beside that, for a piece of 512 elements, its place (8) is read in both phases and its sums
 // (16) are written and read; a chunk's sums (32) are written and then read by every block, from the L2 cache.
-#include "cuda/adam_step.cuh"
-#include "cuda/launch.cuh"
+#pragma once
+
+#include "cuda/two_launch_step.cuh"
+#include "cuda/write_updates.cuh"
 
 namespace gradops::cuda {
 
@@ -24,45 +27,43 @@ GRADOPS_DEVICE float4* parking_place(SharedState& shared) {
 template <bool kExtras>
 constexpr int kSlotsInRegisters = kExtras ? kRegisterSlots - 4 : kRegisterSlots;
 
-template <class Args, bool kExtras>
+template <class Rule, class Args, bool kExtras>
 __global__ void __launch_bounds__(kThreads, 1) one_pass_step_kernel(const Args __grid_constant__ args) {
   GRADOPS_DYNAMIC_SHARED(float4, memory);
   SharedState& shared = *reinterpret_cast<SharedState*>(memory);
   const Call call(args);
   const BlockShare share(args.step.table);
   Parking<kSlotsInRegisters<kExtras>> parking{.shared = parking_place(shared), .shared_slots = args.step.shared_slots};
-  plan_rows(call, shared.scratch);
+  plan_rows<Rule>(call, shared.scratch);
   measure(call, share, parking);
   cooperative_groups::this_grid().sync();
-  update_phase<kExtras>(call, share, shared, parking);
+  decide_by_block(call, shared);
+  if (caps_by_grads<Rule>(args.step) && !shared.decision.skip) {
+    plan_rows_by_grads<Rule>(call, shared.decision, shared.scratch);
+    cooperative_groups::this_grid().sync();
+  }
+  carry_out<Rule, kExtras>(call, share, shared, parking);
   if (kExtras && args.step.rules.track_updates) {
     cooperative_groups::this_grid().sync();
     write_updates(call, shared.decision.skip, shared.scratch);
   }
 }
 
-namespace {
-
-template <class Args>
-bool fits(size_t rows, size_t groups) {
-  return rows <= Args::kMaxGrads && groups <= Args::kMaxGroups;
-}
-
-template <class Args>
+template <class Rule, class Args>
 void launch_one(const LaunchForm& form, const StepCall& call, Stream stream) {
-  const auto kernel = call.args.has_extras() ? one_pass_step_kernel<Args, true> : one_pass_step_kernel<Args, false>;
+  const auto kernel =
+      call.args.has_extras() ? one_pass_step_kernel<Rule, Args, true> : one_pass_step_kernel<Rule, Args, false>;
   launch("one_pass_step", kernel, form.blocks, form.shared_bytes, true, stream, call.packed<Args>(form.shared_slots));
 }
 
-}  // namespace
-
 #ifndef GRADOPS_EMULATE
+template <class Rule>
 int make_one_pass_ready(int64_t shared_limit) {
   int resident = 2;
-  for (const void* kernel : {reinterpret_cast<const void*>(one_pass_step_kernel<SmallArgs, false>),
-                             reinterpret_cast<const void*>(one_pass_step_kernel<LargeArgs, false>),
-                             reinterpret_cast<const void*>(one_pass_step_kernel<SmallArgs, true>),
-                             reinterpret_cast<const void*>(one_pass_step_kernel<LargeArgs, true>)}) {
+  for (const void* kernel : {reinterpret_cast<const void*>(one_pass_step_kernel<Rule, SmallArgs, false>),
+                             reinterpret_cast<const void*>(one_pass_step_kernel<Rule, LargeArgs, false>),
+                             reinterpret_cast<const void*>(one_pass_step_kernel<Rule, SmallArgs, true>),
+                             reinterpret_cast<const void*>(one_pass_step_kernel<Rule, LargeArgs, true>)}) {
     const int bytes = static_cast<int>(shared_bytes(shared_slots(shared_limit)));
     int blocks = 0;
     const bool fits_at_all =
@@ -76,19 +77,16 @@ int make_one_pass_ready(int64_t shared_limit) {
 }
 #endif
 
-bool travels_inline(const LaunchForm& form, size_t rows, size_t groups) {
-  return fits<SmallArgs>(rows, groups) || (form.one_launch && form.large_params && fits<LargeArgs>(rows, groups));
-}
-
+template <class Rule>
 void one_pass_step(const LaunchForm& form, const StepCall& call, Stream stream) {
   if (!travels_inline(form, call.inline_rows(), call.inline_groups())) {
     throw std::invalid_argument("gradops: " + std::to_string(call.inline_rows()) + " gradients and " +
                                 std::to_string(call.inline_groups()) + " param groups do not fit into the parameters " +
                                 "of a kernel; give them as device arrays");
   }
-  if (!form.one_launch) return two_launch_step(form, call, stream);
-  if (fits<SmallArgs>(call.inline_rows(), call.inline_groups())) return launch_one<SmallArgs>(form, call, stream);
-  launch_one<LargeArgs>(form, call, stream);
+  if (!form.one_launch) return two_launch_step<Rule>(form, call, stream);
+  if (fits<SmallArgs>(call.inline_rows(), call.inline_groups())) return launch_one<Rule, SmallArgs>(form, call, stream);
+  launch_one<Rule, LargeArgs>(form, call, stream);
 }
 
 }  // namespace gradops::cuda

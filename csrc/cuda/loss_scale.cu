@@ -1,0 +1,21 @@
+// The loss scale's move, alone.
+#include "math/loss_scale.h"
+
+#include "cuda/launch.cuh"
+
+namespace gradops::cuda {
+
+__global__ void update_loss_scale_kernel(float* scale, int64_t* growth_tracker, const float* found_inf,
+                                         const LossScaleRule rule) {
+  if (threadIdx.x != 0) return;
+  const LossScaleState next = next_loss_scale({load(scale), load(growth_tracker)}, rule, load(found_inf) != 0.0f);
+  store(scale, next.scale);
+  store(growth_tracker, next.growth_tracker);
+}
+
+void update_loss_scale(float* scale, int64_t* growth_tracker, const float* found_inf, const LossScaleRule& rule,
+                       Stream stream) {
+  launch("update_loss_scale", update_loss_scale_kernel, 1, 0, false, stream, scale, growth_tracker, found_inf, rule);
+}
+
+}  // namespace gradops::cuda

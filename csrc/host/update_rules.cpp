@@ -1,0 +1,51 @@
+#include "host/update_rules.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "math/rules/adam.h"
+#if defined(GRADOPS_WITH_CUDA) || defined(GRADOPS_EMULATE)
+#define GRADOPS_HAS_KERNELS
+#include "cuda/launch.h"
+#endif
+
+namespace gradops {
+
+namespace {
+
+template <UpdateRule Rule>
+UpdateRuleInfo info_of(const char* name) {
+  using Hyper = typename Rule::Hyper;
+  UpdateRuleInfo info;
+  info.name = name;
+  info.moments = Rule::kMoments;
+  info.hypers = sizeof(Hyper) / sizeof(double);
+  info.scale_free = Rule::kScaleFree;
+  info.variant = [](const HyperParams& hyper) { return static_cast<int>(Rule::variant(own_numbers<Hyper>(hyper.own))); };
+  info.uses = &Rule::uses;
+  info.row_rule = &row_rule<Rule>;
+  info.update_chunk = &cpu::update_chunk<Rule>;
+#ifdef GRADOPS_HAS_KERNELS
+  info.cuda = &cuda::kernels_of<Rule>();
+#else
+  info.cuda = nullptr;
+#endif
+  return info;
+}
+
+// A new rule has a line here, and its files.
+const UpdateRuleInfo kRules[] = {
+    info_of<Adam>("adam"),
+};
+
+}  // namespace
+
+std::span<const UpdateRuleInfo> update_rules() { return kRules; }
+
+const UpdateRuleInfo& update_rule(const std::string& name) {
+  const auto* found = std::find_if(std::begin(kRules), std::end(kRules), [&](const auto& rule) { return name == rule.name; });
+  if (found == std::end(kRules)) throw std::invalid_argument("gradops: this build has no update rule '" + name + "'");
+  return *found;
+}
+
+}  // namespace gradops
