@@ -36,7 +36,6 @@ from gradops.torch_before_2_7 import annotate_before_2_7
 _WRITTEN = {
     "grad_stats": (),
     "_update_": ("params", "moments", "steps"),
-    "adam_step_": ("params", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "steps"),
     "clip_grad_norm_": ("grads",),
     "unscale_": ("grads",),
     "update_loss_scale_": ("scale", "growth_tracker"),
@@ -59,15 +58,57 @@ def _for_kernels_dtypes(operator: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
+def adam_step_(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    max_exp_avg_sqs: list[Tensor],
+    steps: list[Tensor],
+    lr: Tensor,
+    *,
+    grad_scale: Tensor | None = None,
+    clip_coef: Tensor | None = None,
+    found_inf: Tensor | None = None,
+    clip_value: float | None = None,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    decoupled: bool = False,
+    maximize: bool = False,
+    l1: float = 0.0,
+) -> None:
+    """The operator for Adam that people know: a door to `_update_`."""
+    moments = {"exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, "max_exp_avg_sqs": max_exp_avg_sqs or params}
+    for name, tensors in moments.items():
+        if len(tensors) != len(params):
+            raise ValueError(f"{name} must have one tensor a parameter, {len(params)}, got {len(tensors)}")
+    torch.ops.gradops._update_(
+        "adam", params, grads, [*exp_avgs, *exp_avg_sqs, *max_exp_avg_sqs], steps, lr,
+        hyper=[beta1, beta2, eps, float(bool(max_exp_avg_sqs))], grad_scale=grad_scale, clip_coef=clip_coef,
+        found_inf=found_inf, clip_value=clip_value, weight_decay=weight_decay, decoupled=decoupled, maximize=maximize,
+        l1=l1,
+    )  # fmt: skip
+
+
 # Kept, since the operators vanish with it.
 _library = torch.library.Library("gradops", "FRAGMENT")
+
+
+def _define(name: str, kernel: Callable[..., Any], written: tuple[str, ...]) -> None:
+    """The operator, unless the native code has defined it, for every device that has no kernel of its own."""
+    if not hasattr(torch.ops.gradops, name):
+        schema = torch.library.infer_schema(annotate_before_2_7(kernel), mutates_args=written)
+        _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(name, kernel, "CompositeExplicitAutograd")
+
+
 for _name, _written in _WRITTEN.items():
-    _kernel = _for_kernels_dtypes(getattr(activations if _name == "activation_stats" else torch_ops, _name))
-    if not hasattr(torch.ops.gradops, _name):  # by the native code
-        _schema = torch.library.infer_schema(annotate_before_2_7(_kernel), mutates_args=_written)
-        _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
-    # For every device that has no kernel of its own.
-    _library.impl(_name, _kernel, "CompositeExplicitAutograd")
+    _define(
+        _name, _for_kernels_dtypes(getattr(activations if _name == "activation_stats" else torch_ops, _name)), _written
+    )
+_define("adam_step_", adam_step_, ("params", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "steps"))
 
 
 def _scalar(beside: list[Tensor]) -> Tensor:

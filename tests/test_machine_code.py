@@ -36,7 +36,7 @@ PLANTED = {
 SOURCES = sorted((toolchain.ROOT / "csrc" / "cuda").rglob("*.cu"))
 COMPILED = [(source, arch) for source in SOURCES for arch in toolchain.ARCHS]
 # Work of a row or of a step only.
-WITHOUT_ELEMENTS = ("plan_rows_kernel", "update_loss_scale_kernel", "write_updates_kernel", "decide_units_kernel")
+WITHOUT_ELEMENTS = ("plan_rows", "update_loss_scale_kernel", "write_updates_kernel", "decide_units_kernel")
 BUILT_HERE = [f"{source.stem}-sm_{arch}" for source, arch in COMPILED]
 
 
@@ -98,7 +98,7 @@ def test_loops_branches_and_subroutines_of_a_listing():
 
 def test_a_gate_does_not_look_for_a_function_that_is_gone():
     with pytest.raises(LookupError, match="no_such_rule"):
-        gates.lines_of("csrc/math/adam_step.h", ("adam_update", "no_such_rule"))
+        gates.lines_of("csrc/math/rules/adam.h", ("update", "no_such_rule"))
 
 
 @pytest.mark.parametrize("arch", toolchain.ARCHS)
@@ -150,15 +150,15 @@ def test_a_step_reads_and_writes_its_elements_in_a_loop_that_the_gates_see(sourc
         assert bool(loops) != is_without_elements(name), name
         stores = any(
             updating in name
-            for updating in ("one_pass_step", "update_kernel", "update_units", "adam_step", "scale_grads")
+            for updating in ("one_pass_step", "update_kernel", "update_units", "update_alone", "scale_grads")
         )
         assert any(i.is_store and i.bits == 128 for loop in loops for i in loop) or not stores, name
 
 
 # In the kernels themselves: where, what is replaced by what, and the gate that must see it.
 FAULTS = {
-    "half_the_registers": ("cuda/one_pass_step.cu", "(kThreads, 1)", "(kThreads, 3)", "no_local_memory"),
-    "float64_denominator": ("math/adam_step.h", "sqrtf(second_moment)", "sqrt(1.0 * second_moment)", "element_code"),
+    "half_the_registers": ("cuda/one_pass_step.cuh", "(kThreads, 1)", "(kThreads, 3)", "no_local_memory"),
+    "float64_denominator": ("math/rules/adam.h", "sqrtf(second_moment)", "sqrt(1.0 * second_moment)", "element_code"),
     "no_tensor_is_aligned": ("cuda/vec.cuh", "bool aligned =", "bool aligned = false &&", "vector_accesses"),
     "float16_is_scalar": (
         *("cuda/vec.cuh", "load_contiguous<Dtype::kFloat16, kHalves>(from, half, lanes, policy, x)"),
@@ -175,7 +175,7 @@ def test_a_fault_in_the_kernels_is_caught(fault, tmp_path):
     text = (csrc / name).read_text()
     assert old in text
     (csrc / name).write_text(text.replace(old, new))
-    cubin = toolchain.compile_cubin(csrc / "cuda" / "one_pass_step.cu", "100", csrc)
+    cubin = toolchain.compile_cubin(csrc / "cuda" / "rules" / "adam.cu", "100", csrc)
     assert f"{gate}: " in "\n".join(complain(cubin, "100"))
 
 

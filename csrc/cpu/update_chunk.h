@@ -23,8 +23,7 @@ GRADOPS_HD void update_values(const ChunkValues& chunk, int64_t n, const StepDec
     if constexpr (has(0)) moments[0] = moment0[i];
     if constexpr (has(1)) moments[1] = moment1[i];
     if constexpr (has(2)) moments[2] = moment2[i];
-    const float after =
-        update_element<Rule, kVariant, kDecay, kL1>(before, grad[i], moments, decision, rule, coefs);
+    const float after = update_element<Rule, kVariant, kDecay, kL1>(before, grad[i], moments, decision, rule, coefs);
     param[i] = after;
     if constexpr (has(0)) moment0[i] = moments[0];
     if constexpr (has(1)) moment1[i] = moments[1];

@@ -48,8 +48,8 @@ constexpr int64_t shared_bytes(int32_t slots) { return kSharedStateBytes + slots
 
 struct RuleKernels;
 
-// Of the current device. Makes the rule's kernels ready for the launches that the answer allows; without a rule there is
-// none over the whole grid.
+// Of the current device. Makes the rule's kernels ready for the launches that the answer allows; without a rule there
+// is none over the whole grid.
 DeviceLimits device_limits(int device, const RuleKernels* kernels);
 
 // Whether what is launched on the stream goes into a graph.

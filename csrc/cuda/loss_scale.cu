@@ -1,7 +1,6 @@
 // The loss scale's move, alone.
-#include "math/loss_scale.h"
-
 #include "cuda/launch.cuh"
+#include "math/loss_scale.h"
 
 namespace gradops::cuda {
 

@@ -32,8 +32,8 @@ GRADOPS_DEVICE void plan_row(const Call& call, int32_t index, double lr_factor, 
   store_struct(call.step.work.row_rules + index, rule);
 }
 
-// All rows, unless plan_rows_by_grads follows. It depends on nothing that the gradients decide, so it is done while they
-// are on their way.
+// All rows, unless plan_rows_by_grads follows. It depends on nothing that the gradients decide, so it is done while
+// they are on their way.
 template <class Rule>
 GRADOPS_DEVICE void plan_rows(const Call& call, GradStats (&scratch)[kWarps]) {
   if (caps_by_grads<Rule>(call.step)) return;

@@ -24,8 +24,8 @@ constexpr int kWarps = kThreads / 32;
 constexpr int kPiece = 512;
 constexpr int kPiecesPerChunk = 16;
 
-// A tensor in device memory. A layout is a device array: the number of dimensions, then size and stride (in elements) of
-// each, outermost first.
+// A tensor in device memory. A layout is a device array: the number of dimensions, then size and stride (in elements)
+// of each, outermost first.
 using View = gradops::View<int64_t>;
 
 struct TensorRow {

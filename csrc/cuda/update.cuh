@@ -14,32 +14,39 @@ GRADOPS_DEVICE void update_vectors(const UpdatedTensors<Rule, kExtras>& of, int 
   float (&param)[8] = updated.param;
   float moments[Rule::kMoments][8] = {};
   load_half(of.param, half, lanes, param);
-#pragma unroll
-  for (int m = 0; m < Rule::kMoments; ++m) {
-    if (Rule::uses(kVariant, m)) load_half(of.moments[m], half, lanes, moments[m]);
-  }
+  for_each_moment<Rule, kVariant>([&](auto m) { load_half(of.moments[m.value], half, lanes, moments[m.value]); });
 #pragma unroll
   for (int i = 0; i < 8; ++i) updated.moved[i] = param[i];
   if (of.compensated) add_compensation(of.compensation(), half, lanes, param);
   float left[8];
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    float moment[Rule::kMoments];
-#pragma unroll
-    for (int m = 0; m < Rule::kMoments; ++m) moment[m] = moments[m][i];
+    float moment[Rule::kMoments] = {};
+    for_each_moment<Rule, kVariant>([&](auto m) { moment[m.value] = moments[m.value][i]; });
     const float after = update_element<Rule, kVariant, kDecay>(param[i], grad[i], moment, decision, rule, coefs);
     param[i] = as_stored(after, of.param.view.dtype);
     left[i] = left_by_rounding(after, param[i]);
     updated.moved[i] = param[i] - updated.moved[i];
-#pragma unroll
-    for (int m = 0; m < Rule::kMoments; ++m) moments[m][i] = moment[m];
+    for_each_moment<Rule, kVariant>([&](auto m) { moments[m.value][i] = moment[m.value]; });
   }
   store_half(of.param, half, lanes, param);
   if (of.compensated) store_compensation(of.compensation(), half, lanes, left);
-#pragma unroll
-  for (int m = 0; m < Rule::kMoments; ++m) {
-    if (Rule::uses(kVariant, m)) store_half(of.moments[m], half, lanes, moments[m]);
+  for_each_moment<Rule, kVariant>([&](auto m) { store_half(of.moments[m.value], half, lanes, moments[m.value]); });
+}
+
+// One element, whatever the row's kind of decay and variant.
+template <class Rule>
+GRADOPS_DEVICE float update_any(float param, float grad, float (&moments)[Rule::kMoments], const StepDecision& decision,
+                                const RowRule& rule) {
+  const auto coefs = own_numbers<typename Rule::Coefs>(rule.own);
+  if (rule.decay_kind == WeightDecay::kDecoupled) {
+    return with_variant<Rule>(rule.variant, [&](auto variant) {
+      return update_element<Rule, variant.value, WeightDecay::kDecoupled>(param, grad, moments, decision, rule, coefs);
+    });
   }
+  return with_variant<Rule>(rule.variant, [&](auto variant) {
+    return update_element<Rule, variant.value, WeightDecay::kL2>(param, grad, moments, decision, rule, coefs);
+  });
 }
 
 // One element after the other, for what is strided, misaligned or an odd tail.
@@ -47,31 +54,28 @@ template <class Rule, bool kExtras>
 GRADOPS_DEVICE void update_elements(const UpdatedTensors<Rule, kExtras>& of, int half, const Lanes& lanes,
                                     const float (&grad)[8], const StepDecision& decision, const RowRule& rule,
                                     Updated& updated) {
-  const auto coefs = own_numbers<typename Rule::Coefs>(rule.own);
 #pragma unroll 1
   for (int i = 0; i < 8; ++i) {
     const int32_t element = lanes.element(2 * half + i / 4) + i % 4;
     if (element >= of.param.n) continue;
     const int64_t param_at = of.param.place(element);
     int64_t moment_at[Rule::kMoments];
+#pragma unroll
+    for (int m = 0; m < Rule::kMoments; ++m) {
+      moment_at[m] = Rule::uses(rule.variant, m) ? of.moments[m].place(element) : 0;
+    }
+    const float before = of.param.load_at(param_at);
     float moment[Rule::kMoments];
 #pragma unroll
     for (int m = 0; m < Rule::kMoments; ++m) {
-      const bool used = Rule::uses(rule.variant, m);
-      moment_at[m] = used ? of.moments[m].place(element) : 0;
-      moment[m] = used ? of.moments[m].load_at(moment_at[m]) : 0.0f;
+      moment[m] = Rule::uses(rule.variant, m) ? of.moments[m].load_at(moment_at[m]) : 0.0f;
     }
-    const float before = of.param.load_at(param_at);
     float param = before;
     if (of.compensated) param += of.compensation().load_at(of.compensation().place(element));
     float value = 0.0f;
 #pragma unroll
     for (int j = 0; j < 8; ++j) value = i == j ? grad[j] : value;
-    param = with_variant<Rule>(rule.variant, [&](auto variant) {
-      return rule.decay_kind == WeightDecay::kDecoupled
-                 ? update_element<Rule, variant.value, WeightDecay::kDecoupled>(param, value, moment, decision, rule, coefs)
-                 : update_element<Rule, variant.value, WeightDecay::kL2>(param, value, moment, decision, rule, coefs);
-    });
+    param = update_any<Rule>(param, value, moment, decision, rule);
     const float stored = as_stored(param, of.param.view.dtype);
     of.param.store_at(param_at, param);
     if (of.compensated) {
@@ -95,13 +99,15 @@ GRADOPS_DEVICE void update_half(const PieceAt& piece, int half, const Lanes& lan
                                 const StepDecision& decision, const RowRule& rule, Updated& updated) {
   const UpdatedTensors<Rule, kExtras> of(piece);
   if (!of.in_vectors()) return update_elements(of, half, lanes, grad, decision, rule, updated);
-  with_variant<Rule>(rule.variant, [&](auto variant) {
-    if (rule.decay_kind == WeightDecay::kDecoupled) {
+  if (rule.decay_kind == WeightDecay::kDecoupled) {
+    with_variant<Rule>(rule.variant, [&](auto variant) {
       update_vectors<Rule, variant.value, WeightDecay::kDecoupled>(of, half, lanes, grad, decision, rule, updated);
-    } else {
+    });
+  } else {
+    with_variant<Rule>(rule.variant, [&](auto variant) {
       update_vectors<Rule, variant.value, WeightDecay::kL2>(of, half, lanes, grad, decision, rule, updated);
-    }
-  });
+    });
+  }
 }
 
 // The statistics of a piece of parameters, from what the update kept of it or, rarely, by reading it back.

@@ -30,10 +30,12 @@ struct UpdatedTensors {
 
   // A missing moment has address 0, which is aligned.
   GRADOPS_DEVICE bool in_vectors() const {
-    bool all = param.in_vectors();
+    if (!param.in_vectors()) return false;
 #pragma unroll
-    for (int m = 0; m < Rule::kMoments; ++m) all = all && moments[m].in_vectors();
-    return all && (!compensated || compensation().in_vectors());
+    for (int m = 0; m < Rule::kMoments; ++m) {
+      if (!moments[m].in_vectors()) return false;
+    }
+    return !compensated || compensation().in_vectors();
   }
 };
 

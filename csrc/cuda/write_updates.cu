@@ -1,8 +1,7 @@
 // The last launch of a step that is not one, where updates are tracked.
-#include "cuda/write_updates.cuh"
-
 #include "cuda/decide.cuh"
 #include "cuda/launch.cuh"
+#include "cuda/write_updates.cuh"
 
 namespace gradops::cuda {
 

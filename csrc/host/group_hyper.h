@@ -13,7 +13,7 @@ namespace gradops {
 
 // A value of a group: `key`, or an item of the sequence under it.
 struct GroupKey {
-  PyObject* key;        // interned, and never freed
+  PyObject* key;  // interned, and never freed
   Py_ssize_t item = -1;
 
   // "betas.0" is the first of betas.

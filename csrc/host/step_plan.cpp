@@ -189,8 +189,8 @@ void StepPlan::refresh() {
 void StepPlan::set_views(int64_t row, const HyperParams& hyper) {
   rows_[row].set_views(views_[row], [&](int moment) {
     const bool used = moment < rule_.moments && rule_.uses(hyper.variant, moment);
-    TORCH_CHECK(!used || rows_[row].has_moment(moment), "gradops: ", moments_[moment].because,
-                ", but the state of '", rows_[row].name(), "' has no ", moments_[moment].name);
+    TORCH_CHECK(!used || rows_[row].has_moment(moment), "gradops: ", moments_[moment].because, ", but the state of '",
+                rows_[row].name(), "' has no ", moments_[moment].name);
     return used;
   });
 }

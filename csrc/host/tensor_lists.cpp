@@ -38,7 +38,8 @@ TensorLists UpdateLists::rows(const UpdateRuleInfo& rule, int variant) const {
                     used * params.size(), ", got ", moments.size());
   for (int moment = 0, begin = 0; moment < rule.moments; ++moment) {
     if (!rule.uses(variant, moment)) continue;
-    rows.set(moment_slot(moment), moments.slice(begin, params.size()), "moments", true);
+    const std::string role = "moment " + std::to_string(moment);
+    rows.set(moment_slot(moment), moments.slice(begin, params.size()), role.c_str(), true);
     begin += static_cast<int>(params.size());
   }
   TORCH_CHECK_VALUE(steps.size() == params.size(), "steps must have one tensor a parameter, ", params.size(), ", got ",

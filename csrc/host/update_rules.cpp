@@ -21,7 +21,9 @@ UpdateRuleInfo info_of(const char* name) {
   info.moments = Rule::kMoments;
   info.hypers = sizeof(Hyper) / sizeof(double);
   info.scale_free = Rule::kScaleFree;
-  info.variant = [](const HyperParams& hyper) { return static_cast<int>(Rule::variant(own_numbers<Hyper>(hyper.own))); };
+  info.variant = [](const HyperParams& hyper) {
+    return static_cast<int>(Rule::variant(own_numbers<Hyper>(hyper.own)));
+  };
   info.uses = &Rule::uses;
   info.row_rule = &row_rule<Rule>;
   info.update_chunk = &cpu::update_chunk<Rule>;
@@ -43,7 +45,8 @@ const UpdateRuleInfo kRules[] = {
 std::span<const UpdateRuleInfo> update_rules() { return kRules; }
 
 const UpdateRuleInfo& update_rule(const std::string& name) {
-  const auto* found = std::find_if(std::begin(kRules), std::end(kRules), [&](const auto& rule) { return name == rule.name; });
+  const auto* found =
+      std::find_if(std::begin(kRules), std::end(kRules), [&](const auto& rule) { return name == rule.name; });
   if (found == std::end(kRules)) throw std::invalid_argument("gradops: this build has no update rule '" + name + "'");
   return *found;
 }

@@ -104,6 +104,15 @@ GRADOPS_HD double rms_per_lr(const HyperParams& hyper, double param_rms, double 
   return grad_rms + (l2 ? hyper.weight_decay * param_rms : 0.0) + hyper.l1;
 }
 
+// Calls run(Known<moment>()) for each moment that the variant uses.
+template <UpdateRule Rule, int kVariant, int kMoment = 0, class Run>
+GRADOPS_HD void for_each_moment(const Run& run) {
+  if constexpr (kMoment < Rule::kMoments) {
+    if constexpr (Rule::uses(kVariant, kMoment)) run(Known<kMoment>());
+    for_each_moment<Rule, kVariant, kMoment + 1>(run);
+  }
+}
+
 // The subgradient of l1 * |param|; 0 at 0, so that a weight that is there may stay.
 GRADOPS_HD float l1_grad(float param, float l1) { return param > 0.0f ? l1 : param < 0.0f ? -l1 : 0.0f; }
 

@@ -8,6 +8,7 @@
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
 #include "cpu/tensor_view.h"
+#include "math/rules/adam.h"
 
 using namespace gradops;
 using namespace gradops::cpu;
@@ -66,11 +67,9 @@ void every_instruction_set_gives_the_same_bits() {
     set_isa(name);
     stats.push_back(grad_stats_chunk(grad.data(), n, GradRule{0.3f, 2.0f}, NormType::kL2, 2.0f));
     std::vector<float> param = random_values(n, 1.0f, 2), m = random_values(n, 0.1f, 3), v(n, 0.01f), vmax(n, 0.02f);
-    AdamHyper hyper;
-    hyper.weight_decay = 0.1;
-    hyper.amsgrad = true;
-    adam_step_chunk({param.data(), grad.data(), m.data(), v.data(), vmax.data()}, n, StepDecision{},
-                    adam_rule(hyper, 1e-2, 3.0), WeightDecay::kL2);
+    const HyperParams hyper{.weight_decay = 0.1, .own = {0.9, 0.999, 1e-8, 1.0}, .variant = Adam::kAmsgrad};
+    update_chunk<Adam>({param.data(), grad.data(), {m.data(), v.data(), vmax.data()}}, n, StepDecision{},
+                       row_rule<Adam>(hyper, 1e-2, 3.0));
     params.push_back(param);
   }
   for (size_t i = 1; i < sets.size(); ++i) {

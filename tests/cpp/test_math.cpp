@@ -1,10 +1,10 @@
 // The rules of csrc/math, one promise each.
 #include "check.h"
-#include "math/adam_step.h"
 #include "math/agc.h"
 #include "math/decide.h"
 #include "math/loss_scale.h"
 #include "math/relative_step.h"
+#include "math/rules/adam.h"
 
 using namespace gradops;
 
@@ -87,48 +87,57 @@ void the_cap_binds_only_where_it_is_below_the_learning_rate() {
   CHECK(near(capped_lr(1.0, 2.0, 1, rule), 0.2 / 50, 1e-12));
   CHECK(near(capped_lr(1.0, 0.0, 100, rule), 0.1 * 0.01, 1e-12));
   CHECK(capped_lr(1.0, 1.0, 1, RelativeStepRule()) == 1.0);
+  CHECK(near(capped_lr(1.0, 2.0, 50, rule, 4.0), 0.05, 1e-12));
+  CHECK(capped_lr(1.0, 2.0, 50, rule, 0.0) == 1.0);
+}
+
+HyperParams adam(double weight_decay = 0.0) {
+  HyperParams hyper{.lr = 1e-3, .weight_decay = weight_decay, .own = {0.9, 0.999, 1e-8, 0.0}};
+  hyper.variant = Adam::variant(own_numbers<Adam::Hyper>(hyper.own));
+  return hyper;
+}
+
+Adam::Coefs adam_coefs(const RowRule& rule) { return own_numbers<Adam::Coefs>(rule.own); }
+
+template <WeightDecay kDecay>
+float first_adam_step(float param, float grad, float (&moments)[Adam::kMoments], const HyperParams& hyper) {
+  const RowRule rule = row_rule<Adam>(hyper, hyper.lr, 1.0);
+  return update_element<Adam, Adam::kPlain, kDecay>(param, grad, moments, StepDecision(), rule, adam_coefs(rule));
 }
 
 void constants_are_rounded_once_from_float64() {
-  AdamHyper hyper;
-  hyper.beta2 = 0.999;
-  const AdamRule rule = adam_rule(hyper, 1e-3, 1.0);
-  CHECK(rule.one_minus_beta2 == static_cast<float>(1.0 - 0.999));
-  CHECK(rule.one_minus_beta2 != 1.0f - 0.999f);
-  CHECK(near(rule.step_size, 1e-3 / (1.0 - 0.9), 1e-7));
+  const Adam::Coefs coefs = adam_coefs(row_rule<Adam>(adam(), 1e-3, 1.0));
+  CHECK(coefs.one_minus_beta2 == static_cast<float>(1.0 - 0.999));
+  CHECK(coefs.one_minus_beta2 != 1.0f - 0.999f);
+  CHECK(near(coefs.step_size, 1e-3 / (1.0 - 0.9), 1e-7));
 }
 
 void first_step_moves_by_the_learning_rate_against_the_gradient() {
-  const AdamHyper hyper;
-  const AdamRule rule = adam_rule(hyper, hyper.lr, 1.0);
-  const AdamElement start{1.0f, 0.0f, 0.0f, 0.0f};
-  const AdamElement moved = adam_update<WeightDecay::kL2, false>(start, 5.0f, StepDecision(), rule);
-  CHECK(near(moved.param, 1.0 - 1e-3, 1e-6));
-  CHECK(near(moved.exp_avg, 0.5, 1e-6) && near(moved.exp_avg_sq, 0.025, 1e-6));
-  AdamHyper maximize;
+  float moments[Adam::kMoments] = {};
+  CHECK(near(first_adam_step<WeightDecay::kL2>(1.0f, 5.0f, moments, adam()), 1.0 - 1e-3, 1e-6));
+  CHECK(near(moments[Adam::kExpAvg], 0.5, 1e-6) && near(moments[Adam::kExpAvgSq], 0.025, 1e-6));
+  HyperParams maximize = adam();
   maximize.maximize = true;
-  const AdamElement up =
-      adam_update<WeightDecay::kL2, false>(start, 5.0f, StepDecision(), adam_rule(maximize, hyper.lr, 1.0));
-  CHECK(near(up.param, 1.0 + 1e-3, 1e-6));
+  float fresh[Adam::kMoments] = {};
+  CHECK(near(first_adam_step<WeightDecay::kL2>(1.0f, 5.0f, fresh, maximize), 1.0 + 1e-3, 1e-6));
 }
 
 void decoupled_decay_leaves_the_moments_alone_and_l2_does_not() {
-  AdamHyper hyper;
-  hyper.weight_decay = 0.1;
-  const AdamElement start{2.0f, 0.0f, 0.0f, 0.0f};
-  const AdamElement l2 = adam_update<WeightDecay::kL2, false>(start, 0.0f, StepDecision(), adam_rule(hyper, 1e-3, 1.0));
-  CHECK(near(l2.exp_avg, 0.1 * 0.2, 1e-6));
+  HyperParams hyper = adam(0.1);
+  float moments[Adam::kMoments] = {};
+  first_adam_step<WeightDecay::kL2>(2.0f, 0.0f, moments, hyper);
+  CHECK(near(moments[Adam::kExpAvg], 0.1 * 0.2, 1e-6));
   hyper.decay_kind = WeightDecay::kDecoupled;
-  const AdamElement decoupled =
-      adam_update<WeightDecay::kDecoupled, false>(start, 0.0f, StepDecision(), adam_rule(hyper, 1e-3, 1.0));
-  CHECK(decoupled.exp_avg == 0.0f && near(decoupled.param, 2.0 * (1.0 - 1e-4), 1e-7));
+  float fresh[Adam::kMoments] = {};
+  const float decayed = first_adam_step<WeightDecay::kDecoupled>(2.0f, 0.0f, fresh, hyper);
+  CHECK(fresh[Adam::kExpAvg] == 0.0f && near(decayed, 2.0 * (1.0 - 1e-4), 1e-7));
 }
 
 void first_moment_starts_where_more_weight_is() {
-  CHECK(lerp(30.0f, 0.0144f, exp_avg_coef(0.0)) == 0.0144f);
-  CHECK(lerp(0.0144f, 30.0f, exp_avg_coef(1.0 - 1e-12)) == 0.0144f);
-  CHECK(exp_avg_coef(0.5) == -0.5f && exp_avg_coef(0.75) == 0.25f);
-  CHECK(near(lerp(4.0f, -2.0f, exp_avg_coef(0.25)), -0.5, 1e-7));
+  CHECK(Adam::lerp(30.0f, 0.0144f, Adam::exp_avg_coef(0.0)) == 0.0144f);
+  CHECK(Adam::lerp(0.0144f, 30.0f, Adam::exp_avg_coef(1.0 - 1e-12)) == 0.0144f);
+  CHECK(Adam::exp_avg_coef(0.5) == -0.5f && Adam::exp_avg_coef(0.75) == 0.25f);
+  CHECK(near(Adam::lerp(4.0f, -2.0f, Adam::exp_avg_coef(0.25)), -0.5, 1e-7));
 }
 
 void a_units_gradient_is_clipped_to_its_share_of_the_weights() {

@@ -203,7 +203,7 @@ def test_a_compensation_costs_one_read_and_one_write_of_it(lib, dtype):
 
 
 def element_bytes(report):
-    names = ["param", "master", "compensation", "grad", *optimizer.rule.moment_names]
+    names = ["param", "master", "compensation", "grad", *gradops.AdamW.rule.moment_names]
     traffic = [report.traffic[name] for name in names if name in report.traffic]
     return sum(t.load_bytes + t.store_bytes for t in traffic)
 

@@ -1,7 +1,7 @@
 // One kernel as it should be and, after it, the same with one fault each: every gate must catch its own.
 #include <cstdint>
 
-#include "math/adam_step.h"
+#include "math/rules/adam.h"
 
 using namespace gradops;
 
@@ -21,7 +21,7 @@ struct alignas(16) Vec {
 // Everything that an update needs to know.
 struct Rules {
   StepDecision decision;
-  AdamRule adam;
+  RowRule row;
 };
 
 __device__ Vec load(const float* array, int64_t i) { return reinterpret_cast<const Vec*>(array)[i]; }
@@ -33,17 +33,23 @@ __device__ void store_one_by_one(float* array, int64_t i, Vec vec) {
   for (int lane = 0; lane < 4; ++lane) array[4 * i + lane + 1] = vec.value[lane];
 }
 
+__device__ float updated(float param, float grad, float& exp_avg, float& exp_avg_sq, const Rules& rules) {
+  float moments[Adam::kMoments] = {exp_avg, exp_avg_sq};
+  const auto coefs = own_numbers<Adam::Coefs>(rules.row.own);
+  param = update_element<Adam, Adam::kPlain, WeightDecay::kDecoupled>(param, grad, moments, rules.decision, rules.row,
+                                                                      coefs);
+  exp_avg = moments[0];
+  exp_avg_sq = moments[1];
+  return param;
+}
+
 template <void (*kStore)(float*, int64_t, Vec) = store, typename Real = float>
 __device__ float update(const Arrays& a, int64_t i, Vec grad, const Rules& rules, Real factor = 1) {
   Vec param = load(a.param, i), exp_avg = load(a.exp_avg, i), exp_avg_sq = load(a.exp_avg_sq, i);
 #pragma unroll
   for (int lane = 0; lane < 4; ++lane) {
     const float scaled = static_cast<float>(grad.value[lane] * factor);
-    const AdamElement e = adam_update<WeightDecay::kDecoupled, false>(
-        {param.value[lane], exp_avg.value[lane], exp_avg_sq.value[lane], 0.0f}, scaled, rules.decision, rules.adam);
-    param.value[lane] = e.param;
-    exp_avg.value[lane] = e.exp_avg;
-    exp_avg_sq.value[lane] = e.exp_avg_sq;
+    param.value[lane] = updated(param.value[lane], scaled, exp_avg.value[lane], exp_avg_sq.value[lane], rules);
   }
   kStore(a.param, i, param);
   kStore(a.exp_avg, i, exp_avg);
@@ -70,8 +76,8 @@ __device__ void park_and_update(const Arrays& a, const Rules& rules, int rotatio
 #define FOR_EACH(i, n) for (int64_t i = threadIdx.x; i < n; i += kThreads)
 
 // float64 once a launch, outside the loop, is right.
-KERNEL(good_kernel)(Arrays a, int64_t vecs, StepDecision decision, AdamHyper hyper, double step) {
-  const Rules rules{decision, adam_rule(hyper, hyper.lr, step)};
+KERNEL(good_kernel)(Arrays a, int64_t vecs, StepDecision decision, HyperParams hyper, double step) {
+  const Rules rules{decision, row_rule<Adam>(hyper, hyper.lr, step)};
   FOR_EACH(i, vecs) update(a, i, load(a.grad, i), rules);
 }
 
@@ -115,11 +121,10 @@ KERNEL(double_call_kernel)(Arrays a, int64_t vecs, Rules rules, double half) {
 
 KERNEL(scalar_kernel)(Arrays a, int64_t n, Rules rules) {
   FOR_EACH(i, n) {
-    const AdamElement e = adam_update<WeightDecay::kDecoupled, false>({a.param[i], a.exp_avg[i], a.exp_avg_sq[i], 0.0f},
-                                                                      a.grad[i], rules.decision, rules.adam);
-    a.param[i] = e.param;
-    a.exp_avg[i] = e.exp_avg;
-    a.exp_avg_sq[i] = e.exp_avg_sq;
+    float exp_avg = a.exp_avg[i], exp_avg_sq = a.exp_avg_sq[i];
+    a.param[i] = updated(a.param[i], a.grad[i], exp_avg, exp_avg_sq, rules);
+    a.exp_avg[i] = exp_avg;
+    a.exp_avg_sq[i] = exp_avg_sq;
   }
 }
 

@@ -60,7 +60,8 @@ bool DeviceRows::link(std::vector<cuda::TensorRow> rows, std::span<const cpu::Te
   for (const int64_t i : taking_part) {
     const cpu::TensorRow& view = views[i];
     cuda::TensorRow& row = rows[i];
-    for (int slot = 0; slot < kSlots; ++slot) row.views[slot] = {view.views[slot].data, nullptr, view.views[slot].dtype};
+    for (int slot = 0; slot < kSlots; ++slot)
+      row.views[slot] = {view.views[slot].data, nullptr, view.views[slot].dtype};
     row[kGrad].data = nullptr;  // it comes with each step
     row.numel = view.numel;
   }

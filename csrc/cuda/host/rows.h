@@ -31,7 +31,8 @@ class DeviceRows {
   // Every row, as the device has it; one that never took part is empty. Their `grad.data` is null.
   const std::vector<cuda::TensorRow>& rows() const { return rows_; }
 
-  // Makes the tables those of `rows`, whose tensors come from `views` for the rows that take part. Whether work was cut anew: what earlier steps have gathered in work().param_sums is gone then.
+  // Makes the tables those of `rows`, whose tensors come from `views` for the rows that take part. Whether work was cut
+  // anew: what earlier steps have gathered in work().param_sums is gone then.
   bool link(std::vector<cuda::TensorRow> rows, std::span<const cpu::TensorRow> views,
             std::span<const int64_t> taking_part);
 

@@ -1,5 +1,4 @@
-#include "math/rules/adam.h"
-
 #include "cuda/rule_kernels.cuh"
+#include "math/rules/adam.h"
 
 template const gradops::cuda::RuleKernels& gradops::cuda::kernels_of<gradops::Adam>();

@@ -77,40 +77,6 @@ def grad_stats(
     return _told(every.norm, grads), _told(norms, grads), _told(abs_max, grads), nonfinite
 
 
-def adam_step_(
-    params: list[Tensor],
-    grads: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    max_exp_avg_sqs: list[Tensor],
-    steps: list[Tensor],
-    lr: Tensor,
-    *,
-    grad_scale: Tensor | None = None,
-    clip_coef: Tensor | None = None,
-    found_inf: Tensor | None = None,
-    clip_value: float | None = None,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-    decoupled: bool = False,
-    maximize: bool = False,
-    l1: float = 0.0,
-) -> None:
-    moments = {"exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
-    if max_exp_avg_sqs:
-        moments["max_exp_avg_sqs"] = max_exp_avg_sqs
-    for name, tensors in moments.items():
-        _check(tensors, name, writable=True, leaders=params)
-    _update_(
-        "adam", params, grads, [tensor for tensors in moments.values() for tensor in tensors], steps, lr,
-        hyper=[beta1, beta2, eps, float(bool(max_exp_avg_sqs))], grad_scale=grad_scale, clip_coef=clip_coef,
-        found_inf=found_inf, clip_value=clip_value, weight_decay=weight_decay, decoupled=decoupled, maximize=maximize,
-        l1=l1,
-    )  # fmt: skip
-
-
 def _update_(
     rule: str,
     params: list[Tensor],
