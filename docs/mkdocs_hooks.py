@@ -68,7 +68,7 @@ def public_names() -> list[str]:
     return [*_all_in(ROOT / "gradops" / "optim" / "__init__.py"), *_all_in(ROOT / "gradops" / "__init__.py")]
 
 
-def _all_in(path: Path) -> list[str]:
+def _all_in(path: pathlib.Path) -> list[str]:
     """The public names that a file's `__all__` spells out."""
     for node in ast.parse(path.read_text()).body:
         if (

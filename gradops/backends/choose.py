@@ -14,6 +14,7 @@ from gradops.backends.native import extension
 from gradops.backends.plan import StepPlan
 from gradops.backends.torch import ops as torch_ops
 from gradops.backends.torch.step import TorchStep
+from gradops.backends.triton import rules as triton_rules
 from gradops.settings import BACKENDS
 from gradops.update_rule import UpdateRule
 
@@ -53,7 +54,7 @@ def missing_rule(name: str, rule: UpdateRule) -> str:
     if name == "native":
         return extension.missing_rule(rule)
     if name == "triton":
-        return _missing_rule_in_triton(rule)
+        return triton_rules.missing(rule)
     return ""
 
 
@@ -120,12 +121,6 @@ def _missing_for_triton(device_type: str) -> str:
     if device_type not in TRITON_DEVICES and not (interpreted and device_type == "cpu"):
         return f"Triton has no code for {device_type}"
     return _too_old(importlib.import_module("triton").__version__)
-
-
-def _missing_rule_in_triton(rule: UpdateRule) -> str:
-    from gradops.backends.triton import rules
-
-    return rules.missing(rule)
 
 
 def _too_old(triton: str) -> str:

@@ -6,24 +6,10 @@ import torch
 from typing_extensions import Unpack
 
 from gradops.one_pass.one_pass import OnePass
+from gradops.optim.text import ARGUMENTS
 from gradops.settings import SettingsDict, spelt_out
-from gradops.settings_text import arguments
 from gradops.torch_before_2_7 import refuse_before_2_7
 from gradops.update_rule import Moment, UpdateRule
-
-_ARGUMENTS = f"""
-    Args:
-        params: parameters, named parameters or groups: float32, bfloat16 and float16 on one device, of any layout.
-            With float64 among them, torch's own operations run the step, in float64 for these. A parameter is checked
-            if it requires a gradient, or when its first one comes: whatever is frozen may stand among them.
-{arguments()}
-
-    Raises:
-        TypeError: a keyword is of another kind.
-        ValueError: a keyword is out of its range, a parameter stands twice in the groups, or `differentiable` is set.
-        RuntimeError: a parameter cannot be stepped, or the backend cannot run; the message names it and says why.
-"""
-
 
 RULE = UpdateRule(
     name="adam",
@@ -66,7 +52,7 @@ class Adam(OnePass, torch.optim.Adam):
 
     It takes all of torch's arguments, and after them the settings, which `gradops.wrap` has too. Moments are of
     `moments_dtype` whatever the parameter's dtype. A step's meaning is written down in `gradops.reference`.
-    {_ARGUMENTS}"""
+    {ARGUMENTS}"""
 
     rule = RULE
 
@@ -79,7 +65,7 @@ class Adam(OnePass, torch.optim.Adam):
 
 class AdamW(OnePass, torch.optim.AdamW):
     __doc__ = f"""torch.optim.AdamW, as `gradops.Adam` is torch.optim.Adam: torch's arguments first, then the settings.
-    {_ARGUMENTS}"""
+    {ARGUMENTS}"""
 
     rule = RULE
 
