@@ -9,7 +9,7 @@ import gradops
 def any_sequence(cls, device, data, cases, settings):
     """Steps of ordinary, missing and non-finite gradients, as hypothesis' `data` draws them."""
     params = [case.param(device) for case in cases]
-    both = Beside(cls([{"params": params, **data.draw(group_options())}], **settings), **settings)
+    both = Beside(cls([{"params": params, **data.draw(group_options(cls))}], **settings), **settings)
     for events in data.draw(sequences(len(cases))):
         both.step(
             [draw_grad(case, event, both.oracle.scale, device) for case, event in zip(cases, events, strict=True)]

@@ -4,12 +4,12 @@ import math
 
 import tolerances as tol
 import torch
+from rules import Step, reference_of, table_of
 
 import gradops
 from gradops.reference import Reference
 from gradops.reference.guard import GuardState
 
-MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 HALF_ULP = {torch.bfloat16: (2.0**-7, 2.0**-133), torch.float16: (2.0**-10, 2.0**-24)}
 
 
@@ -82,13 +82,6 @@ def assert_moment(actual, expected, tolerance, magnitude, what):
     assert_close(actual, expected, tolerance, magnitude, what)
 
 
-def cancelled(state, group, largest):
-    """What float32 loses of a gradient where penalties cancel it, over what Adam divides it by: much, near 0."""
-    second = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
-    denom = (second.double() / (1.0 - group["betas"][1] ** max(1, state.step))).sqrt() + group["eps"]
-    return (tol.FLOAT32_EPS * largest / tol.PARAM.atol) / denom.cpu()
-
-
 def policy(value):
     """Numbers stand for policies at gradops' door, but not at the oracle's."""
     return gradops.RelativeStepCap(value) if isinstance(value, float) else value
@@ -103,8 +96,9 @@ class Beside:
             settings["loss_scale"] = gradops.DynamicLossScale()
         settings.pop("track_updates", None)  # the oracle always does
         settings["max_relative_step"] = policy(settings.get("max_relative_step"))
-        self.oracle = Reference(optimizer.param_groups, **settings)
-        self.moments_before = [0.0] * len(self.oracle.params)  # largest first moment of each parameter before the step
+        self.rule, self.table = optimizer.rule, table_of(type(optimizer))
+        self.oracle = Reference(optimizer.param_groups, rule=reference_of(type(optimizer)), **settings)
+        self.moments_before = [{}] * len(self.oracle.params)  # largest of each parameter's moments before the step
         self.powers = settings.get("norm_type", 2.0) not in (1.0, 2.0, math.inf)
 
     def step(self, grads):
@@ -120,7 +114,10 @@ class Beside:
         stored = [values.clone() for values in oracle.updated]
         kept = [None if grad is None else grad.clone() for grad in grads]
         self.moments_before = [
-            0.0 if state is None or not state["exp_avg"].numel() else state["exp_avg"].abs().max().item()
+            {
+                name: 0.0 if state is None or not state[name].numel() else state[name].abs().max().item()
+                for name in self.rule.moment_names
+            }
             for state in oracle.states
         ]
         optimizer.step()
@@ -140,8 +137,6 @@ class Beside:
     def compare(self, stats):
         self.compare_stats(stats)
         skipped = stats.found_inf or (stats.guarded and self.oracle.guard.skips)
-        coef = tol.POWER_EXP_AVG if self.powers else tol.EXP_AVG
-        coef_sq = tol.POWER_EXP_AVG_SQ if self.powers else tol.EXP_AVG_SQ
         groups = [group for group in self.optimizer.param_groups for _ in group["params"]]
         for row, (param, group) in enumerate(zip(params_of(self.optimizer), groups, strict=True)):
             expected, mine = self.oracle.params[row], self.optimizer.state.get(param, {})
@@ -149,25 +144,20 @@ class Beside:
             assert int(mine.get("step", 0)) == state.step
             largest = min(stats.grads.abs_max[row], self.oracle.clip_value or math.inf)
             largest *= 1.0 if self.oracle.agc else stats.clip_coef
-            l2 = bool(group["weight_decay"] and not group["decoupled_weight_decay"] and expected.numel())
+            l2 = bool(group["weight_decay"] and not self.rule.decouples(group) and expected.numel())
             largest += group["weight_decay"] * expected.abs().max().item() if l2 else 0.0
             l1 = group.get("l1", self.oracle.l1)
             largest += l1
-            unit = torch.full(expected.shape, float(group["lr"]), dtype=torch.float64)
-            if l2 or l1:
-                unit *= 1.0 + cancelled(state, group, largest)
+            step = Step(state, group, largest, self.moments_before[row], bool(l2 or l1), self.powers)
+            unit = torch.full(expected.shape, float(group["lr"]), dtype=torch.float64) * self.table.unit(step)
             self.compare_weights(row, param, mine, state, skipped, unit)
-            squares = tol.L2_EXP_AVG_SQ if l2 or l1 else coef_sq
-            for key, tolerance in zip(MOMENTS, (coef, squares, squares), strict=True):
+            for key in self.rule.moment_names:
                 if key not in mine:
                     continue
                 assert mine[key].dtype == self.oracle.moments_dtype
-                exact = tol.Tolerance(0.0, 0.0, "a skipped step changes no bit")
-                # A first moment that shrinks keeps the rounding of what it was, or of its share up to beta1 of 0.5.
-                beta1 = float(group["betas"][0])
-                before = self.moments_before[row] * (beta1 if beta1 <= 0.5 else 1.0)
-                magnitude = max(largest, before) if key == "exp_avg" else largest**2
-                tolerance = exact if skipped else tolerance
+                tolerance, magnitude = self.table.moment(step, key)
+                if skipped:
+                    tolerance = tol.Tolerance(0.0, 0.0, "a skipped step changes no bit")
                 assert_moment(mine[key], state[key], tolerance, magnitude, f"{key} of param {row}")
 
     def compare_weights(self, row, param, mine, state, skipped, unit):
@@ -234,6 +224,6 @@ class Beside:
         for row, param in enumerate(params_of(self.optimizer)):
             self.oracle.params[row].copy_(param.detach())
             state = self.oracle.states[row]
-            for key in (*MOMENTS, "master", "compensation") if state else ():
+            for key in (*self.rule.moment_names, "master", "compensation") if state else ():
                 if key in self.optimizer.state[param]:
                     state[key].copy_(self.optimizer.state[param][key])

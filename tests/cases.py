@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from hypothesis import strategies as st
+from rules import table_of
 
 import gradops
 from gradops.backends.native import extension
@@ -75,18 +76,16 @@ def param_cases(draw, dtypes=tuple(DTYPES), shapes=tuple(SHAPES)):
     )
 
 
-def group_options():
+def group_options(cls=gradops.AdamW):
     """Hyper-parameters of one param group; every keyword both at and off its default."""
     return st.fixed_dictionaries(
         {},
         optional={
             "lr": st.sampled_from([1e-3, 0.1, torch.tensor(3e-2)]),
-            "betas": st.sampled_from([(0.9, 0.999), (0.8, 0.95), (0.0, 0.99)]),
-            "eps": st.sampled_from([1e-8, 1e-3]),
             "weight_decay": st.sampled_from([0.0, 0.3]),
-            "amsgrad": st.booleans(),
             "maximize": st.booleans(),
             "l1": st.sampled_from([0.0, 0.2]),
+            **table_of(cls).hyper,
         },
     )
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from against_oracle import any_sequence
-from beside import MOMENTS, Beside, assert_same_bits, params_of
+from beside import Beside, assert_same_bits, params_of
 from cases import CHUNK, LAYOUTS, ParamCase, param_cases, settings_of_the_step
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +17,12 @@ def optimizer_of(*params, **settings):
 
 
 def dtypes_of(optimizer):
-    return {state[name].dtype for state in optimizer.state.values() for name in MOMENTS if name in state}
+    return {
+        state[name].dtype
+        for state in optimizer.state.values()
+        for name in gradops.AdamW.rule.moment_names
+        if name in state
+    }
 
 
 @pytest.mark.parametrize("cls", [gradops.Adam, gradops.AdamW])

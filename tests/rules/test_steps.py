@@ -1,0 +1,64 @@
+"""Steps of every rule beside the oracle, with every setting, on every backend."""
+
+import math
+
+import pytest
+import torch
+from against_oracle import any_sequence
+from beside import Beside
+from cases import ParamCase, param_cases, settings_of_the_step
+from hypothesis import given
+from hypothesis import strategies as st
+
+import gradops
+from rules import CASE_NAMES, CLASSES, EVERY_CASE, reference_of
+
+GUARD = gradops.SpikeGuard(ratio=2.0, z_score=2.0, action="clip", warmup_steps=2)
+SETTINGS = {
+    "clip": {"max_norm": 0.5},
+    "clip_value": {"clip_value": 0.5, "max_norm": 0.5},
+    "cap": {"max_relative_step": gradops.RelativeStepCap(0.01, warmup_steps=4), "max_norm": 0.5},
+    "cap and L1": {"max_relative_step": 0.01, "l1": 0.1},
+    "loss scale": {"loss_scale": gradops.DynamicLossScale(init_scale=64.0, growth_interval=2), "max_norm": 1.0},
+    "masters": {"master_weights": True},
+    "kahan": {"rounding": "kahan", "max_relative_step": 0.01},
+    "bf16 moments": {"moments_dtype": torch.bfloat16},
+    "guard": {"guard": GUARD},
+    "agc": {"clip_mode": "agc", "max_norm": 0.02},
+    "tracked": {"track_updates": True, "max_norm": 1.0},
+}
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@given(data=st.data(), seed=st.integers(0, 2**32))
+def test_any_sequence_of_steps_equals_the_oracle(cls, device, data, seed):
+    torch.manual_seed(seed)
+    settings = data.draw(settings_of_the_step())
+    if settings.get("max_relative_step") is not None and not cls.rule.scale_free:
+        settings.pop("norm_type", None)  # whose bound needs the L2 norms
+    any_sequence(cls, device, data, data.draw(st.lists(param_cases(), min_size=1, max_size=4)), settings)
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize(("cls", "options"), EVERY_CASE, ids=CASE_NAMES)
+def test_every_option_with_every_setting_equals_the_oracle(cls, options, settings, device):
+    cases = [ParamCase((31, 33)), ParamCase((17,), magnitude=30.0), ParamCase((), magnitude=1e-3)]
+    cases += [ParamCase((5, 7), dtype, grad_dtype=dtype) for dtype in (torch.bfloat16, torch.float16)]
+    optimizer = cls([case.param(device) for case in cases], **options, **settings)
+    both = Beside(optimizer, **settings)
+    for step in range(4):
+        grads = [case.grad(both.oracle.scale, device) for case in cases]
+        if step == 2:
+            grads[1][3] = math.inf
+        both.step([None if (step, place) == (1, 0) else grad for place, grad in enumerate(grads)])
+    assert (int(optimizer.stats.steps_taken), int(optimizer.stats.steps_skipped)) == (3, 1)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_oracle_and_optimizer_agree_on_what_the_rule_is(cls):
+    rule, oracle = cls.rule, reference_of(cls)
+    assert (rule.moment_names, rule.scale_free) == (oracle.MOMENTS, oracle.SCALE_FREE)
+    group = cls([torch.ones(2).requires_grad_()]).param_groups[0]
+    assert rule.decouples(group) == oracle.decouples(group)
+    assert len(rule.hyper_of(group)) == len(rule.hyper)
+    assert set(rule.group_keys) <= group.keys()
