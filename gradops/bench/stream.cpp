@@ -6,15 +6,15 @@
 extern "C" {
 
 // The gradient is read once for its norm; then gradient, parameter and both moments are read, the last three written.
-float stream_side_by_side(const float* grad, float* param, float* exp_avg, float* exp_avg_sq, int64_t numel) {
+float stream_side_by_side(const float* grad, float* param, float* first, float* second, int64_t numel) {
   float sum = 0.0f;
 #pragma omp parallel for simd schedule(static) reduction(+ : sum)
   for (int64_t i = 0; i < numel; ++i) sum += grad[i];
 #pragma omp parallel for simd schedule(static)
   for (int64_t i = 0; i < numel; ++i) {
     param[i] += grad[i];
-    exp_avg[i] += 1.0f;
-    exp_avg_sq[i] += 1.0f;
+    first[i] += 1.0f;
+    second[i] += 1.0f;
   }
   return sum;
 }
@@ -32,11 +32,11 @@ static void update(float* values, int64_t numel) {
 }
 
 // The same bytes, one array after the other: some memories prefer fewer streams at a time.
-float stream_in_turn(const float* grad, float* param, float* exp_avg, float* exp_avg_sq, int64_t numel) {
+float stream_in_turn(const float* grad, float* param, float* first, float* second, int64_t numel) {
   const float sum = read(grad, numel) + read(grad, numel);
   update(param, numel);
-  update(exp_avg, numel);
-  update(exp_avg_sq, numel);
+  update(first, numel);
+  update(second, numel);
   return sum;
 }
 }
