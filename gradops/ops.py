@@ -21,6 +21,7 @@ any way; where no native code was built for it, torch's own operations do the sa
 import functools
 import inspect
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ from gradops.torch_before_2_7 import annotate_before_2_7
 _WRITTEN = {
     "grad_stats": (),
     "_update_": ("params", "moments", "steps"),
+    "adam_step_": ("params", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "steps"),
     "clip_grad_norm_": ("grads",),
     "unscale_": ("grads",),
     "update_loss_scale_": ("scale", "growth_tracker"),
@@ -79,36 +81,31 @@ def adam_step_(
     maximize: bool = False,
     l1: float = 0.0,
 ) -> None:
-    """The operator for Adam that people know: a door to `_update_`."""
-    moments = {"exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, "max_exp_avg_sqs": max_exp_avg_sqs or params}
+    moments = {"exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
+    if max_exp_avg_sqs:
+        moments["max_exp_avg_sqs"] = max_exp_avg_sqs
     for name, tensors in moments.items():
         if len(tensors) != len(params):
             raise ValueError(f"{name} must have one tensor a parameter, {len(params)}, got {len(tensors)}")
     torch.ops.gradops._update_(
-        "adam", params, grads, [*exp_avgs, *exp_avg_sqs, *max_exp_avg_sqs], steps, lr,
+        "adam", params, grads, list(chain(*moments.values())), steps, lr,
         hyper=[beta1, beta2, eps, float(bool(max_exp_avg_sqs))], grad_scale=grad_scale, clip_coef=clip_coef,
         found_inf=found_inf, clip_value=clip_value, weight_decay=weight_decay, decoupled=decoupled, maximize=maximize,
         l1=l1,
     )  # fmt: skip
 
 
+# Those that are no function of `torch_ops`.
+_ELSEWHERE: dict[str, Callable[..., Any]] = {"activation_stats": activations.activation_stats, "adam_step_": adam_step_}
 # Kept, since the operators vanish with it.
 _library = torch.library.Library("gradops", "FRAGMENT")
-
-
-def _define(name: str, kernel: Callable[..., Any], written: tuple[str, ...]) -> None:
-    """The operator, unless the native code has defined it, for every device that has no kernel of its own."""
-    if not hasattr(torch.ops.gradops, name):
-        schema = torch.library.infer_schema(annotate_before_2_7(kernel), mutates_args=written)
-        _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(name, kernel, "CompositeExplicitAutograd")
-
-
 for _name, _written in _WRITTEN.items():
-    _define(
-        _name, _for_kernels_dtypes(getattr(activations if _name == "activation_stats" else torch_ops, _name)), _written
-    )
-_define("adam_step_", adam_step_, ("params", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "steps"))
+    _kernel = _for_kernels_dtypes(_ELSEWHERE.get(_name) or getattr(torch_ops, _name))
+    if not hasattr(torch.ops.gradops, _name):  # by the native code
+        _schema = torch.library.infer_schema(annotate_before_2_7(_kernel), mutates_args=_written)
+        _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
+    # For every device that has no kernel of its own.
+    _library.impl(_name, _kernel, "CompositeExplicitAutograd")
 
 
 def _scalar(beside: list[Tensor]) -> Tensor:

@@ -56,7 +56,11 @@ Step = _struct(
 
 def library(**kwargs):
     kernels = sorted({*(CSRC / "cuda").rglob("*.cu")} - {CSRC / "cuda" / "launch.cu"})
-    rules = [CSRC / "host" / "update_rules.cpp", CSRC / "cpu" / "isa.cpp", *sorted((CSRC / "cpu" / "rules").glob("*.cpp"))]
+    rules = [
+        CSRC / "host" / "update_rules.cpp",
+        CSRC / "cpu" / "isa.cpp",
+        *sorted((CSRC / "cpu" / "rules").glob("*.cpp")),
+    ]
     lib = emulator.load([HERE / "test_step.cu", *kernels, *rules], flags=[f"-I{CSRC}"], **kwargs)
     lib.plan_new.argtypes = [ctypes.c_char_p, Address, Int, Int, Int, Int]
     lib.plan_new.restype = Address

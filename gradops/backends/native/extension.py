@@ -66,8 +66,9 @@ def missing_for(device_type: str) -> str:
 
 def missing_rule(rule: UpdateRule) -> str:
     """Why the native code, where it is loaded, cannot run an update rule; empty if it can."""
-    known = getattr(_C, "update_rules", lambda: ["adam"])()
-    return "" if _C is None or rule.name in known else f"gradops' native code has no {rule.title} yet"
+    if _C is None or rule.name in _C.update_rules():
+        return ""
+    return f"gradops' native code has no {rule.title}"
 
 
 def loaded_from() -> str:
