@@ -3,6 +3,7 @@
 Each gate is first shown kernels with a planted fault (machine_code/planted_triton.py).
 """
 
+import dataclasses
 import functools
 import os
 
@@ -16,6 +17,7 @@ from machine_code import planted_triton, triton_gates, triton_offline
 from gradops import SpikeGuard
 from gradops.backends.triton import activations as triton_activations
 from gradops.backends.triton import step as triton_step
+from gradops.optim.adam import RULE as ADAM
 
 NEEDS = [name for name in ("nvdisasm", "cuobjdump") if toolchain.find_binary(name) is None]
 pytestmark = [
@@ -147,6 +149,13 @@ def test_units_are_measured_without_a_spill_and_clipped_in_the_same_accesses(arc
     expected = {"load": wide(arch, 4, 4, 4, 4), "store": wide(arch, 4, 4, 4), "factors": True}
     assert not triton_gates.complaints(code, expected)
     assert code.registers <= 168, "fewer than three programs fit on a multiprocessor at once"
+
+
+@pytest.mark.parametrize("arch", SLOW_BUT_90)
+def test_rates_bounded_by_gradients_are_planned_without_a_spill(arch):
+    found = launches("float32", rule=dataclasses.replace(ADAM, scale_free=False), max_relative_step=0.1)
+    assert list(found) == ["grad_stats_kernel", "plan_rows_kernel", "update_step_kernel"]
+    assert not list(triton_gates.nothing_is_spilled(triton_gates.code_of(found["plan_rows_kernel"], arch), {}))
 
 
 @pytest.mark.parametrize("settings", [{}, {"max_relative_step": 0.1}])

@@ -4,6 +4,7 @@ What runs in the interpreter runs in a pytest of its own, with TRITON_INTERPRET=
 the interpreter cannot show stands in interpreter.py.
 """
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -70,6 +71,36 @@ def test_sizes_are_read_once_for_the_relative_step_cap_and_then_gathered(launche
     measuring = [arguments["unmeasured"] is not None for name, _, arguments in launches if name == "grad_stats_kernel"]
     assert measuring == [True, False, False]
     assert len(launches) == 2 * 3
+
+
+class AsLargeAsGradients(gradops.Adam):
+    """Adam whose rule is said to have updates as large as its gradients."""
+
+    rule = dataclasses.replace(gradops.Adam.rule, scale_free=False)
+
+
+@interpreted
+@pytest.mark.parametrize("grad_size", [0.0, 1e-3, 1.0, 1e20])
+@pytest.mark.parametrize("settings", [{}, {"max_norm": 0.5, "l1": 0.01}, {"clip_value": 0.1}])
+def test_rates_are_bounded_by_the_size_of_the_clipped_gradient(grad_size, settings, launches):
+    torch.manual_seed(5)
+    cap, decay, l1 = gradops.RelativeStepCap(0.05, floor=0.0), 0.1, settings.get("l1", 0.0)
+    params = [torch.randn(CHUNK + 5), torch.randn(7)]
+    values, grads = [param.double() for param in params], [grad_size * torch.randn_like(param) for param in params]
+    settings = {"weight_decay": decay, "max_relative_step": cap, **settings}
+    optimizer = AsLargeAsGradients(params, lr=0.2, eps=0.0, backend="triton", **settings)
+    for param, grad in zip(params, grads, strict=True):
+        param.grad = grad
+    optimizer.step()
+    assert [name for name, _, _ in launches] == ["grad_stats_kernel", "plan_rows_kernel", "update_step_kernel"]
+    for index, (param, value, grad) in enumerate(zip(params, values, grads, strict=True)):
+        grad = grad.double().clamp(-settings.get("clip_value", torch.inf), settings.get("clip_value", torch.inf))
+        rms, grad_rms = (of.square().mean().sqrt() for of in (value, grad * optimizer.stats.clip_coef.double()))
+        limit = cap.cap * rms / (grad_rms + decay * rms + l1)
+        # Adam's first update moves every element by the rate.
+        moved = (param.double() - value).abs()
+        torch.testing.assert_close(moved, limit.clamp(max=0.2).expand_as(moved), rtol=1e-5, atol=1e-6)
+        assert optimizer.stats.capped[index] == (limit < 0.2)
 
 
 def bytes_of_a_step(monkeypatch, cases, **settings):

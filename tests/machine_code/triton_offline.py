@@ -66,18 +66,18 @@ def recorded():
         triton_step.launch = before
 
 
-def launches_of(param_dtype, grad_dtype, amsgrad=False, beta1=0.9, **settings):
+def launches_of(param_dtype, grad_dtype, amsgrad=False, beta1=0.9, rule=RULE, **settings):
     """The launches of one step of two parameters, a large and a small one."""
     params = [torch.zeros(64, 128, dtype=param_dtype), torch.zeros(7, dtype=param_dtype)]
     group = {"lr": 0.01, "betas": (beta1, 0.999), "eps": 1e-8, "weight_decay": 0.1, "l1": 0.0, "maximize": False}
     group |= {"amsgrad": amsgrad, "decoupled_weight_decay": True, "params": params}
     rows = []
     for index, param in enumerate(params):
-        state = zero_state(param, RULE.moment_names, Settings(**settings))
-        fit_state(state, param, RULE, Settings(**settings))
+        state = zero_state(param, rule.moment_names, Settings(**settings))
+        fit_state(state, param, rule, Settings(**settings))
         rows.append(Row(param, str(index), 0, torch.zeros_like(param, dtype=grad_dtype), state))
     buffers = StepBuffers()
     buffers.resize(("0", "1"), torch.device("cpu"))
     with recorded() as launches:
-        triton_step.TritonStep(RULE).step(StepCall(rows, [group], Settings(**settings), None, True, None, buffers))
+        triton_step.TritonStep(rule).step(StepCall(rows, [group], Settings(**settings), None, True, None, buffers))
     return launches

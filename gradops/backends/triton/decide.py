@@ -54,6 +54,22 @@ def current_lr(group, lr_pointer):
 
 
 @triton.jit
+def rms_of(row, param_sums, param_counts, chunk_count):
+    """Of what a row updates, in float64."""
+    first, chunks = tl.load(row + FIRST_CHUNK), tl.load(row + CHUNKS)
+    total, unit, _, _ = merge_stats(param_sums, param_counts, chunk_count, first, chunks, 2.0, 2, MERGE_LEVELS)
+    return unit * tl.sqrt(total / tl.maximum(tl.load(row + NUMEL), 1).to(tl.float64))
+
+
+@triton.jit
+def relative_limit(rms, step, settings):
+    """How far update number `step` may move a row of this RMS."""
+    warmup = tl.load(settings + WARMUP_STEPS)
+    warm = tl.where(step < warmup, step / tl.maximum(warmup, 1.0), 1.0)
+    return tl.load(settings + CAP) * warm * tl.maximum(rms, tl.load(settings + FLOOR))
+
+
+@triton.jit
 def plan_row(
     row,
     groups,
@@ -63,6 +79,7 @@ def plan_row(
     param_sums,
     param_counts,
     chunk_count,
+    grad_norm,
     coefs,
     COEFFICIENTS: tl.constexpr,
     HYPER: tl.constexpr,
@@ -70,22 +87,23 @@ def plan_row(
 ):
     """How a row is updated unless the step is skipped: derived in float64, then rounded.
 
-    `COEFFICIENTS` is the rule's; `HYPER` is how many hyper-parameters of its own it has.
+    `COEFFICIENTS` is the rule's; `HYPER` is how many hyper-parameters of its own it has. `grad_norm` is the L2 norm of
+    the clipped gradient, for CAPS of a rule whose updates grow with it, and else None.
     """
     group = groups + tl.load(row + GROUP) * (OWN_HYPER + HYPER)
     step = tl.load(tl.load(row + STEP).to(tl.pointer_type(tl.float32))).to(tl.float64) + 1.0
     lr = current_lr(group, tl.load(lr_pointers + tl.load(row + GROUP))) * lr_factor
+    decay, decoupled = tl.load(group + WEIGHT_DECAY), tl.load(group + DECOUPLED) != 0
     capped = 0.0
     if CAPS:
-        first, chunks = tl.load(row + FIRST_CHUNK), tl.load(row + CHUNKS)
-        total, unit, _, _ = merge_stats(param_sums, param_counts, chunk_count, first, chunks, 2.0, 2, MERGE_LEVELS)
-        rms = unit * tl.sqrt(total / tl.maximum(tl.load(row + NUMEL), 1).to(tl.float64))
-        warmup = tl.load(settings + WARMUP_STEPS)
-        warm = tl.where(step < warmup, step / tl.maximum(warmup, 1.0), 1.0)
-        limit = tl.load(settings + CAP) * warm * tl.maximum(rms, tl.load(settings + FLOOR))
+        rms = rms_of(row, param_sums, param_counts, chunk_count)
+        limit = relative_limit(rms, step, settings)
+        if grad_norm is not None:
+            grad_rms = grad_norm / tl.sqrt(tl.maximum(tl.load(row + NUMEL), 1).to(tl.float64))
+            per_rate = grad_rms + tl.where(decoupled, 0.0, decay) * rms + tl.load(group + L1_OF)
+            limit = tl.where(per_rate > 0, limit / tl.where(per_rate > 0, per_rate, 1.0), float("inf"))
         capped = tl.where(limit < lr, 1.0, 0.0)
         lr = tl.minimum(limit, lr)
-    decay, decoupled = tl.load(group + WEIGHT_DECAY), tl.load(group + DECOUPLED) != 0
     tl.store(coefs + GRAD_SIGN, tl.where(tl.load(group + MAXIMIZE) != 0, -1.0, 1.0))
     tl.store(coefs + L1, tl.load(group + L1_OF).to(tl.float32))
     tl.store(coefs + L2, tl.where(decoupled, 0.0, decay).to(tl.float32))

@@ -220,6 +220,7 @@ def grad_stats_kernel(
     COEFFICIENTS: tl.constexpr,
     COEFS: tl.constexpr,
     HYPER: tl.constexpr,
+    PLANS: tl.constexpr,
     CAPS: tl.constexpr,
     MASTERS: tl.constexpr,
     SCALED: tl.constexpr,
@@ -230,6 +231,7 @@ def grad_stats_kernel(
 
     `unmeasured` has a flag for each row whose parameter is to be measured too; it is None where no row's is.
     `COEFFICIENTS` and `COEFS` are those of `gradops.backends.triton.rules`; a group has `HYPER` numbers of the rule's.
+    `PLANS`: rows are planned here, since that does not need the decision.
     """
     chunk = tl.program_id(0)
     index = tl.load(chunk_rows + chunk)
@@ -269,13 +271,14 @@ def grad_stats_kernel(
         tl.store(norms + index, norm.to(tl.float32))
         tl.store(abs_max + index, float_of(row_abs_max_bits))
         tl.store(nonfinite_of + index, row_nonfinite)
-        if kind >= 0:
-            coefs = row_coefs + index.to(tl.int64) * (OWN_COEFS + COEFS)
-            lr_factor = lr_factor_of(scalars, GUARDS)
-            plan_row(
-                row, groups, lr_pointers, settings, lr_factor, param_sums, param_counts, chunk_count, coefs,
-                COEFFICIENTS, HYPER, CAPS,
-            )  # fmt: skip
+        if PLANS:
+            if kind >= 0:
+                coefs = row_coefs + index.to(tl.int64) * (OWN_COEFS + COEFS)
+                lr_factor = lr_factor_of(scalars, GUARDS)
+                plan_row(
+                    row, groups, lr_pointers, settings, lr_factor, param_sums, param_counts, chunk_count, None, coefs,
+                    COEFFICIENTS, HYPER, CAPS,
+                )  # fmt: skip
         if tl.atomic_add(tickets + row_count, 1, sem="acq_rel") == row_count - 1:
             tl.store(tickets + row_count, 0)
             decide(

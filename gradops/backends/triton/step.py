@@ -1,4 +1,4 @@
-"""The step in Triton: two launches, whatever the number of tensors."""
+"""The step in Triton: two launches, or three, whatever the number of tensors."""
 
 import warnings
 from contextlib import AbstractContextManager, nullcontext
@@ -14,6 +14,7 @@ from gradops.backends.triton import rows as words
 from gradops.backends.triton import rules
 from gradops.backends.triton.agc import unit_coefs_kernel
 from gradops.backends.triton.grad_stats import grad_stats_kernel
+from gradops.backends.triton.plan_rows import plan_rows_kernel
 from gradops.backends.triton.tables import (
     DeviceTable,
     GroupForm,
@@ -83,7 +84,7 @@ class TritonStep:
         self._settings = DeviceTable(torch.float64)
         self._units = UnitTable()
         self._in_graphs: list[Any] = []
-        self._device = "none yet"
+        self._device, self._launches = "none yet", 2
         self._warned = False
         self.forget_rows()
 
@@ -98,8 +99,7 @@ class TritonStep:
         self._measured: set[int] = set()
 
     def description(self) -> str:
-        launches = "three" if self._units.count else "two"
-        return f"{self._device}, triton {triton.__version__}, {launches} launches"
+        return f"{self._device}, triton {triton.__version__}, {('two', 'three')[self._launches - 2]} launches"
 
     def step(self, call: StepCall) -> None:
         device = call.buffers.scalars.device
@@ -198,6 +198,7 @@ class TritonStep:
             "NORM": _norm_code(call.settings.norm_type),
             "COEFFICIENTS": self._code.coefficients,
             "HYPER": len(self._rule.hyper),
+            "PLANS": self._rule.scale_free or not arguments["CAPS"],
             "SCALED": call.grads_scaled,
             "GUARDS": call.settings.guard is not None,
             "MOVES_LOSS_SCALE": isinstance(loss_scale_policy(call.settings.loss_scale), DynamicLossScale),
@@ -206,6 +207,9 @@ class TritonStep:
         units = self._units.arguments(call, scalars.device)
         if self._units.count:  # between the two kernels: the factor of every unit
             launch(unit_coefs_kernel, self._units.count, self._units.measuring(units, first))
+        if not first["PLANS"]:  # between the two, too: the rates that depend on how the gradients were clipped
+            launch(plan_rows_kernel, len(call.rows), {name: first[name] for name in plan_rows_kernel.arg_names})
+        self._launches = 2 + bool(self._units.count) + (not first["PLANS"])
         taken = ("rows", "chunk_rows", "layouts", "settings", "row_coefs", "decision", "param_sums", "chunk_count")
         second = {name: arguments[name] for name in (*taken, "COEFS", "CAPS", "MASTERS")}
         second |= {name: getattr(work, name) for name in ("param_counts", "moved_sums", "tickets")}
