@@ -5,11 +5,15 @@ added to it would lock out all checkpoints written before. A loading plan leaves
 user says so for all keys (`allow_partial_load`), and then keeps silent about moments that are missing, too. So the two
 places that demand keys learn here that ours may be absent; `None` stands for such a value, which
 `OnePass.load_state_dict` takes for its start value.
+
+A state's "step" is among them, since not all of torch's optimizers have one; `load_state_dict` refuses a state without,
+where torch's has it.
 """
 
 import functools
 import importlib.abc
 import importlib.machinery
+import re
 import sys
 from collections.abc import Callable
 from types import ModuleType
@@ -18,12 +22,13 @@ from typing import Any
 from gradops.torch_before_2_7 import KEYS_BEFORE_2_7
 
 PREFIX = "gradops_"
+_STEP_OF_STATE = re.compile(r"(^|\.)state\..*\.step$")
 
 
 def is_ours(key: str) -> bool:
     """Whether a flattened key, such as `optim.param_groups.0.gradops_loss_scale`, ends in one of ours."""
     last = key.rpartition(".")[2]
-    return last.startswith(PREFIX) or last in KEYS_BEFORE_2_7
+    return last.startswith(PREFIX) or last in KEYS_BEFORE_2_7 or bool(_STEP_OF_STATE.search(key))
 
 
 def _plan_without_absent_keys(planner: ModuleType) -> None:
@@ -56,6 +61,7 @@ def _unflatten_without_absent_keys(state_dict: ModuleType) -> None:
         # The mapping has names by parameter, and parameters by name.
         names = {name for names in info.fqn_param_mapping.values() if isinstance(names, set) for name in names}
         absent = {f"param_groups.{name}.{key}": None for name in names for key in ours}
+        absent.update((f"state.{name}.step", None) for name in names)
         return original(optim, {**absent, **flattened}, info)
 
     vars(state_dict)["_unflatten_optim_state_dict"] = unflatten
