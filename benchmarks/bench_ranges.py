@@ -1,6 +1,6 @@
 """What the library's own named ranges cost when no profiler looks: under 1 µs a step.
 
-A step opens five ranges (on a CPU: gradops.step, follow_params, grad_stats, adam_step, write_stats). They are opened
+A step opens five ranges (on a CPU: gradops.step, follow_params, grad_stats, update, write_stats). They are opened
 here as the step opens them, in C++ and without anything inside, beside a whole step on one small parameter.
 """
 

@@ -1,6 +1,6 @@
 """What an optimizer does to one element, as data: what creating, fitting, checking and saving its state read."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +75,7 @@ class UpdateRule:
         return tuple(moment.name for moment in self.moments if moment.late and moment.used(group))
 
     def hyper_of(self, group: Mapping[str, Any]) -> list[float]:
-        """The values of `hyper` in a param group."""
+        """The values of `hyper` in a param group; raises TypeError where they are no numbers."""
         return [float(_entry(group, key)) for key in self.hyper]
 
     def decouples(self, group: Mapping[str, Any]) -> bool:
@@ -85,4 +85,9 @@ class UpdateRule:
 
 def _entry(group: Mapping[str, Any], key: str) -> Any:
     name, _, index = key.partition(".")
-    return group[name][int(index)] if index else group[name]
+    if not index:
+        return group[name]
+    values = group[name]
+    if not isinstance(values, Sequence):
+        raise TypeError(f"{name} must be a sequence of numbers, got {values!r}")
+    return values[int(index)]

@@ -98,7 +98,9 @@ class Beside:
         settings["max_relative_step"] = policy(settings.get("max_relative_step"))
         self.rule, self.table = optimizer.rule, table_of(type(optimizer))
         self.oracle = Reference(optimizer.param_groups, rule=reference_of(type(optimizer)), **settings)
-        self.moments_before = [{}] * len(self.oracle.params)  # largest of each parameter's moments before the step
+        self.moments_before = [dict.fromkeys(self.rule.moment_names, 0.0)] * len(
+            self.oracle.params
+        )  # largest of each parameter's moments before the step
         self.powers = settings.get("norm_type", 2.0) not in (1.0, 2.0, math.inf)
 
     def step(self, grads):

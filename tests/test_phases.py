@@ -141,6 +141,6 @@ def test_library_names_its_step_and_the_steps_parts():
         optimizer.step()
     found = {event.name: event for event in profile.events()}
     step = found["gradops.step"]
-    for name in ("gradops.follow_params", "gradops.grad_stats", "gradops.adam_step", "gradops.write_stats"):
+    for name in ("gradops.follow_params", "gradops.grad_stats", "gradops.update", "gradops.write_stats"):
         assert found[name].cpu_parent is step
         assert found[name].is_user_annotation

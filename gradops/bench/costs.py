@@ -22,7 +22,7 @@ _BLIND = ("aten::zero_", "aten::fill_", "aten::copy_", "aten::_foreach_zero_", "
 # The one operator whose schema promises more writes than it does: gradients only with a scale to divide them by.
 _FUSED = ("aten::_fused_adam_", "aten::_fused_adamw_")
 # Ranges of the library that stand for a launch each; a CPU's are no operators.
-NATIVE_LAUNCHES = ("gradops.grad_stats", "gradops.param_stats", "gradops.adam_step")
+NATIVE_LAUNCHES = ("gradops.grad_stats", "gradops.param_stats", "gradops.update")
 
 
 @dataclass(frozen=True)

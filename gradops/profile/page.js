@@ -94,7 +94,7 @@ class Timeline extends Zoomed {
     this.places.push({left, right: left + Math.max(across, 2), top, event});
     const label = name.replace(/^(aten::|gradops\.)/, "");
     if (across > pen.measureText(label).width + 8) {
-      pen.fillStyle = ["backward", "clip", "gradops.adam_step"].includes(name) ? "white" : "#222";
+      pen.fillStyle = ["backward", "clip", "gradops.update"].includes(name) ? "white" : "#222";
       pen.fillText(label, left + 4, top + LANE / 2);
     }
   }

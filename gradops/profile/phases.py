@@ -16,7 +16,7 @@ PARTS = (
     "gradops.follow_params",
     "gradops.grad_stats",
     "gradops.param_stats",
-    "gradops.adam_step",
+    "gradops.update",
     "gradops.one_pass_step",
     "gradops.write_stats",
 )

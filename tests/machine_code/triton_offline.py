@@ -74,7 +74,7 @@ def launches_of(param_dtype, grad_dtype, amsgrad=False, beta1=0.9, rule=RULE, **
     rows = []
     for index, param in enumerate(params):
         state = zero_state(param, rule.moment_names, Settings(**settings))
-        fit_state(state, param, rule, Settings(**settings))
+        fit_state(state, param, rule, group, Settings(**settings))
         rows.append(Row(param, str(index), 0, torch.zeros_like(param, dtype=grad_dtype), state))
     buffers = StepBuffers()
     buffers.resize(("0", "1"), torch.device("cpu"))

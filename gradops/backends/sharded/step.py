@@ -161,11 +161,12 @@ class MeshStep:
             "found_inf": verdict.skip.float(),
             "clip_value": call.settings.clip_value,
         }
-        for index, group in enumerate(call.groups):
+        of_groups = [options_of(self._rule, group) for group in call.groups]  # raises before anything is written
+        for index, (group, options) in enumerate(zip(call.groups, of_groups, strict=True)):
             part = [i for i, row in enumerate(call.rows) if row.group == index and row.grad is not None]
             if not part:
                 continue
-            members, options = [call.rows[i] for i in part], options_of(self._rule, group)
+            members = [call.rows[i] for i in part]
             place = self._index(part, verdict.skip.device)
             limits = self._limits(call, every, members, place, verdict.clip_coef, options)
             lr, _, capped[place] = rates(group["lr"], verdict.before.lr_factor, members, limits)

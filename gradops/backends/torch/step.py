@@ -78,11 +78,12 @@ class TorchStep:
         """
         coef, skip = verdict.clip_coef, verdict.skip
         capped: list[Tensor] = []
-        for index, group in enumerate(call.groups):
+        of_groups = [options_of(self._rule, group) for group in call.groups]  # raises before anything is written
+        for index, (group, options) in enumerate(zip(call.groups, of_groups, strict=True)):
             places = [place for place, row in enumerate(rows) if row.group == index]
             if not places:
                 continue
-            members, options = [rows[place] for place in places], options_of(self._rule, group)
+            members = [rows[place] for place in places]
             limits = self._limits(call, members, [stats[place] for place in places], coef, options)
             lr, step, limited = rates(group["lr"], verdict.before.lr_factor, members, limits)
             capped += (limited & ~skip).unbind()
