@@ -23,6 +23,8 @@ class Row:
             `Settings.moments_dtype`); with `master` (float32), that is updated, and the parameter is it rounded;
             `compensation` (of the parameter's dtype) is what rounding took off it. None until it is bound.
         squares_known: whether what a backend gathered of the parameter's sum of squares is still true.
+        links: another number where the parameter, its state or the kind of its gradient is another than before; of the
+            gradient itself only address and strides may have changed else.
     """
 
     param: Tensor
@@ -31,6 +33,7 @@ class Row:
     grad: Tensor | None = None
     state: dict[str, Any] | None = None
     squares_known: bool = False
+    links: int = 0
 
     @property
     def updated(self) -> Tensor:

@@ -53,6 +53,7 @@ class KnownRow:
         if kind != self.grad or grad.untyped_storage().data_ptr() == 0:
             check_like(grad, param, "grad", row.name)
             self.grad = kind
+            row.links += 1
 
     def link_if_it_takes_part(self) -> None:
         """`link_param`, but whatever else is among the parameters, a frozen int8 weight say, may stay there."""
@@ -65,6 +66,7 @@ class KnownRow:
         check_tensor(param, self.device, "parameter", self.row.name, self.dtypes)
         check_writable(param, "parameter", self.row.name)
         self.param = form_of(param)
+        self.row.links += 1
         self.forget_values()
         if before is not None and before[1:] != self.param[1:]:
             self.grad = self.state = None
@@ -88,6 +90,7 @@ class KnownRow:
         """
         self.row.state = self.state = None
         row = self.row
+        row.links += 1
         if not state or row.param.grad is None:
             return
         optional = (*(moment.name for moment in self.rule.moments if moment.because), *_UNROUNDED)

@@ -73,7 +73,7 @@ def unit_coefs_kernel(
     settings,
     decision,
     scalars,
-    coefs,
+    unit_coefs,
     DTYPES: tl.constexpr,
     PARAM_DTYPES: tl.constexpr,
     MASTERS: tl.constexpr,
@@ -99,7 +99,7 @@ def unit_coefs_kernel(
                 if param_dtype == dtype:
                     param_norm = unit_norm(row, layouts, words, unit, 1.0, float("inf"), PARAM, dtype)
         coef = agc_coef(param_norm, grad_norm * clip_coef, tl.load(settings + AGC_RATIO))
-        tl.store(coefs + at + 1, coef)
+        tl.store(unit_coefs + at + 1, coef)
         if coef < 1.0:
             bits = coef.to(tl.int32, bitcast=True)
             tl.atomic_min((scalars + 1).to(tl.pointer_type(tl.int32), bitcast=True), bits)

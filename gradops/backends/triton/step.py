@@ -15,16 +15,8 @@ from gradops.backends.triton import rules
 from gradops.backends.triton.agc import unit_coefs_kernel
 from gradops.backends.triton.grad_stats import grad_stats_kernel
 from gradops.backends.triton.plan_rows import plan_rows_kernel
-from gradops.backends.triton.tables import (
-    DeviceTable,
-    GroupForm,
-    RowTable,
-    first_chunks,
-    form_of,
-    group_words,
-    is_capturing,
-    setting_words,
-)
+from gradops.backends.triton.row_table import GroupForm, RowTable
+from gradops.backends.triton.tables import DeviceTable, group_words, is_capturing, setting_words
 from gradops.backends.triton.units import UnitTable
 from gradops.backends.triton.update_step import update_step_kernel
 from gradops.policies.loss_scale import DynamicLossScale
@@ -43,6 +35,11 @@ FLOAT_LR = (
 def launch(kernel: Any, programs: int, arguments: dict[str, Any]) -> None:
     """The one place that starts a kernel, so that tests see what is compiled and how."""
     kernel[(programs,)](**arguments, **OPTIONS)
+
+
+def taken(kernel: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those of the arguments that a kernel has."""
+    return {name: arguments[name] for name in kernel.arg_names}
 
 
 class Workspace:
@@ -89,12 +86,8 @@ class TritonStep:
         self.forget_rows()
 
     def forget_rows(self) -> None:
-        self._forms: list[Any] = []
         self._units.clear()
         self._table = RowTable()
-        self._numels: list[int] = []
-        self._first_chunks: list[int] = []
-        self._rows_of_chunks: list[int] = []
         self._work: Workspace | None = None
         self._measured: set[int] = set()
 
@@ -105,130 +98,97 @@ class TritonStep:
         device = call.buffers.scalars.device
         self._device = str(device)
         with _current(device):
-            work = self._link(call.rows, call.groups, device)
-            held, arguments = self._arguments(call, work, device)
-            unmeasured = self._unmeasured(call.rows, arguments["CAPS"], device)
-            self._launch_both(call, work, arguments, unmeasured)
+            work = self._link(call, device)
+            held, tables = self._tables(call, device)
+            self._launch_all({**tables, **vars(work), **self._rest(call, device)}, len(call.rows))
         if is_capturing(device):
             self._captured(held, call.groups)
 
-    def _link(self, rows: list[Row], groups: list[dict[str, Any]], device: torch.device) -> Workspace:
+    def _link(self, call: StepCall, device: torch.device) -> Workspace:
         """Makes the table that of the rows as they are; what was measured stays as long as no size changes."""
-        numels = [row.param.numel() for row in rows]
+        sizes = self._table.numels
+        self._table.follow(call.rows, [GroupForm.of(group, self._rule, self._code) for group in call.groups])
         work = self._work
-        if work is None or numels != self._numels or work.decision.device != device:
-            self._numels, self._measured, self._forms = numels, set(), []
-            self._first_chunks = firsts = first_chunks(rows)
-            self._rows_of_chunks = [row for row in range(len(rows)) for _ in range(firsts[row], firsts[row + 1])]
-            work = self._work = Workspace(len(rows), firsts[-1], self._code.COEFS, device)
-        of_groups = [GroupForm.of(group, self._rule, self._code) for group in groups]
-        forms = [form_of(row, of_groups[row.group]) for row in rows]
-        if forms != self._forms:
-            table = RowTable()
-            for row, first in zip(rows, self._first_chunks[:-1], strict=True):
-                table.add(row, first, of_groups[row.group])
-            self._table, self._forms = table, forms
+        if work is None or self._table.numels is not sizes or work.decision.device != device:
+            self._measured = set()
+            work = Workspace(len(call.rows), self._table.first_chunks[-1], self._code.COEFS, device)
+            self._work = work
         return work
 
-    def _arguments(self, call: StepCall, work: Workspace, device: torch.device) -> tuple[list[Tensor], dict[str, Any]]:
-        """What both kernels take, and the tensors among it that only this step holds."""
+    def _tables(self, call: StepCall, device: torch.device) -> tuple[list[Tensor], dict[str, Any]]:
+        """The tables on the device, the scalars beside them, and of all these the tensors that only this step holds."""
         lrs = [_lr_on(group["lr"], device) for group in call.groups]
-        scalars = [_scalar_on(value, device) for value in (call.loss_scale, call.found_inf)]
-        arguments = {
+        loss_scale, found_inf = (_scalar_on(value, device) for value in (call.loss_scale, call.found_inf))
+        groups = [w for group, lr in zip(call.groups, lrs, strict=True) for w in group_words(group, lr, self._rule)]
+        tables = {
             "rows": self._rows.update(self._table.words, device),
-            "chunk_rows": self._chunk_rows.update(self._rows_of_chunks, device),
-            "layouts": self._layouts.update(self._table.layouts or [0], device),
+            "chunk_rows": self._chunk_rows.update(self._table.rows_of_chunks, device),
+            "layouts": self._layouts.update(self._table.layouts, device),
             "settings": self._settings.update(setting_words(call.settings), device),
-            "groups": self._groups.update(
-                [w for group, lr in zip(call.groups, lrs, strict=True) for w in group_words(group, lr, self._rule)],
-                device,
-            ),
-            "lr_pointers": self._lr_pointers.update(
-                [lr.data_ptr() if isinstance(lr, Tensor) else 0 for lr in lrs], device
-            ),
-            "loss_scale": scalars[0],
-            "found_inf": scalars[1],
-            "param_sums": work.param_sums,
-            "row_coefs": work.row_coefs,
-            "decision": work.decision,
-            "chunk_count": self._first_chunks[-1],
-            "COEFS": self._code.COEFS,
-            "CAPS": call.settings.max_relative_step is not None,
-            "MASTERS": call.settings.master_weights,
+            "groups": self._groups.update(groups, device),
+            "lr_pointers": self._lr_pointers.update([_address(lr) for lr in lrs], device),
+            "loss_scale": loss_scale,
+            "found_inf": found_inf,
+            **self._units.arguments(call, self._table, device),
         }
-        return [value for value in (*lrs, *scalars) if isinstance(value, Tensor)], arguments
+        return [value for value in (*lrs, loss_scale, found_inf) if isinstance(value, Tensor)], tables
 
-    def _kinds(self) -> list[int]:
-        """The kinds of the rows that take part."""
-        size, table = words.ROW_WORDS.value, self._table.words
-        rows = (table[at : at + size] for at in range(0, len(table), size))
-        return [row[words.KIND.value] for row in rows if row[words.TAKES_PART.value]]
+    def _rest(self, call: StepCall, device: torch.device) -> dict[str, Any]:
+        """What kernels write, what they are compiled for, and how much there is."""
+        settings, buffers, kinds = call.settings, call.buffers, self._table.kinds
+        caps, masters = settings.max_relative_step is not None, settings.master_weights
+        return {
+            "scalars": buffers.scalars,
+            "counters": buffers.counters,
+            "norms": buffers.norms,
+            "abs_max": buffers.abs_max,
+            "nonfinite_of": buffers.nonfinite,
+            "capped": buffers.capped,
+            "update_ratio": buffers.update_ratio,
+            "param_rms": buffers.param_rms,
+            "unmeasured": self._unmeasured(call.rows, caps, device),
+            "row_count": len(call.rows),
+            "chunk_count": self._table.first_chunks[-1],
+            "DTYPES": _bits(kind // 3 % 3 for kind in kinds),
+            "PARAM_DTYPES": _bits(words.updated_dtype(kind, masters) for kind in kinds),
+            "KINDS_HERE": _bits(kinds),
+            "NORM": _norm_code(settings.norm_type),
+            "COEFFICIENTS": self._code.coefficients,
+            "ELEMENT": self._code.element,
+            "COEFS": self._code.COEFS,
+            "MOMENTS": self._code.MOMENTS,
+            "HYPER": len(self._rule.hyper),
+            "PLANS": self._rule.scale_free or not caps,
+            "CAPS": caps,
+            "TRACKS": settings.track_updates,
+            "MASTERS": masters,
+            "COMPENSATES": settings.rounding == "kahan",
+            "SCALED": call.grads_scaled,
+            "GUARDS": settings.guard is not None,
+            "MOVES_LOSS_SCALE": isinstance(loss_scale_policy(settings.loss_scale), DynamicLossScale),
+        }
 
     def _unmeasured(self, rows: list[Row], caps: bool, device: torch.device) -> Tensor | None:
         """A flag for each row whose parameter no step has measured as it is now; None where none is wanted."""
-        taking_part = {index for index, row in enumerate(rows) if row.grad is not None}
+        part, measured = self._table.part, self._measured
         if not caps:
-            self._measured -= taking_part  # they are about to change, and nothing will measure them
+            measured.difference_update(part)  # they are about to change, and nothing will measure them
             return None
-        wanted = {index for index in taking_part if not rows[index].squares_known} | taking_part - self._measured
-        self._measured |= taking_part
+        wanted = {index for index in part if not rows[index].squares_known or index not in measured}
+        measured.update(wanted)
         if not wanted:
             return None
         return DeviceTable(torch.int32).update([int(index in wanted) for index in range(len(rows))], device)
 
-    def _launch_both(
-        self, call: StepCall, work: Workspace, arguments: dict[str, Any], unmeasured: Tensor | None
-    ) -> None:
-        kinds, chunks = self._kinds(), arguments["chunk_count"]
-        scalars, counters, norms, abs_max, nonfinite, capped, update_ratio, param_rms = call.buffers.all()
-        first = {
-            **arguments,
-            **{name: getattr(work, name) for name in ("chunk_sums", "chunk_counts", "param_counts", "row_sums")},
-            "row_counts": work.row_counts,
-            "tickets": work.tickets,
-            "scalars": scalars,
-            "counters": counters,
-            "norms": norms,
-            "abs_max": abs_max,
-            "nonfinite_of": nonfinite,
-            "unmeasured": unmeasured,
-            "row_count": len(call.rows),
-            "DTYPES": _bits(kind // 3 % 3 for kind in kinds),
-            "PARAM_DTYPES": _bits(words.updated_dtype(kind, arguments["MASTERS"]) for kind in kinds),
-            "NORM": _norm_code(call.settings.norm_type),
-            "COEFFICIENTS": self._code.coefficients,
-            "HYPER": len(self._rule.hyper),
-            "PLANS": self._rule.scale_free or not arguments["CAPS"],
-            "SCALED": call.grads_scaled,
-            "GUARDS": call.settings.guard is not None,
-            "MOVES_LOSS_SCALE": isinstance(loss_scale_policy(call.settings.loss_scale), DynamicLossScale),
-        }
-        launch(grad_stats_kernel, chunks, first)
-        units = self._units.arguments(call, scalars.device)
-        if self._units.count:  # between the two kernels: the factor of every unit
-            launch(unit_coefs_kernel, self._units.count, self._units.measuring(units, first))
-        if not first["PLANS"]:  # between the two, too: the rates that depend on how the gradients were clipped
-            launch(plan_rows_kernel, len(call.rows), {name: first[name] for name in plan_rows_kernel.arg_names})
-        self._launches = 2 + bool(self._units.count) + (not first["PLANS"])
-        taken = ("rows", "chunk_rows", "layouts", "settings", "row_coefs", "decision", "param_sums", "chunk_count")
-        second = {name: arguments[name] for name in (*taken, "COEFS", "CAPS", "MASTERS")}
-        second |= {name: getattr(work, name) for name in ("param_counts", "moved_sums", "tickets")}
-        compensates = call.settings.rounding == "kahan"
-        rows = {"capped": capped, "update_ratio": update_ratio, "param_rms": param_rms}
-        launch(
-            update_step_kernel,
-            chunks,
-            {
-                **second,
-                **rows,
-                **units,
-                "ELEMENT": self._code.element,
-                "MOMENTS": self._code.MOMENTS,
-                "KINDS_HERE": _bits(kinds),
-                "TRACKS": call.settings.track_updates,
-                "COMPENSATES": compensates,
-            },
-        )
+    def _launch_all(self, arguments: dict[str, Any], rows: int) -> None:
+        chunks, units = arguments["chunk_count"], self._units.count
+        launch(grad_stats_kernel, chunks, taken(grad_stats_kernel, arguments))
+        if units:  # the factor of each
+            launch(unit_coefs_kernel, units, taken(unit_coefs_kernel, arguments))
+        if not arguments["PLANS"]:  # the rates that depend on how the gradients are clipped
+            launch(plan_rows_kernel, rows, taken(plan_rows_kernel, arguments))
+        launch(update_step_kernel, chunks, taken(update_step_kernel, arguments))
+        self._launches = 2 + bool(units) + (not arguments["PLANS"])
 
     def _captured(self, held: list[Tensor], groups: list[dict[str, Any]]) -> None:
         """A graph reads these addresses whenever it is replayed: they stay as long as this does."""
@@ -263,6 +223,10 @@ def _lr_on(lr: float | Tensor, device: torch.device) -> float | Tensor:
     if lr.dtype not in (torch.float32, torch.float64):
         raise RuntimeError(f"gradops: a tensor lr must be Float or Double, got {lr.dtype}")
     return lr.to(device, non_blocking=True)
+
+
+def _address(lr: float | Tensor) -> int:
+    return lr.data_ptr() if isinstance(lr, Tensor) else 0
 
 
 def _scalar_on(value: Tensor | None, device: torch.device) -> Tensor | None:

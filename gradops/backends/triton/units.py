@@ -1,19 +1,17 @@
-"""Where the units are that `triton_agc` clips by, as arrays on the device."""
+"""Where the units are that `agc` clips by, as arrays on the device."""
 
 from itertools import accumulate
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradops.backends.call import StepCall
+from gradops.backends.triton.row_table import RowTable
 from gradops.backends.triton.tables import DeviceTable
 
 # The words of a row that is not clipped by units: one unit, however long, whose factor is the first, 1.
 SPARED = (2**62, 1, 0)
-# What the kernel that measures the units takes of the first one's arguments.
-TAKEN = ("rows", "layouts", "settings", "decision", "scalars", "MASTERS", "DTYPES", "PARAM_DTYPES")
 
 
 def units_in(tensor: Tensor) -> tuple[int, int]:
@@ -39,20 +37,32 @@ class UnitTable:
 
     def clear(self) -> None:
         self.count = 0
+        self._linked: tuple[list[int], list[bool]] | None = None
         self._known: list[tuple[int, int] | None] | None = None
         self._words: list[int] = []
         self._rows: list[int] = []
 
-    def arguments(self, call: StepCall, device: torch.device) -> dict[str, Tensor | None]:
-        """What the update takes; None where gradients are not clipped by units."""
+    def arguments(self, call: StepCall, table: RowTable, device: torch.device) -> dict[str, Tensor | None]:
+        """What the kernels take; None where gradients are not clipped by units."""
         if call.settings.clip_mode != "agc":
             self.clear()
-            return {"units": None, "unit_coefs": None}
-        found = [
-            units_in(row.updated) if row.param.numel() and call.groups[row.group].get("agc", True) else None
-            for row in call.rows
-        ]
-        if found != self._known or self._coefs is None or self._coefs.device != device:
+            return {"units": None, "rows_of_units": None, "unit_coefs": None}
+        self._link(call, table, device)
+        units, rows = self._tables
+        return {
+            "units": units.update(self._words, device),
+            "rows_of_units": rows.update(self._rows, device),
+            "unit_coefs": self._coefs,
+        }
+
+    def _link(self, call: StepCall, table: RowTable, device: torch.device) -> None:
+        clipped = [bool(group.get("agc", True)) for group in call.groups]
+        on_device = self._coefs is not None and self._coefs.device == device
+        if on_device and self._linked is not None and self._linked[0] is table.words and self._linked[1] == clipped:
+            return
+        self._linked = table.words, clipped
+        found = [units_in(row.updated) if row.param.numel() and clipped[row.group] else None for row in call.rows]
+        if found != self._known or not on_device:
             self._known = found
             counts = [0 if units is None else units[1] for units in found]
             firsts = accumulate(counts, initial=1)
@@ -63,13 +73,6 @@ class UnitTable:
             self._rows = [row for row, count in enumerate(counts) for _ in range(count)]
             self.count = sum(counts)
             self._coefs = torch.ones(1 + self.count, dtype=torch.float32, device=device)
-        return {"units": self._tables[0].update(self._words, device), "unit_coefs": self._coefs}
-
-    def measuring(self, units: dict[str, Tensor | None], first: dict[str, Any]) -> dict[str, Any]:
-        """What the kernel that measures the units takes, from `arguments` and from what the first kernel took."""
-        rows = self._tables[1].update(self._rows, first["rows"].device)
-        taken = {name: first[name] for name in TAKEN}
-        return {**taken, "units": units["units"], "rows_of_units": rows, "coefs": units["unit_coefs"]}
 
     def captured(self) -> None:
         """A graph holds the addresses from now on."""
