@@ -3,7 +3,6 @@
 Each gate is first shown kernels with a planted fault (machine_code/planted_triton.py).
 """
 
-import dataclasses
 import functools
 import os
 
@@ -13,11 +12,12 @@ from machine_code import toolchain
 
 pytest.importorskip("triton", minversion="3.6")
 from machine_code import planted_triton, triton_gates, triton_offline
+from rules import EVERY_CASE
 
 from gradops import SpikeGuard
 from gradops.backends.triton import activations as triton_activations
+from gradops.backends.triton import rules as triton_rules
 from gradops.backends.triton import step as triton_step
-from gradops.optim.adam import RULE as ADAM
 
 NEEDS = [name for name in ("nvdisasm", "cuobjdump") if toolchain.find_binary(name) is None]
 pytestmark = [
@@ -151,11 +151,37 @@ def test_units_are_measured_without_a_spill_and_clipped_in_the_same_accesses(arc
     assert code.registers <= 168, "fewer than three programs fit on a multiprocessor at once"
 
 
+def every_variant():
+    """Of every rule; by its name and number a rule and a group."""
+    found = {}
+    for cls, options in EVERY_CASE:
+        rule, group = cls.rule, cls([torch.zeros(1)], **options).param_groups[0]
+        variant = triton_rules.load(rule).variant_of(rule.hyper_of(group))
+        found.setdefault(f"{rule.name}-{variant}", (rule, group))
+    return found
+
+
+VARIANTS = every_variant()
+
+
 @pytest.mark.parametrize("arch", SLOW_BUT_90)
-def test_rates_bounded_by_gradients_are_planned_without_a_spill(arch):
-    found = launches("float32", rule=dataclasses.replace(ADAM, scale_free=False), max_relative_step=0.1)
-    assert list(found) == ["grad_stats_kernel", "plan_rows_kernel", "update_step_kernel"]
-    assert not list(triton_gates.nothing_is_spilled(triton_gates.code_of(found["plan_rows_kernel"], arch), {}))
+@pytest.mark.parametrize(("rule", "group"), VARIANTS.values(), ids=VARIANTS)
+def test_every_variant_is_updated_in_vectors_and_spills_nothing(rule, group, arch):
+    *_, update = triton_offline.launches_of_rule(rule, group, *DTYPES["float32"])
+    moments = [4] * len(rule.moments_of(group))
+    code = triton_gates.code_of(update, arch)
+    assert not triton_gates.complaints(code, {"load": wide(arch, 4, 4, *moments), "store": wide(arch, 4, *moments)})
+    assert code.registers <= 128, "fewer than four programs fit on a multiprocessor at once"
+
+
+@pytest.mark.parametrize("arch", SLOW_BUT_90)
+@pytest.mark.parametrize(("rule", "group"), VARIANTS.values(), ids=VARIANTS)
+def test_rates_bounded_by_gradients_are_planned_without_a_spill(rule, group, arch):
+    found = triton_offline.launches_of_rule(rule, group, *DTYPES["float32"], max_relative_step=0.1)
+    planned = [launch for launch in found if launch.kernel.__name__ == "plan_rows_kernel"]
+    assert (len(found), len(planned)) == ((2, 0) if rule.scale_free else (3, 1))
+    for launch in planned:
+        assert not list(triton_gates.nothing_is_spilled(triton_gates.code_of(launch, arch), {}))
 
 
 @pytest.mark.parametrize("settings", [{}, {"max_relative_step": 0.1}])

@@ -3,30 +3,27 @@
 import dataclasses
 import subprocess
 import sys
-from itertools import product
 
 import pytest
+import torch
+from rules import CASE_NAMES, EVERY_CASE
 
-from gradops.backends.triton import rules
+from gradops.backends.triton import rules as triton_rules
 from gradops.optim.adam import RULE as ADAM
 
-GROUPS = [
-    pytest.param(ADAM, {"betas": (beta1, 0.999), "eps": 1e-8, "amsgrad": amsgrad}, id=f"adam-{beta1}-{amsgrad}")
-    for beta1, amsgrad in product((0.9, 0.0), (False, True))
-]
 
-
-@pytest.mark.parametrize(("rule", "group"), GROUPS)
-def test_variants_have_the_moments_of_the_rule(rule, group):
+@pytest.mark.parametrize(("cls", "options"), EVERY_CASE, ids=CASE_NAMES)
+def test_variants_have_the_moments_of_the_rule(cls, options):
     pytest.importorskip("triton", minversion="3.6")
-    code = rules.load(rule)
+    rule, group = cls.rule, cls([torch.zeros(1)], **options).param_groups[0]
+    code = triton_rules.load(rule)
     used = code.MOMENTS[code.variant_of(rule.hyper_of(group))]
     assert tuple(rule.moment_names[slot] for slot in used) == rule.moments_of(group)
 
 
 def test_a_rule_without_a_file_is_missing():
-    assert not rules.missing(ADAM)
-    assert rules.missing(dataclasses.replace(ADAM, name="unheard_of", title="Unheard")) == (
+    assert not triton_rules.missing(ADAM)
+    assert triton_rules.missing(dataclasses.replace(ADAM, name="unheard_of", title="Unheard")) == (
         "no Triton kernel updates by Unheard"
     )
 

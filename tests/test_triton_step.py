@@ -246,6 +246,9 @@ QUICK = {
     "test_spike_guard.py": "guard2 or guard3 or recovers or never or beyond_float32 or inf_or or edited or set_later",
     "test_stats.py": "promised or one_step or left_as_backward",
     "test_update_stats.py": "contiguous or half_precision or magnitudes or one_step or zero or skipped or lets_it",
+    "rules/test_bound.py": "cap_times or nothing_bounds",
+    "rules/test_late_moments.py": "",
+    "rules/test_steps.py": "any_sequence or (everything or momentum or nesterov) and (cap or kahan or masters)",
 }
 
 
@@ -281,6 +284,9 @@ def test_shared_bodies_pass_in_the_interpreter(name):
         "test_stats.py",
         "test_step_plan.py",
         "test_update_stats.py",
+        "rules/test_bound.py",
+        "rules/test_late_moments.py",
+        "rules/test_steps.py",
     ],
 )
 def test_all_shared_bodies_pass_in_the_interpreter(name):

@@ -66,14 +66,20 @@ def recorded():
         triton_step.launch = before
 
 
-def launches_of(param_dtype, grad_dtype, amsgrad=False, beta1=0.9, rule=RULE, **settings):
-    """The launches of one step of two parameters, a large and a small one."""
+def launches_of(param_dtype, grad_dtype, amsgrad=False, beta1=0.9, **settings):
+    """The launches of one step of AdamW."""
+    group = {"lr": 0.01, "betas": (beta1, 0.999), "eps": 1e-8, "weight_decay": 0.1, "maximize": False}
+    group |= {"amsgrad": amsgrad, "decoupled_weight_decay": True}
+    return launches_of_rule(RULE, group, param_dtype, grad_dtype, **settings)
+
+
+def launches_of_rule(rule, group, param_dtype, grad_dtype, **settings):
+    """The launches of one step of two parameters, a large and a small one, with these options of a group."""
     params = [torch.zeros(64, 128, dtype=param_dtype), torch.zeros(7, dtype=param_dtype)]
-    group = {"lr": 0.01, "betas": (beta1, 0.999), "eps": 1e-8, "weight_decay": 0.1, "l1": 0.0, "maximize": False}
-    group |= {"amsgrad": amsgrad, "decoupled_weight_decay": True, "params": params}
+    group = {**group, "l1": 0.0, "params": params}
     rows = []
     for index, param in enumerate(params):
-        state = zero_state(param, rule.moment_names, Settings(**settings))
+        state = zero_state(param, rule.moments_of(group), Settings(**settings))
         fit_state(state, param, rule, group, Settings(**settings))
         rows.append(Row(param, str(index), 0, torch.zeros_like(param, dtype=grad_dtype), state))
     buffers = StepBuffers()
