@@ -8,10 +8,10 @@ JOBS ?= 2
 STEP_TESTS := adam_step agc clip decide first_moment grad_stats l1 loss_scale master_weights moments_dtype ops relative_step \
 	rounding spike_guard step_plan
 SANITIZED_TESTS ?= $(STEP_TESTS:%=tests/test_%.py)
-EMULATED_TESTS ?= $(patsubst %,tests/test_%.py,$(STEP_TESTS) activation_stats checkpoint gpu_report_steps grad_scaler \
+EMULATED_TESTS ?= tests/rules $(patsubst %,tests/test_%.py,$(STEP_TESTS) activation_stats checkpoint gpu_report_steps grad_scaler \
 	native_faults own_grad_scaler recorder same_result stats update_stats)
 # What must pass with every torch and Python: make TORCH=torch==2.6.0 test-core PYTHON=python3.10
-CORE_TESTS ?= $(patsubst %,tests/test_%.py,$(STEP_TESTS) activation_stats backends bad_grads bad_params checkpoint containers \
+CORE_TESTS ?= tests/rules $(patsubst %,tests/test_%.py,$(STEP_TESTS) activation_stats backends bad_grads bad_params checkpoint containers \
 	float64 frozen_params grad_scaler lr_schedulers older_checkpoints other_checkpoints optim_db own_grad_scaler protect recorder \
 	reference stats triton_code triton_step update_stats wrap)
 CORE := build/core/$(subst ==,-,$(TORCH))-$(notdir $(PYTHON))
