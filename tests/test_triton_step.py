@@ -144,7 +144,15 @@ def test_a_step_moves_the_promised_bytes_and_small_tables(dtype, settings, expec
 
 
 @interpreted
-def test_tails_strides_and_misalignment_stay_inside_their_tensors(monkeypatch):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_relative_step": 0.02, "norm_type": 3.0, "track_updates": True},
+        {"clip_mode": "agc", "max_norm": 0.01},
+    ],
+    ids=str,
+)
+def test_tails_strides_and_misalignment_stay_inside_their_tensors(settings, monkeypatch):
     cases = [
         ParamCase((CHUNK + 5,)),
         ParamCase((2, 3, 4, 5), layout="channels_last", grad_layout="strided"),
@@ -153,7 +161,7 @@ def test_tails_strides_and_misalignment_stay_inside_their_tensors(monkeypatch):
         ParamCase((0,)),
         ParamCase(()),
     ]
-    assert bytes_of_a_step(monkeypatch, cases, max_relative_step=0.02, norm_type=3.0, track_updates=True) > 0
+    assert bytes_of_a_step(monkeypatch, cases, **settings) > 0
 
 
 @interpreted
