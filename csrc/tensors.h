@@ -24,12 +24,12 @@ GRADOPS_HD constexpr Slot moment_slot(int moment) { return static_cast<Slot>(kMo
 // A tensor in memory: null where there is none. `layout` says how to walk it; null where memory runs in the order of
 // the elements. All tensors of a parameter are walked in one order of elements.
 template <class Layout>
-struct View {
+struct ViewOf {
   void* data = nullptr;
   const Layout* layout = nullptr;
   Dtype dtype = Dtype::kFloat32;
 
-  bool operator==(const View&) const = default;
+  bool operator==(const ViewOf&) const = default;
 };
 
 }  // namespace gradops

@@ -15,7 +15,7 @@ struct Layout {
   std::vector<int64_t> strides;
 };
 
-using TensorView = View<Layout>;
+using TensorView = ViewOf<Layout>;
 
 inline bool is_contiguous_float32(const TensorView& view) {
   return view.layout == nullptr && view.dtype == Dtype::kFloat32;

@@ -26,7 +26,7 @@ constexpr int kPiecesPerChunk = 16;
 
 // A tensor in device memory. A layout is a device array: the number of dimensions, then size and stride (in elements)
 // of each, outermost first.
-using View = gradops::View<int64_t>;
+using View = ViewOf<int64_t>;
 
 struct TensorRow {
   View views[kSlots];  // the gradient's data comes with each step
