@@ -148,12 +148,11 @@ class EmulatedPlan:
         moments = [state.get(name) if name in used else None for name in rule.moment_names]
         updated, rounded = (state["master"], param) if "master" in state else (param, None)
         tensors = (updated, rounded, state.get("compensation"), param.grad, *moments)
-        views = [self._view(tensor, order) for tensor in tensors]
-        views += [View(None, None, 0)] * (len(SLOTS) - len(views))
-        views[SLOTS.index("grad")].data = None
+        views = {slot: self._view(tensor, order) for slot, tensor in zip(SLOTS, tensors, strict=False)}
+        views["grad"].data = None
         step = state["step"].data_ptr() if "step" in state else None
         units = units_of(param, order) if group.get("agc", True) else (1, 0)
-        return Row((View * len(SLOTS))(*views), step, param.numel(), index, *units)
+        return Row(views_of(views), step, param.numel(), index, *units)
 
     def _view(self, tensor, order):
         if tensor is None:
@@ -209,6 +208,11 @@ class EmulatedPlan:
             "stats": [memory_of(buffer) for buffer in buffers.all()],
             "inputs": [emulator.read_only(memory_of(tensor)) for tensor in read],
         }
+
+
+def views_of(views):
+    """A row's, by slot: its name, or the number of a moment."""
+    return (View * len(SLOTS))(*(views.get(slot, View(None, None, 0)) for slot in SLOTS))
 
 
 def address_of(tensor):

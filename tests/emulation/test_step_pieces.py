@@ -8,7 +8,7 @@ import pytest
 import torch
 from beside import assert_same_bits
 from cases import ParamCase
-from one_pass import PIECE, Address, Group, Row, Step, View, library, memory_of
+from one_pass import HYPERS, PIECE, Address, Group, Real, Row, Step, View, library, memory_of, views_of
 
 import gradops  # noqa: F401  registers the operators
 
@@ -41,8 +41,9 @@ def pointers(tensors):
 
 def measure(lib, grads, scale_by, max_norm=math.inf, loss_scale=1.0, blocks=2):
     """grad_norm, clip_coef and found_inf, and norms, abs_max and nonfinite of each; scales `grads` in place."""
-    rows = (Row * len(grads))(*(Row(view(g), view(g), numel=g.numel()) for g in grads))
-    plan = lib.plan_new(ctypes.addressof(rows), len(grads), blocks, 0, 0)
+    views = ({"param": view(grad), "grad": view(grad)} for grad in grads)
+    rows = (Row * len(grads))(*(Row(views_of(v), numel=g.numel()) for v, g in zip(views, grads, strict=True)))
+    plan = lib.plan_new(b"adam", ctypes.addressof(rows), len(grads), blocks, 0, 0)
     scalars, scale = torch.zeros(5), torch.tensor(loss_scale)
     norms, abs_max = torch.zeros(len(grads)), torch.zeros(len(grads))
     nonfinite = torch.zeros(len(grads), dtype=torch.int64)
@@ -120,7 +121,8 @@ def test_update_equals_the_operator_bit_for_bit(lib, decoupled, amsgrad, found_i
         torch.tensor(0.1, dtype=torch.float64), grad_scale=scalars[0], clip_coef=scalars[1], found_inf=scalars[2],
         weight_decay=0.1, decoupled=decoupled,
     )  # fmt: skip
-    group = Group(lr=0.1, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.1, decoupled=decoupled, amsgrad=amsgrad)
+    own = (Real * HYPERS)(0.9, 0.999, 1e-8, float(amsgrad))
+    group = Group(lr=0.1, weight_decay=0.1, own=own, decoupled=decoupled)
     update(lib, params, grads, moments, steps, scalars, group)
     for mine, theirs in zip(
         (params, *moments[: 2 + amsgrad], steps), expected[: 3 + amsgrad] + expected[4:], strict=True
@@ -131,9 +133,13 @@ def test_update_equals_the_operator_bit_for_bit(lib, decoupled, amsgrad, found_i
 
 def update(lib, params, grads, moments, steps, scalars, group):
     tensors = zip(params, grads, *moments, steps, strict=True)
-    rows = [Row(*map(view, of[:5]), step=of[5].data_ptr(), numel=of[0].numel()) for of in tensors]
+    slots = ("param", "grad", 0, 1, 2)
+    rows = [
+        Row(views_of(dict(zip(slots, map(view, of), strict=False))), step=of[5].data_ptr(), numel=of[0].numel())
+        for of in tensors
+    ]
     table = (Row * len(rows))(*rows)
-    plan = lib.plan_new(ctypes.addressof(table), len(rows), 2, 0, 0)
+    plan = lib.plan_new(b"adam", ctypes.addressof(table), len(rows), 2, 0, 0)
     spec = Step(math.inf, 2.0, math.inf, math.inf)
     spec.loss_scale, spec.found_inf = scalars[0].data_ptr(), scalars[2].data_ptr()
     addresses = pointers(grads)
