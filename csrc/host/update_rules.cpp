@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "math/rules/adam.h"
+#include "math/rules/sgd.h"
 #if defined(GRADOPS_WITH_CUDA) || defined(GRADOPS_EMULATE)
 #define GRADOPS_HAS_KERNELS
 #include "cuda/launch.h"
@@ -38,6 +39,7 @@ UpdateRuleInfo info_of(const char* name) {
 // A new rule has a line here, and its files.
 const UpdateRuleInfo kRules[] = {
     info_of<Adam>("adam"),
+    info_of<Sgd>("sgd"),
 };
 
 }  // namespace

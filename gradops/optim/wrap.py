@@ -16,6 +16,7 @@ from gradops.one_pass.groups import check_groups
 from gradops.one_pass.known_optimizers import forget
 from gradops.one_pass.one_pass import OnePass
 from gradops.optim.adam import Adam, AdamW
+from gradops.optim.sgd import SGD
 from gradops.settings import SETTINGS, Settings, SettingsDict, spelt_out
 from gradops.settings_text import with_settings
 from gradops.torch_before_2_7 import unname_decay_before_2_7
@@ -27,6 +28,7 @@ OptimizerT = TypeVar("OptimizerT", bound=torch.optim.Optimizer)
 _UPGRADES: tuple[tuple[type[torch.optim.Optimizer], type[OnePass]], ...] = (
     (torch.optim.AdamW, AdamW),
     (torch.optim.Adam, Adam),
+    (torch.optim.SGD, SGD),
 )
 TAKEN = ", ".join(sorted(f"torch.optim.{torchs.__name__}" for torchs, _ in _UPGRADES))
 _TAKES = f"gradops.wrap takes {TAKEN} and subclasses of them that keep their step"
@@ -39,6 +41,8 @@ _BEFORE = "wrap that one before prepare() or whatever took it, or use gradops.ac
 def wrap(optimizer: torch.optim.AdamW, **settings: Unpack[SettingsDict]) -> AdamW: ...  # type: ignore[overload-overlap]
 @overload
 def wrap(optimizer: torch.optim.Adam, **settings: Unpack[SettingsDict]) -> Adam: ...
+@overload
+def wrap(optimizer: torch.optim.SGD, **settings: Unpack[SettingsDict]) -> SGD: ...
 @overload
 def wrap(optimizer: OptimizerT, **settings: Unpack[SettingsDict]) -> OptimizerT: ...
 @spelt_out
