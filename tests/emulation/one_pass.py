@@ -114,7 +114,7 @@ class EmulatedPlan:
     def step(self, param_groups, state, _, loss_scale, grads_scaled, found_inf):
         params = [param for group in param_groups for param in group["params"]]
         for param, group in ((p, g) for g in param_groups for p in g["params"]):
-            needed = list(self.optimizer.rule.moments_of(group))
+            needed = ["step", *self.optimizer.rule.moments_of(group)]
             if param.dtype != torch.float32:
                 needed += ["master"] * self.optimizer.master_weights
                 needed += ["compensation"] * (self.optimizer.rounding == "kahan")

@@ -67,10 +67,10 @@ def test_guarded_steps_equal_the_oracle(lib, guard, form, seed, max_relative_ste
     assert sum(step.found_inf for step in told) == 1
 
 
-def step_all(lib, cases, form, settings, options, events=("grad",) * 2, seed=3):
+def step_all(lib, cases, form, settings, options, events=("grad",) * 2, seed=3, cls=gradops.AdamW):
     """Everything a sequence of steps leaves: parameters, state, stats, and the reports of the last step."""
     torch.manual_seed(seed)
-    optimizer = gradops.AdamW([case.param() for case in cases], **options, **settings)
+    optimizer = cls([case.param() for case in cases], **options, **settings)
     plan = EmulatedPlan(lib, optimizer, **form)
     for event in events:
         for param, case in zip(params_of(optimizer), cases, strict=True):
@@ -203,9 +203,27 @@ def test_a_compensation_costs_one_read_and_one_write_of_it(lib, dtype):
 
 
 def element_bytes(report):
-    names = ["param", "master", "compensation", "grad", *gradops.AdamW.rule.moment_names]
+    names = [
+        "param",
+        "master",
+        "compensation",
+        "grad",
+        *gradops.AdamW.rule.moment_names,
+        *gradops.SGD.rule.moment_names,
+    ]
     traffic = [report.traffic[name] for name in names if name in report.traffic]
     return sum(t.load_bytes + t.store_bytes for t in traffic)
+
+
+@pytest.mark.parametrize(("momentum", "moments"), [(0.0, 0), (0.9, 1)])
+@pytest.mark.parametrize(("one_launch", "numel"), [(True, PIECE * 8), (False, PIECE * 64)])
+def test_a_moment_costs_one_read_and_one_write(lib, momentum, moments, one_launch, numel):
+    """With momentum 20 bytes for a parked element, 24 for one that is read twice."""
+    form = {"blocks": 1, "one_launch": one_launch, "shared_slots": 0, "seed": 4}
+    options = {"lr": 0.1, "momentum": momentum}
+    *_, plan = step_all(lib, [ParamCase((numel,))], form, {"max_norm": 1.0}, options, cls=gradops.SGD)
+    read_twice = 0 if one_launch else 4
+    assert sum(element_bytes(report) for report in plan.reports) == (12 + 8 * moments + read_twice) * numel
 
 
 @pytest.mark.parametrize(("one_launch", "slots"), [(True, 0), (True, 2), (False, 0)])
