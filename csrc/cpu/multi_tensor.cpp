@@ -34,6 +34,7 @@ struct Scratch {
 
 // Starts to fetch the beginning of a chunk, which the hardware cannot foresee where tensors are small.
 void prefetch(const TensorView& view, const Chunk& chunk) {
+  if (view.data == nullptr) return;
   const char* start = static_cast<const char*>(view.data) + chunk.begin * (view.dtype == Dtype::kFloat32 ? 4 : 2);
   for (int line = 0; line < 4; ++line) __builtin_prefetch(start + 64 * line);
 }

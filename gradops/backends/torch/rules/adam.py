@@ -1,4 +1,4 @@
-"""Adam, AMSGrad and AdamW in torch's own operations; see csrc/math/adam_step.h."""
+"""Adam, AMSGrad and AdamW in torch's own operations; see csrc/math/rules/adam.h."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Adam, AMSGrad and AdamW in Triton; see csrc/math/adam_step.h."""
+"""Adam, AMSGrad and AdamW in Triton; see csrc/math/rules/adam.h."""
 
 from collections.abc import Sequence
 
