@@ -74,32 +74,45 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init<double, double, bool, double, double, double, int64_t, int64_t>(), py::arg("ratio"),
            py::arg("z_score"), py::arg("skips"), py::arg("lr_cut"), py::arg("lr_growth"), py::arg("min_lr_factor"),
            py::arg("history"), py::arg("warmup_steps"));
+  py::class_<EmaRule>(m, "EmaRule")
+      .def(py::init<double, double, double, double, double, double, double>(), py::arg("decay"), py::arg("min_decay"),
+           py::arg("inv_gamma"), py::arg("power"), py::arg("tau"), py::arg("start"), py::arg("every"));
   py::class_<StepSettings>(m, "StepSettings")
       .def(py::init([](double max_norm, double norm_type, double clip_value, const RelativeStepRule* relative_step,
                        const LossScaleRule* loss_scale_rule, const SpikeGuardRule* guard, bool track_updates, double l1,
-                       bool agc) {
-             StepSettings settings{max_norm, norm_type, clip_value, {}, {}, {}, track_updates, l1, agc};
+                       bool agc, const EmaRule* ema) {
+             StepSettings settings{max_norm, norm_type, clip_value, {}, {}, {}, track_updates, l1, agc, {}};
+             if (ema != nullptr) settings.ema = *ema;
              if (relative_step != nullptr) settings.relative_step = *relative_step;
              if (loss_scale_rule != nullptr) settings.loss_scale_rule = *loss_scale_rule;
              if (guard != nullptr) settings.guard = *guard;
              return settings;
            }),
            py::arg("max_norm"), py::arg("norm_type"), py::arg("clip_value"), py::arg("relative_step"),
-           py::arg("loss_scale_rule"), py::arg("guard"), py::arg("track_updates"), py::arg("l1"), py::arg("agc"));
+           py::arg("loss_scale_rule"), py::arg("guard"), py::arg("track_updates"), py::arg("l1"), py::arg("agc"),
+           py::arg("ema"));
+
+  py::class_<Exchange, std::shared_ptr<Exchange>>(m, "Exchange")
+      .def(py::init<py::object, py::object, py::object, py::object, py::object, int64_t>(), py::arg("dtensor"),
+           py::arg("local_tensor"), py::arg("local_grad"), py::arg("gather"), py::arg("counts"), py::arg("processes"));
 
   py::class_<StepPlan> plan(m, "StepPlan");
   plan.def(py::init([](const std::string& rule, const std::vector<std::pair<std::string, std::string>>& moments,
-                       const std::vector<std::string>& hyper, const std::string& decoupled) {
-             RuleKeys keys{{}, hyper, decoupled};
-             for (const auto& [name, because] : moments) keys.moments.push_back({name, because});
+                       const std::vector<std::string>& scalars, const std::vector<std::string>& hyper,
+                       const std::string& decoupled, bool always_decouples) {
+             RuleKeys keys{{{}, scalars}, hyper, decoupled, always_decouples};
+             for (const auto& [name, because] : moments) keys.state.moments.push_back({name, because});
              return std::make_unique<StepPlan>(rule, keys);
            }),
-           py::arg("rule"), py::arg("moments"), py::arg("hyper"), py::arg("decoupled"))
+           py::arg("rule"), py::arg("moments"), py::arg("scalars"), py::arg("hyper"), py::arg("decoupled"),
+           py::arg("always_decouples"))
       .def(
           "bind_params",
           [](StepPlan& self, py::handle param_groups, const std::vector<std::string>& names,
-             const std::vector<at::Tensor>& buffers) { self.bind_params(param_groups, names, make_buffers(buffers)); },
-          py::arg("param_groups"), py::arg("names"), py::arg("buffers"))
+             const std::vector<at::Tensor>& buffers, std::shared_ptr<Exchange> exchange) {
+            self.bind_params(param_groups, names, make_buffers(buffers), std::move(exchange));
+          },
+          py::arg("param_groups"), py::arg("names"), py::arg("buffers"), py::arg("exchange").none(true) = nullptr)
       .def("bind_state", &StepPlan::bind_state, py::arg("state"))
       .def("params_without_state", &StepPlan::params_without_state)
       .def(

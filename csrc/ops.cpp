@@ -16,9 +16,11 @@ TORCH_LIBRARY(gradops, m) {
       " float eps=1e-8, float weight_decay=0.0, bool decoupled=False, bool maximize=False, float l1=0.0) -> ()",
       tags);
   m.def(
-      "_update_(str rule, Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] moments, Tensor(c!)[] steps, Tensor lr, *,"
+      "_update_(str rule, Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] moments, Tensor(c!)[] steps,"
+      " Tensor(d!)[] scalars, Tensor lr, *,"
       " float[] hyper, Tensor? grad_scale=None, Tensor? clip_coef=None, Tensor? found_inf=None,"
-      " float? clip_value=None, float weight_decay=0.0, bool decoupled=False, bool maximize=False, float l1=0.0) -> ()",
+      " float? clip_value=None, float weight_decay=0.0, bool decoupled=False, bool maximize=False, float l1=0.0,"
+      " Tensor? grad_factors=None) -> ()",
       tags);
   m.def("clip_grad_norm_(Tensor(a!)[] grads, float max_norm, float norm_type=2.0) -> Tensor", tags);
   m.def("unscale_(Tensor(a!)[] grads, Tensor grad_scale) -> Tensor", tags);

@@ -14,6 +14,7 @@ enum Slot {
   kParam,         // what is updated: the parameter, or its float32 master where it has one
   kRounded,       // then the parameter, which takes the master's values rounded
   kCompensation,  // what rounding took off the parameter
+  kEma,           // the average of what is updated, float32
   kGrad,
   kMoment0,
   kSlots = kMoment0 + kMaxMoments

@@ -1,8 +1,9 @@
 """What the native extension offers to Python."""
 
+from collections.abc import Callable
 from typing import Any, TypedDict
 
-from torch import Tensor
+from torch import Tensor, device
 
 class BuildInfo(TypedDict):
     compiler: str
@@ -39,6 +40,18 @@ class SpikeGuardRule:
         warmup_steps: int,
     ) -> None: ...
 
+class EmaRule:
+    def __init__(
+        self,
+        decay: float,
+        min_decay: float,
+        inv_gamma: float,
+        power: float,
+        tau: float,
+        start: float,
+        every: float,
+    ) -> None: ...
+
 class StepSettings:
     def __init__(
         self,
@@ -51,12 +64,36 @@ class StepSettings:
         track_updates: bool,
         l1: float,
         agc: bool,
+        ema: EmaRule | None,
+    ) -> None: ...
+
+class Exchange:
+    def __init__(
+        self,
+        dtensor: type,
+        local_tensor: Callable[[Tensor], Tensor],
+        local_grad: Callable[[Tensor], Tensor | None],
+        gather: Callable[[Tensor, str, float], Tensor],
+        counts: Callable[[device], Tensor],
+        processes: int,
     ) -> None: ...
 
 class StepPlan:
-    def __init__(self, rule: str, moments: list[tuple[str, str]], hyper: list[str], decoupled: str) -> None: ...
+    def __init__(
+        self,
+        rule: str,
+        moments: list[tuple[str, str]],
+        scalars: list[str],
+        hyper: list[str],
+        decoupled: str,
+        always_decouples: bool,
+    ) -> None: ...
     def bind_params(
-        self, param_groups: list[dict[str, Any]], names: tuple[str, ...], buffers: tuple[Tensor, ...]
+        self,
+        param_groups: list[dict[str, Any]],
+        names: tuple[str, ...],
+        buffers: tuple[Tensor, ...],
+        exchange: Exchange | None = None,
     ) -> None: ...
     def bind_state(self, state: dict[Tensor, Any]) -> None: ...
     def params_without_state(self) -> list[int]: ...

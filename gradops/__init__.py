@@ -12,12 +12,14 @@ from gradops._version import __version__
 from gradops.distributed.absent_keys import allow_absent_keys
 from gradops.distributed.saving import load_checkpoint, save_checkpoint
 from gradops.model.decay_groups import no_decay_groups
+from gradops.model.ema import ema_model, ema_weights
 from gradops.model.init import init_cnn_
 from gradops.moved import keep_earlier_paths
 from gradops.one_pass.clip import clip_grad_norm_
 from gradops.one_pass.grad_scaler import GradScaler
 from gradops.optim import *  # noqa: F403  # every optimizer, wrap and unwrap
 from gradops.optim import __all__ as _of_optimizers
+from gradops.policies.ema import WeightEma
 from gradops.policies.loss_scale import DynamicLossScale
 from gradops.policies.relative_step import RelativeStepCap
 from gradops.policies.spike_guard import SpikeGuard
@@ -38,8 +40,11 @@ __all__ = [
     "RelativeStepCap",
     "SpikeGuard",
     "StepStats",
+    "WeightEma",
     "__version__",
     "clip_grad_norm_",
+    "ema_model",
+    "ema_weights",
     "init_cnn_",
     "load_checkpoint",
     "lr_find",
@@ -48,7 +53,7 @@ __all__ = [
 ]
 
 # Modules for other frameworks, which are imported when somebody asks for them.
-_FRAMEWORKS = ("accelerate", "fastai", "lightning", "timm", "transformers")
+_FRAMEWORKS = ("accelerate", "fastai", "lightning", "timm", "transformers", "ultralytics")
 
 
 def __dir__() -> list[str]:

@@ -13,19 +13,20 @@ from gradops.backends.checks import DTYPES
 from gradops.backends.sharded.clip import clip_sharded_grads_
 from gradops.distributed.shards import full_tensor, is_sharded
 from gradops.one_pass.clip import grad_norm
+from gradops.one_pass.grad_scaler import GradScaler
 from gradops.one_pass.groups import params_of
 from gradops.one_pass.one_pass import OnePass
 from gradops.settings import Settings
 
 
 @contextmanager
-def needs(framework: str) -> Iterator[None]:
+def needs(framework: str, extra: str = "frameworks") -> Iterator[None]:
     """Around a module's imports from a framework: names the extra that installs it where it is missing."""
     try:
         yield
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"gradops.{framework} needs {error.name}: run pip install 'gradops[frameworks]'", name=error.name
+            f"gradops.{framework} needs {error.name}: run pip install 'gradops[{extra}]'", name=error.name
         ) from error
 
 
@@ -52,6 +53,33 @@ def check_settings(settings: dict[str, Any]) -> None:
         ValueError, TypeError: a setting is out of its range.
     """
     Settings(**settings_with(settings, None)).checked()
+
+
+def name_params(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> bool:
+    """Puts the model's names for the parameters where `stats.names` takes them from; returns whether it did."""
+    names = {param: name for name, param in model.named_parameters()}
+    if any("param_names" in group for group in optimizer.param_groups):
+        return False
+    if any(param not in names for param in params_of(optimizer.param_groups)):
+        return False
+    for group in optimizer.param_groups:
+        group["param_names"] = [names[param] for param in group["params"]]
+    return True
+
+
+def one_pass_scaler(scaler: Any) -> Any:
+    """A `gradops.GradScaler` in the place of torch's, in its state; any other stays, and one that is disabled."""
+    if type(scaler) is not torch.amp.GradScaler or not scaler.is_enabled():
+        return scaler
+    ours = GradScaler(
+        scaler._device,
+        scaler._init_scale,
+        scaler.get_growth_factor(),
+        scaler.get_backoff_factor(),
+        scaler.get_growth_interval(),
+    )
+    ours.load_state_dict(scaler.state_dict())
+    return ours
 
 
 def clips_in_its_step(

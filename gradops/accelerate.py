@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 import gradops
-from gradops._frameworks import clip_now_, clips_in_its_step, grad_scale_of, measured_norm, needs, settings_for
+from gradops._frameworks import (
+    clip_now_,
+    clips_in_its_step,
+    grad_scale_of,
+    measured_norm,
+    needs,
+    one_pass_scaler,
+    settings_for,
+)
 from gradops.one_pass.one_pass import OnePass
 from gradops.optim.wrap import rule_for
 
@@ -34,7 +42,7 @@ class Accelerator(accelerate.Accelerator):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        _replace_scaler(self)
+        self.scaler: Any = one_pass_scaler(self.scaler)
 
     def prepare_optimizer(self, optimizer: Any, device_placement: bool | None = None) -> Any:
         """As Accelerate's; wraps the optimizer first."""
@@ -174,22 +182,8 @@ def upgrade(accelerator: AcceleratorT) -> AcceleratorT:
     if accelerator._optimizers:
         raise RuntimeError("this accelerator has prepared optimizers already; upgrade it before")
     accelerator.__class__ = Accelerator
-    _replace_scaler(accelerator)
+    accelerator.scaler = one_pass_scaler(accelerator.scaler)
     return accelerator
-
-
-def _replace_scaler(accelerator: Any) -> None:
-    scaler = accelerator.scaler
-    if type(scaler) is torch.amp.GradScaler:
-        accelerator.scaler = gradops.GradScaler(
-            scaler._device,
-            scaler._init_scale,
-            scaler.get_growth_factor(),
-            scaler.get_backoff_factor(),
-            scaler.get_growth_interval(),
-            scaler.is_enabled(),
-        )
-        accelerator.scaler.load_state_dict(scaler.state_dict())
 
 
 def _listed(parameters: Tensor | Iterable[Tensor]) -> Iterable[Tensor]:

@@ -23,7 +23,8 @@ _NOT_HERE = ("loss_scale", "backend")
 class GradOpsPrecision(MixedPrecision):
     """Precision plugin with which `gradient_clip_val` and mixed precision work, and are done in the one pass.
 
-    The module's optimizers are wrapped when training starts; those that `gradops.wrap` does not take stay torch's.
+    The module's optimizers are wrapped when training starts; those that `gradops.wrap` does not take stay torch's, and
+    where there are settings one at least must be taken.
     Lightning's own plugin refuses to clip for an optimizer that unscales in its step. The step clips, and writes no
     gradient: they stay as backward left them, still scaled and unclipped, in `on_before_optimizer_step`, in a module's
     own `configure_gradient_clipping` after its `super()`, and after the step. Their norm, unscaled and before clipping,
@@ -37,7 +38,8 @@ class GradOpsPrecision(MixedPrecision):
             protects the module that is trained.
 
     Raises:
-        ValueError, TypeError: `precision` or a setting is out of its range.
+        ValueError, TypeError: `precision` or a setting is out of its range; when training starts, there are settings
+            and no optimizer that can be wrapped.
     """
 
     def __init__(
@@ -63,8 +65,10 @@ class GradOpsPrecision(MixedPrecision):
 
     def connect(self, model: Any, optimizers: list[Any], lr_schedulers: list[Any]) -> tuple[Any, list[Any], list[Any]]:
         """Wraps the optimizers, in place."""
-        for optimizer in optimizers:
-            if rule_for(optimizer) is not None and (self.settings or not isinstance(optimizer, OnePass)):
+        taken = [optimizer for optimizer in optimizers if rule_for(optimizer) is not None]
+        # Where none is taken, wrap says of the first why the settings cannot hold.
+        for optimizer in taken or (optimizers[:1] if self.settings else []):
+            if self.settings or not isinstance(optimizer, OnePass):
                 gradops.wrap(optimizer, **settings_with(self.settings, model))
         return model, optimizers, lr_schedulers
 

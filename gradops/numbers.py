@@ -1,6 +1,7 @@
-"""Numbers that people give: what counts as one, and in which range."""
+"""Numbers and flags that people give: what counts as one, and in which range."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 # What switches a setting off, in scripts where that is 0, False or None.
@@ -41,43 +42,48 @@ def number(name: str, value: Any, hint: str = "") -> float:
     raise TypeError(f"{name} must be a number, got {value!r}{hint}")
 
 
-def positive(name: str, value: Any) -> float:
-    """A number above 0, inf among them.
+def _number_in(name: str, value: Any, inside: Callable[[float], bool], what: str) -> float:
+    """The value as a float.
 
     Raises:
         TypeError: it is no number.
-        ValueError: it is out of its range.
+        ValueError: it is not `inside` the range, of which the message says `what` it must be.
     """
     given = number(name, value, off(name))
-    if not given > 0:
-        raise ValueError(f"{name} must be positive, got {value}{off(name)}")
+    if not inside(given):
+        raise ValueError(f"{name} must be {what}, got {value}{off(name)}")
     return given
+
+
+def positive(name: str, value: Any) -> float:
+    """A number above 0, inf among them; raises as `_number_in`."""
+    return _number_in(name, value, lambda given: given > 0, "positive")
 
 
 def positive_and_finite(name: str, value: Any) -> float:
-    """A number above 0 and below inf.
-
-    Raises:
-        TypeError: it is no number.
-        ValueError: it is out of its range.
-    """
-    given = number(name, value, off(name))
-    if not 0 < given < math.inf:
-        raise ValueError(f"{name} must be positive and finite, got {value}{off(name)}")
-    return given
+    """A number above 0 and below inf; raises as `_number_in`."""
+    return _number_in(name, value, lambda given: 0 < given < math.inf, "positive and finite")
 
 
 def not_negative(name: str, value: Any) -> float:
-    """A number of at least 0 and below inf.
+    """A number of at least 0 and below inf; raises as `_number_in`."""
+    return _number_in(name, value, lambda given: 0 <= given < math.inf, "finite and not negative")
+
+
+def fraction(name: str, value: Any) -> float:
+    """A number of at least 0 and below 1; raises as `_number_in`."""
+    return _number_in(name, value, lambda given: 0 <= given < 1, "at least 0 and below 1")
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False.
 
     Raises:
-        TypeError: it is no number.
-        ValueError: it is out of its range.
+        TypeError: it is neither.
     """
-    given = number(name, value, off(name))
-    if not 0 <= given < math.inf:
-        raise ValueError(f"{name} must be finite and not negative, got {value}{off(name)}")
-    return given
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
 
 
 def check_numbers(policy: Any, *names: str) -> None:

@@ -7,7 +7,8 @@ any way; where no native code was built for it, torch's own operations do the sa
 * `adam_step_(params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, lr, *, grad_scale, clip_coef, found_inf,
   clip_value, beta1, beta2, eps, weight_decay, decoupled, maximize, l1)`: one update of every parameter, nothing if
   `found_inf` is not 0. `max_exp_avg_sqs` is empty without amsgrad; `steps` are single float32 values. It is a door to
-  `_update_`, which is for gradops alone: the same for every update rule, with its moments in one list.
+  `_update_`, which is for gradops alone: the same for every update rule, with its moments in one list, and in another
+  the number that a state may have beside its step.
 * `clip_grad_norm_(grads, max_norm, norm_type=2.0) -> norm`
 * `unscale_(grads, grad_scale) -> found_inf`
 * `update_loss_scale_(scale, growth_tracker, found_inf, *, growth_factor, backoff_factor, growth_interval, min_scale,
@@ -36,7 +37,7 @@ from gradops.torch_before_2_7 import annotate_before_2_7
 
 _WRITTEN = {
     "grad_stats": (),
-    "_update_": ("params", "moments", "steps"),
+    "_update_": ("params", "moments", "steps", "scalars"),
     "adam_step_": ("params", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "steps"),
     "clip_grad_norm_": ("grads",),
     "unscale_": ("grads",),
@@ -53,7 +54,7 @@ def _for_kernels_dtypes(operator: Callable[..., Any]) -> Callable[..., Any]:
     def checked(*args: Any, **kwargs: Any) -> Any:
         for role, tensors in signature.bind(*args, **kwargs).arguments.items():
             for index, tensor in enumerate(tensors if isinstance(tensors, list) else ()):
-                if isinstance(tensor, Tensor) and tensor.dtype == torch.float64 and role != "steps":
+                if isinstance(tensor, Tensor) and tensor.dtype == torch.float64 and role not in ("steps", "scalars"):
                     check_tensor(tensor, tensor.device, role, str(index))
         return operator(*args, **kwargs)
 
@@ -88,7 +89,7 @@ def adam_step_(
         if len(tensors) != len(params):
             raise ValueError(f"{name} must have one tensor a parameter, {len(params)}, got {len(tensors)}")
     torch.ops.gradops._update_(
-        "adam", params, grads, list(chain(*moments.values())), steps, lr,
+        "adam", params, grads, list(chain(*moments.values())), steps, [], lr,
         hyper=[beta1, beta2, eps, float(bool(max_exp_avg_sqs))], grad_scale=grad_scale, clip_coef=clip_coef,
         found_inf=found_inf, clip_value=clip_value, weight_decay=weight_decay, decoupled=decoupled, maximize=maximize,
         l1=l1,

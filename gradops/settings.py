@@ -8,7 +8,8 @@ from typing import Any, Literal, TypedDict, TypeVar, get_args
 
 import torch
 
-from gradops.numbers import not_negative, off, positive, positive_and_finite
+from gradops.numbers import flag, not_negative, off, positive, positive_and_finite
+from gradops.policies.ema import WeightEma
 from gradops.policies.loss_scale import DynamicLossScale
 from gradops.policies.protect import Protect, protect_setting
 from gradops.policies.relative_step import RelativeStepCap
@@ -46,6 +47,7 @@ class Settings:
     l1: float = 0.0
     clip_mode: ClipMode = "norm"
     protect: Protect = None
+    ema: WeightEma | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "protect", protect_setting(self.protect))
@@ -65,13 +67,19 @@ class Settings:
             raise ValueError("clip_mode='agc' needs max_norm: what a gradient may be of its weights, such as 0.01")
         if self.master_weights and self.rounding != "nearest":
             raise ValueError(f"rounding={self.rounding!r} takes the place of master_weights; set one of them")
-        if rule is not None and not rule.scale_free and self.max_relative_step is not None:
-            checked._check_bound(rule)
+        if rule is not None and rule.needs_norms:
+            checked._check_norms(f"{rule.title} scales each tensor's step by the L2 norm of its clipped gradient")
+        elif rule is not None and not rule.scale_free and self.max_relative_step is not None:
+            bounds = f"max_relative_step bounds a step of {rule.title} by the L2 norm of each tensor's clipped gradient"
+            checked._check_norms(bounds)
         return checked
 
-    def _check_bound(self, rule: UpdateRule) -> None:
-        """Refuses a bound on relative steps where the norm of each clipped gradient is not known before the update."""
-        needs = f"max_relative_step bounds a step of {rule.title} by the L2 norm of each tensor's clipped gradient"
+    def measures_params(self, rule: UpdateRule) -> bool:
+        """Whether a step by the rule compares with the sizes of the parameters before it."""
+        return self.max_relative_step is not None or rule.needs_norms
+
+    def _check_norms(self, needs: str) -> None:
+        """Refuses what hides the norm of each clipped gradient before the update, which somebody `needs`."""
         if self.norm_type != 2.0:
             raise ValueError(f"{needs}: norm_type must be 2, got {self.norm_type}")
         if self.clip_mode == "agc":
@@ -80,7 +88,8 @@ class Settings:
     @property
     def of_state(self) -> tuple[Any, ...]:
         """The settings that an optimizer's state depends on."""
-        return self.master_weights, self.moments_dtype, self.rounding
+        averaged = None if self.ema is None else (self.ema.buffers,)
+        return self.master_weights, self.moments_dtype, self.rounding, averaged
 
 
 SETTINGS = tuple(Settings.__dataclass_fields__)
@@ -110,6 +119,7 @@ class SettingsDict(TypedDict, total=False):
     l1: float
     clip_mode: ClipMode
     protect: Protect
+    ema: WeightEma | None
 
 
 class SettingsAttributes:
@@ -129,6 +139,7 @@ class SettingsAttributes:
     l1: float
     clip_mode: ClipMode
     protect: Protect
+    ema: WeightEma | None
 
 
 def spelt_out(function: FunctionT, like: Callable[..., Any] | None = None) -> FunctionT:
@@ -157,12 +168,6 @@ def with_l1(groups: list[dict[str, Any]], l1: float) -> list[dict[str, Any]]:
     return [{**group, "l1": not_negative("l1", group["l1"]) if "l1" in group else l1} for group in groups]
 
 
-def _flag(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
-    return value
-
-
 def _one_of(*known: Any) -> Callable[[str, Any], Any]:
     def check(name: str, value: Any) -> Any:
         if value not in known:
@@ -182,10 +187,13 @@ def _or_none(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
     return lambda name, value: None if value is None else check(name, value)
 
 
-def _spike_guard(value: Any) -> SpikeGuard | None:
-    if value is None or isinstance(value, SpikeGuard):
+def _kind_or_none(kind: type) -> Callable[[str, Any], Any]:
+    def check(name: str, value: Any) -> Any:
+        if value is not None and not isinstance(value, kind):
+            raise TypeError(f"{name} must be a {kind.__name__} or None, got {value!r}")
         return value
-    raise TypeError(f"guard must be a SpikeGuard or None, got {value!r}")
+
+    return check
 
 
 def relative_step_cap(value: float | RelativeStepCap | None) -> RelativeStepCap | None:
@@ -219,15 +227,16 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "clip_value": _or_none(positive),
     "max_relative_step": lambda _, value: relative_step_cap(value),
     "loss_scale": lambda _, value: loss_scale_policy(value),
-    "guard": lambda _, value: _spike_guard(value),
+    "guard": _kind_or_none(SpikeGuard),
     "backend": _one_of(None, *BACKENDS),
-    "master_weights": _flag,
+    "master_weights": flag,
     "moments_dtype": _moments_dtype,
     "rounding": _one_of(*ROUNDINGS),
-    "track_updates": _flag,
+    "track_updates": flag,
     "l1": not_negative,
     "clip_mode": _one_of(*CLIP_MODES),
     "protect": lambda _, value: protect_setting(value),
+    "ema": _kind_or_none(WeightEma),
 }
 
 

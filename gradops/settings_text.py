@@ -36,11 +36,13 @@ MEANING = {
         filter or a row, is clipped to max_norm (0.01, say) times the norm of its weights, which counts as at least
         1e-3. A group with "agc": False is not clipped; the paper leaves out the last layer.""",
     "protect": """the model, a module or an iterable of them. Where a step is skipped, for an inf or NaN or by the
-        guard, its buffers go back to what they were after the last applied step: BatchNorm's running statistics,
-        which the forward of a NaN batch has made NaN for ever. All of its buffers are kept, of every dtype, by
-        their names, with what all micro-batches since the last step did to them; it takes twice their memory.
-        Optimizers that protect the same modules share what is kept. Buffers on the CPU beside parameters on a GPU
-        are left alone. See `refresh_` for buffers that you edit yourself. By default None: of no module.""",
+        guard, its buffers go back to what they were after the last applied step. Without it the forward of a NaN batch
+        leaves BatchNorm's running statistics NaN for ever. Buffers of every dtype are kept, by their names, and all
+        micro-batches since the last applied step are undone; it takes twice the buffers' memory. Optimizers that
+        protect the same modules share what is kept. Buffers on the CPU beside parameters on a GPU are left alone. See
+        `refresh_` for buffers that you edit yourself. By default None: of no module.""",
+    "ema": """a `WeightEma`: each update also averages the weights, into `state[param]["ema"]`. Setting it to None drops
+        the average. By default None: no average.""",
 }
 
 

@@ -39,6 +39,9 @@ void add_chunk(const float* kept, float* values, int64_t n);
 // What rounding takes off `values`, which are stored as `rounded`, into `rounded`.
 void left_by_rounding_chunk(const float* values, float* rounded, int64_t n);
 
+// Moves averages of values to them, by math/ema.h's weight.
+void average_chunk(const float* values, float* averages, int64_t n, float weight);
+
 // x * coef for every element, rounded to float32.
 void scale_chunk(float* values, int64_t n, float coef);
 

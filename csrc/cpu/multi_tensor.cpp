@@ -24,6 +24,7 @@ struct Scratch {
   alignas(64) float moments[kMaxMoments][kChunk];
   alignas(64) float moved[kChunk];
   alignas(64) float compensation[kChunk];
+  alignas(64) float average[kChunk];
 };
 
 // Behind a call, so that the thread's own address is looked up once and not at every use.
@@ -39,6 +40,16 @@ void prefetch(const TensorView& view, const Chunk& chunk) {
   for (int line = 0; line < 4; ++line) __builtin_prefetch(start + 64 * line);
 }
 
+// Chunks that are walked forwards when their run is walked backwards, so that streams of memory are long enough for the
+// hardware to foresee them: 4 MiB of each tensor.
+constexpr int64_t kStretch = 128;
+
+// The `i`-th of `count` chunks, walked backwards stretch by stretch.
+int64_t backwards(int64_t i, int64_t count) {
+  const int64_t end = count - i / kStretch * kStretch;
+  return std::max<int64_t>(end - kStretch, 0) + i % kStretch;
+}
+
 // Calls run(chunk index, scratch) for every chunk, on torch's threads, each taking one run of chunks. `reverse` walks
 // each run backwards: what the last phase read at its end is still in the cache.
 template <class Run>
@@ -48,7 +59,8 @@ void for_each_chunk(const ChunkTable& table, bool reverse, const Run& run) {
     Scratch& scratch = thread_scratch();
     const int64_t first = table.bound(first_thread, threads);
     const int64_t last = table.bound(last_thread, threads);
-    for (int64_t i = 0; i < last - first; ++i) run(reverse ? last - 1 - i : first + i, scratch);
+    const int64_t count = last - first;
+    for (int64_t i = 0; i < count; ++i) run(first + (reverse ? backwards(i, count) : i), scratch);
   });
 }
 
@@ -64,6 +76,14 @@ void store_compensation(const TensorRow& row, const Chunk& chunk, const float* v
   copy_in(row[kParam], begin, n, copies.compensation);
   left_by_rounding_chunk(values, copies.compensation, n);
   copy_out(row[kCompensation], begin, n, copies.compensation);
+}
+
+// Averages what has been stored of the chunk.
+void average(const TensorRow& row, const Chunk& chunk, float weight, Scratch& copies) {
+  const auto [row_index, n, begin] = chunk;
+  float* averages = load(row[kEma], begin, n, copies.average);
+  average_chunk(load(row[kParam], begin, n, copies.param), averages, n, weight);
+  store(row[kEma], begin, n, averages);
 }
 
 // What `update_chunk` makes of a chunk, from its tensors to its tensors.
@@ -99,6 +119,7 @@ struct ChunkUpdate {
     for (int i = 0; i < kMaxMoments; ++i) {
       if (values.moments[i] != nullptr) store(row[moment_slot(i)], begin, n, values.moments[i]);
     }
+    if (update.ema_weight != 0.0f) average(row, chunk, update.ema_weight, copies);
   }
 };
 
@@ -167,13 +188,14 @@ void chunk_and_unit_stats(const ChunkTable& table, std::span<const TensorRow> ro
 void update(const ChunkTable& table, std::span<const TensorRow> rows, UpdateChunk update_chunk,
             std::span<const RowUpdate> updates, const StepDecision& decision, const UpdateStats& stats) {
   const ChunkUpdate run{update_chunk, decision};
-  const bool many = table.chunks().size() > kManyChunks;
+  const int64_t count = static_cast<int64_t>(table.chunks().size());
+  const bool many = count > kManyChunks;
   for_each_chunk(table, true, [&](int64_t i, Scratch& scratch) {
     const Chunk& chunk = table.chunks()[i];
-    if (many && i >= kPrefetchChunks) {
-      const Chunk& next = table.chunks()[i - kPrefetchChunks];
+    if (const int64_t ahead = i + kPrefetchChunks; many && ahead < count) {
+      const Chunk& next = table.chunks()[ahead];
       const TensorRow& row = rows[next.row];
-      for (const Slot slot : {kParam, kGrad, kMoment0, moment_slot(1)}) prefetch(row[slot], next);
+      for (const Slot slot : {kParam, kGrad, kMoment0, moment_slot(1), kEma}) prefetch(row[slot], next);
     }
     const TensorRow& row = rows[chunk.row];
     if (stats.moved.empty()) {

@@ -79,6 +79,7 @@ struct RowUpdate {
   RowRule rule;
   Units units = {};
   const float* unit_coefs = nullptr;  // one a unit, where the gradient is clipped by units
+  float ema_weight = 0.0f;            // of what is stored in its average; 0 leaves that
 };
 
 // What an update gathers of each chunk; nothing where a span is empty. Both are of stored values and sums of squares.

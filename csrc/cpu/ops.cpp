@@ -65,23 +65,28 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> grad_stats(at::Tensor
 }
 
 void update_(const std::string& rule_name, at::TensorList params, at::TensorList grads, at::TensorList moments,
-             at::TensorList steps, const at::Tensor& lr, at::ArrayRef<double> own,
+             at::TensorList steps, at::TensorList scalars, const at::Tensor& lr, at::ArrayRef<double> own,
              const std::optional<at::Tensor>& grad_scale, const std::optional<at::Tensor>& clip_coef,
              const std::optional<at::Tensor>& found_inf, std::optional<double> clip_value, double weight_decay,
-             bool decoupled, bool maximize, double l1) {
+             bool decoupled, bool maximize, double l1, const std::optional<at::Tensor>& grad_factors) {
   const UpdateRuleInfo& rule = update_rule(rule_name);
   HyperParams hyper = hyper_params(rule, own, weight_decay, decoupled, maximize, l1);
-  const UpdateLists lists{params, grads, moments, steps};
+  const UpdateLists lists{params, grads, moments, steps, scalars};
   const TensorLists rows = lists.rows(rule, hyper.variant);
+  const at::Tensor factors = grad_factors_of(rule, grad_factors, params);
   const GradRule grad = grad_rule(grad_scale, clip_value);
   const StepDecision decision{grad.inv_scale, grad.clip_value, clip_coef.has_value() ? clip_coef->item<float>() : 1.0f,
                               found_inf.has_value() && found_inf->item<double>() != 0.0};
   if (decision.skip) return;
   hyper.lr = lr.item<double>();
   std::vector<cpu::RowUpdate> updates;
-  for (const at::Tensor& step : steps) {
-    *step.data_ptr<float>() += 1.0f;
-    updates.push_back({rule.row_rule(hyper, hyper.lr, step.item<double>())});
+  for (size_t i = 0; i < steps.size(); ++i) {
+    float& step = *steps[i].data_ptr<float>();
+    float* scalar = scalars.empty() ? nullptr : scalars[i].data_ptr<float>();
+    step += 1.0f;
+    const double factor = factors.defined() ? factors.const_data_ptr<double>()[i] : 1.0;
+    updates.push_back({rule.row_rule(hyper, {hyper.lr, step, scalar == nullptr ? 0.0 : *scalar, factor})});
+    if (scalar != nullptr) *scalar = rule.next_scalar(hyper, step, *scalar);
   }
   cpu::update(chunks_of(rows), rows.views, rule.update_chunk, updates, decision, {});
   lists.bump_versions();
@@ -118,9 +123,7 @@ at::Tensor unscale_(at::TensorList grads, const at::Tensor& grad_scale) {
 void update_loss_scale_(at::Tensor& scale, at::Tensor& growth_tracker, const at::Tensor& found_inf,
                         double growth_factor, double backoff_factor, int64_t growth_interval, double min_scale,
                         double max_scale) {
-  TORCH_CHECK_VALUE(scale.scalar_type() == at::kFloat && scale.numel() == 1, "scale must be a single Float");
-  TORCH_CHECK_VALUE(growth_tracker.scalar_type() == at::kLong && growth_tracker.numel() == 1,
-                    "growth_tracker must be a single Long");
+  check_loss_scale(scale, growth_tracker);
   const LossScaleRule rule{growth_factor, backoff_factor, growth_interval, min_scale, max_scale};
   const LossScaleState state{scale.item<float>(), growth_tracker.item<int64_t>()};
   const LossScaleState next = next_loss_scale(state, rule, found_inf.item<double>() != 0.0);
@@ -129,8 +132,7 @@ void update_loss_scale_(at::Tensor& scale, at::Tensor& growth_tracker, const at:
 }
 
 std::tuple<at::Tensor, at::Tensor> activation_stats(const at::Tensor& x, double near_zero) {
-  TORCH_CHECK_VALUE(near_zero >= 0, "near_zero must not be negative, got ", near_zero);
-  check_tensor(x, x.device(), "x", "activation_stats");
+  check_activations(x, near_zero);
   const std::unique_ptr<cpu::Layout> layout = layout_in(memory_order(x), x);
   const cpu::TensorView view{const_cast<void*>(x.const_data_ptr()), layout.get(), *kernel_dtype(x.scalar_type())};
   const cpu::ActivationStats stats = cpu::activation_stats(view, x.numel(), static_cast<float>(near_zero));

@@ -3,6 +3,7 @@
 #include <ATen/record_function.h>
 
 #include <algorithm>
+#include <functional>
 
 #include "cpu/isa.h"
 #include "math/update_stats.h"
@@ -33,94 +34,115 @@ void CpuStep::cut_into_chunks(const StepCall& call) {
   table_.clear();
   for (const int64_t i : call.taking_part) table_.add_row(i, call.views[i].numel);
   grad_chunks_.resize(table_.chunks().size());
-  row_stats_.resize(call.rows.size());
   updates_.resize(call.rows.size());
 }
 
-CpuStep::Outcome CpuStep::measure(const StepCall& call, const SpikeGuardState& history, float inv_scale,
-                                  bool found_inf) {
+void CpuStep::measure(const StepCall& call, const GradRule& rule, const cpu::Norm& norm) {
   RECORD_USER_SCOPE("gradops.grad_stats");
-  const StepSettings& settings = call.settings;
-  const GradRule rule{inv_scale, static_cast<float>(settings.clip_value)};
-  const cpu::Norm norm{norm_type_of(settings.norm_type), settings.norm_type};
-  if (settings.agc) {
+  if (call.settings.agc) {
     units_.cut(call, table_);
     cpu::chunk_and_unit_stats(table_, call.views, rule, norm, grad_chunks_, units_.pieces());
+    units_.merge(table_);
   } else {
     cpu::chunk_stats(table_, call.views, kGrad, rule, norm, grad_chunks_);
   }
-  std::fill(row_stats_.begin(), row_stats_.end(), GradStats());
-  Outcome outcome;
+  stats_.params.clear();
+  stats_.grads.assign(call.rows.size(), GradStats());
+  stats_.taking_part.assign(call.rows.size(), 0);
+  for (const int64_t i : call.taking_part) stats_.taking_part[i] = 1;
   table_.for_each_row([&](int64_t row, size_t first, size_t last) {
-    GradStats& stats = row_stats_[row];
-    for (size_t i = first; i < last; ++i) stats.merge(grad_chunks_[i], norm.p);
-    outcome.all.merge(stats, norm.p);
+    for (size_t i = first; i < last; ++i) stats_.grads[row].merge(grad_chunks_[i], norm.p);
   });
-  outcome.grad_norm = outcome.all.norm(norm.p, rule.clip_value);
-  outcome.decision = decide(outcome.all, outcome.grad_norm, settings.max_grad_norm(), rule, found_inf);
+}
+
+CpuStep::Outcome CpuStep::decide_step(const StepCall& call, const GradRule& rule, const cpu::Norm& norm,
+                                      const SpikeGuardState& history, bool found_inf) const {
+  const StepSettings& settings = call.settings;
+  GradStats all;
+  for (const GradStats& stats : stats_.grads) all.merge(stats, norm.p);
+  Outcome outcome;
+  outcome.grad_norm = all.norm(norm.p, rule.clip_value);
+  outcome.decision = decide(all, outcome.grad_norm, settings.max_grad_norm(), rule, found_inf);
   outcome.found_inf = outcome.decision.skip;
   if (settings.guard) outcome.guarded = guard_step(outcome.decision, outcome.grad_norm, history, *settings.guard);
   return outcome;
 }
 
 void CpuStep::measure_params(const StepCall& call) {
+  stats_.params.assign(call.rows.size(), {});
   cpu::ChunkTable unknown;
   for (const int64_t row : call.taking_part) {
     if (call.rows[row].squares_known()) continue;
     unknown.add_row(row, call.views[row].numel);
     call.rows[row].set_squares({});
   }
-  if (unknown.chunks().empty()) return;
-  RECORD_USER_SCOPE("gradops.param_stats");
-  std::vector<ChunkStats> chunks(unknown.chunks().size());
-  cpu::chunk_stats(unknown, call.views, kParam, GradRule{}, cpu::Norm{}, chunks);
-  unknown.for_each_row([&](int64_t row, size_t first, size_t last) {
-    call.rows[row].set_squares(sum_of(std::span(chunks).subspan(first, last - first)));
-  });
+  if (!unknown.chunks().empty()) {
+    RECORD_USER_SCOPE("gradops.param_stats");
+    std::vector<ChunkStats> chunks(unknown.chunks().size());
+    cpu::chunk_stats(unknown, call.views, kParam, GradRule{}, cpu::Norm{}, chunks);
+    unknown.for_each_row([&](int64_t row, size_t first, size_t last) {
+      call.rows[row].set_squares(sum_of(std::span(chunks).subspan(first, last - first)));
+    });
+  }
+  for (const int64_t row : call.taking_part) stats_.params[row] = call.rows[row].squares();
+}
+
+RowStep CpuStep::row_step(const StepCall& call, int64_t i, const StepDecision& decision, double group_lr) const {
+  const ParamRow& row = call.rows[i];
+  RowStep result{group_lr, static_cast<double>(*row.step()) + 1.0};
+  if (row.scalar() != nullptr) result.scalar = *row.scalar();
+  if (!call.settings.measures_params(rule_)) return result;
+  const HyperParams& hyper = call.groups[row.group()].hyper;
+  const int64_t numel = row.whole_numel();
+  const double norm = stats_.params[i].norm(2.0), grad_norm = stats_.grads[i].power.norm(2.0);
+  if (rule_.grad_factor != nullptr) {
+    result.grad_factor = rule_.grad_factor(hyper, group_lr, norm, decision.clip_coef * grad_norm, numel);
+  }
+  if (!call.settings.caps()) return result;
+  const double rms = rms_of(norm, numel), grad_rms = decision.clip_coef * rms_of(grad_norm, numel);
+  const double per_lr = rule_.adapts(hyper, result.step) ? 1.0 : result.grad_factor * rms_per_lr(hyper, rms, grad_rms);
+  result.lr = capped_lr(group_lr, rms, result.step, call.settings.relative_step, per_lr);
+  return result;
 }
 
 void CpuStep::plan_updates(const StepCall& call, const StepDecision& decision, double lr_factor) {
   int64_t last_group = -1;
-  double last_lr = 0.0;
-  double last_step = 0.0;
+  RowStep last_step;
   const cpu::RowUpdate* last = nullptr;
   for (const int64_t i : call.taking_part) {
     const ParamRow& row = call.rows[i];
     const HyperParams& hyper = call.groups[row.group()].hyper;
-    const double step = static_cast<double>(*row.step()) + 1.0;
     const double group_lr = hyper.lr * lr_factor;
-    double lr = group_lr;
-    if (call.settings.caps()) {
-      const int64_t numel = call.views[i].numel;
-      const double rms = rms_of(row.squares().norm(2.0), numel);
-      const double grad_rms = decision.clip_coef * rms_of(row_stats_[i].power.norm(2.0), numel);
-      const double per_lr = rule_.scale_free ? 1.0 : rms_per_lr(hyper, rms, grad_rms);
-      lr = capped_lr(group_lr, rms, step, call.settings.relative_step, per_lr);
-    }
-    capped_[i] = lr < group_lr;
-    // Neighbours mostly share group, step and lr; two powers cost more than a tensor of 64 elements.
-    if (last != nullptr && row.group() == last_group && lr == last_lr && step == last_step) {
+    const RowStep step = row_step(call, i, decision, group_lr);
+    capped_[i] = step.lr < group_lr;
+    // Neighbours mostly share all of it; two powers cost more than a tensor of 64 elements.
+    if (last != nullptr && row.group() == last_group && step == last_step) {
       updates_[i] = *last;
     } else {
-      updates_[i] = {rule_.row_rule(hyper, lr, step)};
+      updates_[i] = {rule_.row_rule(hyper, step)};
     }
+    if (call.settings.ema) updates_[i].ema_weight = ema_weight(*call.settings.ema, step.step);
     if (call.settings.agc) units_.give_coefs(i, updates_[i]);
     last = &updates_[i];
     last_group = row.group();
-    last_lr = lr;
     last_step = step;
   }
 }
 
+void CpuStep::count_update(ParamRow& row, const HyperParams& hyper) const {
+  *row.step() += 1.0f;
+  if (rule_.next_scalar != nullptr) *row.scalar() = rule_.next_scalar(hyper, *row.step(), *row.scalar());
+  row.bump_version();
+}
+
 void CpuStep::update(const StepCall& call, const StepDecision& decision) {
   RECORD_USER_SCOPE("gradops.update");
-  const bool gather_squares = call.settings.gathers_squares();
+  const bool gather_squares = call.settings.gathers_squares(rule_);
   param_chunks_.resize(gather_squares ? table_.chunks().size() : 0);
   moved_chunks_.resize(call.settings.track_updates ? table_.chunks().size() : 0);
   cpu::update(table_, call.views, rule_.update_chunk, updates_, decision, {param_chunks_, moved_chunks_});
   for (const int64_t i : call.taking_part) {
-    *call.rows[i].step() += 1.0f;
-    call.rows[i].bump_version();
+    count_update(call.rows[i], call.groups[call.rows[i].group()].hyper);
   }
   if (!gather_squares) return;
   table_.for_each_row([&](int64_t row, size_t first, size_t last) {
@@ -128,21 +150,30 @@ void CpuStep::update(const StepCall& call, const StepDecision& decision) {
   });
 }
 
+// How far the update has moved each row, how large the rows are now, and the smallest factor of a unit, of all
+// processes' parts.
+void CpuStep::learn_updates(const StepCall& call, float& smallest_coef) {
+  moved_.assign(call.rows.size(), {});
+  stats_.params.assign(call.rows.size(), {});
+  if (call.settings.track_updates) {
+    table_.for_each_row([&](int64_t row, size_t first, size_t last) {
+      moved_[row] = sum_of(std::span(moved_chunks_).subspan(first, last - first));
+      stats_.params[row] = call.rows[row].squares();
+    });
+  }
+  if (call.exchange != nullptr) share_updates(*call.exchange, moved_, stats_.params, smallest_coef);
+}
+
 void CpuStep::write_updates(const StepCall& call, bool skip) {
   float* ratio = call.buffers.update_ratio.data_ptr<float>();
   float* rms = call.buffers.param_rms.data_ptr<float>();
-  const size_t rows = call.rows.size();
-  std::fill_n(ratio, rows, 0.0f);
-  if (skip) {
-    for (const int64_t i : call.taking_part) ratio[i] = NAN;
-    return;
+  for (size_t i = 0; i < call.rows.size(); ++i) {
+    ratio[i] = skip && stats_.taking_part[i] ? NAN : 0.0f;
+    if (skip) continue;
+    const double norm = stats_.params[i].norm(2.0);
+    ratio[i] = update_ratio(moved_[i].norm(2.0), norm);
+    rms[i] = static_cast<float>(rms_of(norm, call.rows[i].whole_numel()));
   }
-  std::fill_n(rms, rows, 0.0f);
-  table_.for_each_row([&](int64_t row, size_t first, size_t last) {
-    const double norm = call.rows[row].squares().norm(2.0);
-    ratio[row] = update_ratio(sum_of(std::span(moved_chunks_).subspan(first, last - first)).norm(2.0), norm);
-    rms[row] = static_cast<float>(rms_of(norm, call.views[row].numel));
-  });
 }
 
 void CpuStep::write_scalars(const StepCall& call, const Outcome& outcome, const SpikeGuardState& history,
@@ -180,9 +211,9 @@ void CpuStep::write_rows(const StepCall& call, const StepDecision& decision) {
   bool* capped = call.buffers.capped.data_ptr<bool>();
   const float clip_value = static_cast<float>(call.settings.clip_value);
   for (size_t i = 0; i < call.rows.size(); ++i) {
-    norms[i] = static_cast<float>(row_stats_[i].norm(call.settings.norm_type, clip_value));
-    abs_max[i] = row_stats_[i].abs_max();
-    nonfinite[i] = row_stats_[i].nonfinite;
+    norms[i] = static_cast<float>(stats_.grads[i].norm(call.settings.norm_type, clip_value));
+    abs_max[i] = stats_.grads[i].abs_max();
+    nonfinite[i] = stats_.grads[i].nonfinite;
     capped[i] = !decision.skip && capped_[i];
   }
 }
@@ -192,24 +223,34 @@ std::string CpuStep::description() const { return std::string("cpu, ") + cpu::is
 void CpuStep::step(const StepCall& call) {
   cut_into_chunks(call);
   capped_.assign(call.rows.size(), 0);
+  const StepSettings& settings = call.settings;
   const GradScaling& scaling = call.scaling;
   const float scale = scaling.loss_scale.has_value() ? scaling.loss_scale->item<float>() : 1.0f;
   const float inv_scale = scaling.grads_scaled ? inv_loss_scale(scale) : 1.0f;
-  const bool found_inf = scaling.found_inf.has_value() && scaling.found_inf->item<double>() != 0.0;
+  bool found_inf = scaling.found_inf.has_value() && scaling.found_inf->item<double>() != 0.0;
 
   std::optional<py::gil_scoped_release> release;
   if (table_.elements() > kReleaseGil) {
     for (const int64_t i : call.taking_part) call.rows[i].hold_grad(true);
     release.emplace();
   }
+  const GradRule rule{inv_scale, static_cast<float>(settings.clip_value)};
+  const cpu::Norm norm{norm_type_of(settings.norm_type), settings.norm_type};
+  measure(call, rule, norm);
+  if (settings.measures_params(rule_)) measure_params(call);
+  if (call.exchange != nullptr) {
+    RECORD_USER_SCOPE("gradops.exchange");
+    share_stats(*call.exchange, call.rows, norm, stats_, settings.agc ? &units_ : nullptr, found_inf);
+    if (std::none_of(stats_.taking_part.begin(), stats_.taking_part.end(), std::identity())) return;
+  }
   const SpikeGuardState history = guard_state(call);
-  Outcome outcome = measure(call, history, inv_scale, found_inf);
+  Outcome outcome = decide_step(call, rule, norm, history, found_inf);
   if (!outcome.decision.skip) {
-    if (call.settings.caps()) measure_params(call);
     float& clip_coef = outcome.decision.clip_coef;
-    const float smallest = call.settings.agc ? units_.decide(table_, call.settings.max_norm, clip_coef) : 1.0f;
+    float smallest = settings.agc ? units_.decide(settings.max_norm, clip_coef) : 1.0f;
     plan_updates(call, outcome.decision, history.lr_factor);
     update(call, outcome.decision);
+    if (settings.track_updates || settings.agc) learn_updates(call, smallest);
     clip_coef = std::min(clip_coef, smallest);
   }
   {

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "cpu/shared_stats.h"
 #include "cpu/units.h"
 #include "host/step_backend.h"
 #include "host/update_rules.h"
@@ -19,7 +20,6 @@ class CpuStep : public StepBackend {
 
  private:
   struct Outcome {
-    GradStats all;
     double grad_norm = 0.0;
     StepDecision decision;
     bool found_inf = false;
@@ -27,10 +27,15 @@ class CpuStep : public StepBackend {
   };
 
   void cut_into_chunks(const StepCall& call);
-  Outcome measure(const StepCall& call, const SpikeGuardState& history, float inv_scale, bool found_inf);
+  void measure(const StepCall& call, const GradRule& rule, const cpu::Norm& norm);
   void measure_params(const StepCall& call);
+  Outcome decide_step(const StepCall& call, const GradRule& rule, const cpu::Norm& norm, const SpikeGuardState& history,
+                      bool found_inf) const;
+  RowStep row_step(const StepCall& call, int64_t row, const StepDecision& decision, double group_lr) const;
   void plan_updates(const StepCall& call, const StepDecision& decision, double lr_factor);
+  void count_update(ParamRow& row, const HyperParams& hyper) const;
   void update(const StepCall& call, const StepDecision& decision);
+  void learn_updates(const StepCall& call, float& smallest_coef);
   void write_scalars(const StepCall& call, const Outcome& outcome, const SpikeGuardState& history, float loss_scale);
   void write_rows(const StepCall& call, const StepDecision& decision);
   void write_updates(const StepCall& call, bool skip);
@@ -40,7 +45,8 @@ class CpuStep : public StepBackend {
   std::vector<ChunkStats> grad_chunks_;
   std::vector<ChunkStats> param_chunks_;
   std::vector<ChunkStats> moved_chunks_;
-  std::vector<GradStats> row_stats_;
+  RowStats stats_;
+  std::vector<PowerSum> moved_;  // one a row, as stats_.params after the update
   std::vector<cpu::RowUpdate> updates_;
   std::vector<uint8_t> capped_;
   UnitClip units_;

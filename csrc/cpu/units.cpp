@@ -27,7 +27,7 @@ void UnitClip::cut(const StepCall& call, const cpu::ChunkTable& table) {
   squares_.resize(pieces);
 }
 
-float UnitClip::decide(const cpu::ChunkTable& table, double ratio, float clip_coef) {
+void UnitClip::merge(const cpu::ChunkTable& table) {
   std::fill(merged_.begin(), merged_.end(), cpu::UnitSquares());
   const cpu::UnitSquares* piece = squares_.data();
   for (const cpu::Chunk& chunk : table.chunks()) {
@@ -37,6 +37,9 @@ float UnitClip::decide(const cpu::ChunkTable& table, double ratio, float clip_co
     const auto merge = [&](int64_t unit, int64_t, int64_t) { of_row[unit].merge(*piece++); };
     cpu::for_each_piece(units, chunk.begin, chunk.n, merge);
   }
+}
+
+float UnitClip::decide(double ratio, float clip_coef) {
   float smallest = 1.0f;
   for (size_t i = 0; i < merged_.size(); ++i) {
     coefs_[i] = agc_coef(std::sqrt(merged_[i].param), clip_coef * std::sqrt(merged_[i].grad), ratio);

@@ -15,8 +15,14 @@ class UnitClip {
   // What the pass over the gradients fills.
   cpu::UnitPieces pieces() { return {units_, first_piece_, squares_}; }
 
-  // From the pieces to every unit's factor, which follows `clip_coef`. Returns the smallest.
-  float decide(const cpu::ChunkTable& table, double ratio, float clip_coef);
+  // From the pieces to every unit.
+  void merge(const cpu::ChunkTable& table);
+
+  // The only unit of a row that has one; null for others.
+  cpu::UnitSquares* only_unit(int64_t row) { return units_[row].count == 1 ? &merged_[first_unit_[row]] : nullptr; }
+
+  // Every unit's factor, which follows `clip_coef`. Returns the smallest.
+  float decide(double ratio, float clip_coef);
 
   // Puts the row's factors where its update reads them.
   void give_coefs(int64_t row, cpu::RowUpdate& update) const;

@@ -233,8 +233,8 @@ GRADOPS_DEVICE void decide_units(const Call& call, float clip_coef) {
   if (lane == 0 && smallest < one) atomicMin(call.step.unit_work.smallest_coef, smallest);
 }
 
-// The decision, of which the update sees nothing more: gradients come to it clipped. The smallest factor is what is
-// told of the clipping.
+// The decision, of which the update sees nothing more: gradients come to it clipped. The smallest factor is what
+// users see of the clipping.
 GRADOPS_DEVICE void clip_before_update(const Call& call, UnitState& state) {
   if (threadIdx.x == 0) {
     StepDecision& decision = state.shared.decision;

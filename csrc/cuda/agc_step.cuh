@@ -1,4 +1,5 @@
-// A step with adaptive gradient clipping: three launches, four where updates are tracked.
+// A step with adaptive gradient clipping: three launches, one more where updates are tracked and where parameters are
+// averaged.
 //
 // Bytes of device memory for an element, with P and G the bytes of a stored parameter and gradient:
 //     3 P + 2 G + 8 M     with M float32 moments: for Adam's two 36 for float32, 26 for 16-bit parameters and gradients
@@ -52,6 +53,7 @@ template <class Rule>
 void agc_step(const LaunchForm& form, const StepCall& call, Stream stream) {
   const SmallArgs args = call.packed<SmallArgs>(0);
   const int64_t staged = kSharedStateBytes + kStagingBytes;
+  if (args.step.table.averaged) launch_plan_averages(form, args, stream);
   launch("measure_units", measure_units_kernel<Rule>, form.blocks, staged, false, stream, args);
   launch_decide_units(form, args, stream);
   const auto update = args.step.has_extras() ? update_units_kernel<Rule, true> : update_units_kernel<Rule, false>;

@@ -10,7 +10,7 @@ namespace gradops::cuda {
 struct alignas(16) SharedState {
   GradStats scratch[kWarps];
   StepDecision decision;
-  bool gather_squares;  // for the relative step cap of the next step, or because updates are tracked
+  bool gather_squares;  // StepRules' gathers_squares, in a step
 };
 
 // What a block decides, and why.
@@ -72,7 +72,7 @@ GRADOPS_DEVICE void decide_by_block(const Call& call, SharedState& shared, bool 
     const StepInputs inputs = load_struct(step.work.inputs);
     const Verdict verdict = decide_step(step.rules, inputs, all);
     shared.decision = verdict.decision;
-    shared.gather_squares = step.caps() || step.rules.track_updates;
+    shared.gather_squares = step.rules.gathers_squares;
     if (writes && blockIdx.x == 0) write_scalars(step, inputs, verdict);
   }
   __syncthreads();

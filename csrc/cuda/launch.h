@@ -116,6 +116,12 @@ struct RuleKernels {
   Launches agc_step;  // one whose gradients are clipped by units; what travels inline must fit SmallArgs
   Launches update;    // an update by what args.loss_scale, args.clip_coef and args.found_inf say; nothing is measured
 
+  // The parts of a step whose rows are spread over processes, in their order: see cuda/shards.h. What travels inline
+  // must fit SmallArgs; gradients are clipped by units where args.units has any.
+  Launches measure_shards;
+  Launches plan_shards;
+  Launches update_shards;
+
   // Lets the one-pass kernel take that much shared memory on the current device; returns how many of its blocks a
   // multiprocessor then holds.
   int (*make_one_pass_ready)(int64_t shared_bytes) = nullptr;
@@ -127,6 +133,9 @@ const RuleKernels& kernels_of();
 
 // The units' factors, between the two launches of an agc_step.
 void launch_decide_units(const LaunchForm& form, const SmallArgs& args, Stream stream);
+
+// The first launch of a step that is not one, where parameters are averaged.
+void launch_plan_averages(const LaunchForm& form, const SmallArgs& args, Stream stream);
 
 // The last launch of a step that is not one, where updates are tracked.
 void launch_write_updates(const LaunchForm& form, const SmallArgs& args, Stream stream);

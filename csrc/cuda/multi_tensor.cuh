@@ -21,6 +21,7 @@ struct Call {
   GRADOPS_DEVICE GroupRule group(int32_t index) const {
     return step.groups != nullptr ? load_struct(step.groups + index) : inline_groups[index];
   }
+  GRADOPS_DEVICE float ema_weight(int32_t row) const { return load(step.work.ema_weights + row); }
 };
 
 // A block's run of chunks, and the run of pieces in them.

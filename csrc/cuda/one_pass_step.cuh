@@ -6,11 +6,13 @@
 //     2 P + G + 8 M       parked: with two moments, as Adam's, 28 for float32, 22 for 16-bit parameters and gradients
 //     2 P + 2 G + 8 M     read twice: 32 and 24; what is still in the L2 cache costs nothing the second time
 // and half of what moments take with bfloat16 moments; with a float32 master P is 4, and 2 more for the rounded
-// parameter; with a compensation twice its bytes, 4, more. Nothing more where updates are tracked, for which a second
-// grid barrier is crossed. Beside that, for a piece of 512 elements, its place (8) is read in both phases and its sums
-// (16) are written and read; a chunk's sums (32) are written and then read by every block, from the L2 cache.
+// parameter; with a compensation twice its bytes, 4, more, and with an average 8. Nothing more where updates are
+// tracked, for which a second grid barrier is crossed. Beside that, for a piece of 512 elements, its place (8) is read
+// in both phases and its sums (16) are written and read; a chunk's sums (32) are written and then read by every block,
+// from the L2 cache.
 #pragma once
 
+#include "cuda/plan_averages.cuh"
 #include "cuda/two_launch_step.cuh"
 #include "cuda/write_updates.cuh"
 
@@ -35,10 +37,11 @@ __global__ void __launch_bounds__(kThreads, 1) one_pass_step_kernel(const Args _
   const BlockShare share(args.step.table);
   Parking<kSlotsInRegisters<kExtras>> parking{.shared = parking_place(shared), .shared_slots = args.step.shared_slots};
   plan_rows<Rule>(call, shared.scratch);
+  if constexpr (kExtras) plan_averages(call, shared.scratch);
   measure(call, share, parking);
   cooperative_groups::this_grid().sync();
   decide_by_block(call, shared);
-  if (caps_by_grads<Rule>(args.step) && !shared.decision.skip) {
+  if (plans_by_grads<Rule>(args.step) && !shared.decision.skip) {
     plan_rows_by_grads<Rule>(call, shared.decision, shared.scratch);
     cooperative_groups::this_grid().sync();
   }

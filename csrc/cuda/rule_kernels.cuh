@@ -3,6 +3,7 @@
 
 #include "cuda/agc_step.cuh"
 #include "cuda/one_pass_step.cuh"
+#include "cuda/sharded_step.cuh"
 #include "cuda/update_step.cuh"
 
 namespace gradops::cuda {
@@ -10,9 +11,8 @@ namespace gradops::cuda {
 template <UpdateRule Rule>
 const RuleKernels& kernels_of() {
   static const RuleKernels kernels = {
-      &one_pass_step<Rule>,
-      &agc_step<Rule>,
-      &update_alone<Rule>,
+      &one_pass_step<Rule>,       &agc_step<Rule>,    &update_alone<Rule>,
+      &measure_shards<Rule>,      &plan_shards<Rule>, &update_shards<Rule>,
 #ifndef GRADOPS_EMULATE
       &make_one_pass_ready<Rule>,
 #endif

@@ -10,6 +10,7 @@
 
 #include "host/step_scalars.h"
 #include "math/agc.h"
+#include "math/ema.h"
 #include "math/loss_scale.h"
 #include "math/relative_step.h"
 #include "math/spike_guard.h"
@@ -31,6 +32,7 @@ using View = ViewOf<int64_t>;
 struct TensorRow {
   View views[kSlots];  // the gradient's data comes with each step
   float* step = nullptr;
+  float* scalar = nullptr;  // of rules that have one
   int64_t numel = 0;
   int32_t group = 0;
   int32_t first_chunk = 0;  // of the row's chunks, one run in the table
@@ -58,6 +60,7 @@ struct WorkTable {
   int32_t row_count;
   int32_t chunk_count;
   bool compensated;  // whether any row has a compensation
+  bool averaged;     // whether any row has an average
 };
 
 // A row's units. What a piece holds of a run is a segment; segment s of the row is the one in piece p of run s - p.
@@ -125,8 +128,9 @@ struct Workspace {
   GradStats* param_sums;    // one a chunk; sums of squares of the stored parameters
   ChunkStats* piece_moves;  // one a piece, as moved_sums only where updates are tracked
   GradStats* moved_sums;    // one a chunk; sums of squares of what the update added to the stored parameters
-  double* row_norms;        // of the stored parameters, likewise, and where a bound depends on the gradients
+  double* row_norms;        // of the stored parameters, likewise, and where rows are planned by their gradients
   RowRule* row_rules;
+  float* ema_weights;  // one a row, where there are averages; see ema_weight
   StepInputs* inputs;
 };
 
@@ -153,6 +157,8 @@ struct StepRules {
   bool moves_loss_scale = false;
   bool guards = false;
   bool track_updates = false;
+  bool gathers_squares = false;  // of stored parameters, for the next step to compare with, or to track updates
+  EmaRule ema = {};
   double agc_ratio = INFINITY;  // the largest norm of a unit's gradient, relative to its weights'
 };
 
@@ -163,17 +169,18 @@ struct StepArgs {
   StepRules rules;
   UnitTable units;
   UnitWork unit_work;
-  const float* loss_scale = nullptr;   // what the loss was multiplied by; null for 1
-  const float* clip_coef = nullptr;    // what an update without statistics multiplies by; null for 1
-  const float* found_inf = nullptr;    // not 0 if somebody saw an inf or NaN before; may be null
-  bool grads_scaled = false;           // whether the gradients still are
-  const void* const* grads = nullptr;  // one a row, null where there is none; null: they come as kernel parameters
-  const GroupRule* groups = nullptr;   // likewise, one a param group
-  int32_t shared_slots = 0;            // how many pieces a warp parks in shared memory
+  const float* loss_scale = nullptr;     // what the loss was multiplied by; null for 1
+  const float* clip_coef = nullptr;      // what an update without statistics multiplies by; null for 1
+  const float* found_inf = nullptr;      // not 0 if somebody saw an inf or NaN before; may be null
+  bool grads_scaled = false;             // whether the gradients still are
+  const void* const* grads = nullptr;    // one a row, null where there is none; null: they come as kernel parameters
+  const GroupRule* groups = nullptr;     // likewise, one a param group
+  int32_t shared_slots = 0;              // how many pieces a warp parks in shared memory
+  const double* grad_factors = nullptr;  // of an update without statistics, one a row, where the rule needs norms
 
   GRADOPS_HD bool caps() const { return !std::isinf(rules.relative_step.cap); }
   // What few steps ask for and what takes registers has kernels of its own.
-  bool has_extras() const { return rules.track_updates || table.compensated; }
+  bool has_extras() const { return rules.track_updates || table.compensated || table.averaged; }
 };
 
 // What travels as kernel parameters, so that a steady step copies nothing. An empty gradient needs an address, too: any

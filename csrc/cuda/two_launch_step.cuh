@@ -1,6 +1,6 @@
-// The phases of one_pass_step.cuh in two launches, one more where updates are tracked, one more where the bound on a
-// step depends on its gradients, for devices that cannot hold a whole
-// grid at a time. Nothing is parked: every gradient is read twice.
+// The phases of one_pass_step.cuh in two launches, one more where updates are tracked, where parameters are averaged,
+// and where a row is planned by its gradients, for devices that cannot hold a whole grid at a time. Nothing is parked:
+// every gradient is read twice.
 #pragma once
 
 #include "cuda/launch.cuh"
@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kThreads, 2) plan_rows_by_grads_kernel(const S
   if (!shared.decision.skip) plan_rows_by_grads<Rule>(Call(args), shared.decision, shared.scratch);
 }
 
-// A tracked or a compensated update keeps more registers than two blocks leave it.
+// A tracked, compensated or averaged update keeps more registers than two blocks leave it.
 template <class Rule, bool kExtras>
 __global__ void __launch_bounds__(kThreads, kExtras ? 1 : 2) update_kernel(const SmallArgs __grid_constant__ args) {
   GRADOPS_DYNAMIC_SHARED(float4, memory);
@@ -40,10 +40,12 @@ __global__ void __launch_bounds__(kThreads, kExtras ? 1 : 2) update_kernel(const
 template <class Rule>
 void two_launch_step(const LaunchForm& form, const StepCall& call, Stream stream) {
   const SmallArgs args = call.packed<SmallArgs>(0);
+  if (args.step.table.averaged) launch_plan_averages(form, args, stream);
   launch("measure", measure_kernel<Rule>, form.blocks, kSharedStateBytes, false, stream, args);
-  if constexpr (!Rule::kScaleFree) {
+  if constexpr (kMayPlanByGrads<Rule>) {
     const auto plan = plan_rows_by_grads_kernel<Rule>;
-    if (args.step.caps()) launch("plan_rows_by_grads", plan, form.blocks, kSharedStateBytes, false, stream, args);
+    if (plans_by_grads<Rule>(args.step))
+      launch("plan_rows_by_grads", plan, form.blocks, kSharedStateBytes, false, stream, args);
   }
   const auto update = args.step.has_extras() ? update_kernel<Rule, true> : update_kernel<Rule, false>;
   launch("update", update, form.blocks, kSharedStateBytes, false, stream, args);

@@ -119,10 +119,20 @@ GRADOPS_DEVICE ChunkStats param_piece_stats(const PieceAt& piece, const Lanes& l
   return piece_stats(param, piece.n, lanes, GradRule{}, Norm{NormType::kL2, 2.0f});
 }
 
+// Averages half a piece of what was stored.
+GRADOPS_DEVICE void average_half(const Stretch& average, int half, const Lanes& lanes, const float (&param)[8],
+                                 float weight) {
+  float averages[8];
+  load_piece<1>(average, half, lanes, UsedOnce(), averages);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) averages[i] = averaged(averages[i], param[i], weight);
+  store_piece(average, half, lanes, averages);
+}
+
 // The block's pieces, backwards: gradients that were read last are the likeliest to be in the L2 cache still, and
-// parked ones can wait. kExtras is for what few ask for and what takes registers: compensated parameters and tracked
-// updates. What a piece's parameters are moved by is then kept whole, so that it can be looked at twice: tiny moves
-// have no square in float32.
+// parked ones can wait. kExtras is for what few ask for and what takes registers: compensated and averaged parameters
+// and tracked updates. What a piece's parameters are moved by is then kept whole, so that it can be looked at twice:
+// tiny moves have no square in float32.
 template <class Rule, bool kExtras, class Parked>
 GRADOPS_DEVICE void update_pieces(const Call& call, const BlockShare& share, const SharedState& shared,
                                   const Parked& parking) {
@@ -133,6 +143,8 @@ GRADOPS_DEVICE void update_pieces(const Call& call, const BlockShare& share, con
     if (data == nullptr) continue;
     const Lanes lanes = piece.lanes();
     const RowRule rule = load_struct(call.step.work.row_rules + piece.row_index);
+    const bool averages = kExtras && call.step.table.averaged && piece.has(kEma);
+    const float ema_weight = averages ? call.ema_weight(piece.row_index) : 0.0f;
     LaneSums sums;
     float moved[16] = {};
 #pragma unroll 1
@@ -146,6 +158,7 @@ GRADOPS_DEVICE void update_pieces(const Call& call, const BlockShare& share, con
       }
       update_half<Rule, kExtras>(piece, half, lanes, grad, shared.decision, rule, updated);
       if (piece.has(kRounded)) store_piece(piece.of(kRounded), half, lanes, updated.param);
+      if (kExtras && ema_weight != 0.0f) average_half(piece.of(kEma), half, lanes, updated.param, ema_weight);
       if (shared.gather_squares) sums.add<NormType::kL2>(updated.param, 2 * half, piece.n, lanes, GradRule{});
       if constexpr (kExtras) {
 #pragma unroll
@@ -162,12 +175,28 @@ GRADOPS_DEVICE void update_pieces(const Call& call, const BlockShare& share, con
   }
 }
 
+// Of a step that is not skipped, once its steps are counted: the scalars of rules that have one. The thread that is
+// given a row is the one that counted its step.
+template <class Rule>
+GRADOPS_DEVICE void move_scalars(const Call& call, GradStats (&scratch)[kWarps]) {
+  if constexpr (RuleWithScalar<Rule>) {
+    for_each_row(call.step.table, nullptr, 2.0, scratch, [&](int32_t index, const GradStats&) {
+      if (call.grad(index) == nullptr) return;
+      const TensorRow* row = call.step.table.rows + index;
+      float* scalar = load(&row->scalar);
+      const GroupRule group = call.group(load(&row->group));
+      store(scalar, next_scalar<Rule>(group.hyper, load(load(&row->step)), load(scalar)));
+    });
+  }
+}
+
 // What follows the decision, but for write_updates.
 template <class Rule, bool kExtras, class Parked>
 GRADOPS_DEVICE void carry_out(const Call& call, const BlockShare& share, SharedState& shared, const Parked& parking) {
   const StepArgs& step = call.step;
   write_rows(call, shared);
   if (shared.decision.skip) return;
+  move_scalars<Rule>(call, shared.scratch);
   update_pieces<Rule, kExtras>(call, share, shared, parking);
   if (!shared.gather_squares) return;
   const auto takes_no_part = [&](int32_t row) { return call.grad(row) == nullptr; };

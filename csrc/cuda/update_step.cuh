@@ -10,7 +10,7 @@ namespace gradops::cuda {
 template <class Rule>
 __global__ void __launch_bounds__(kThreads, 2) plan_rows_kernel(const SmallArgs __grid_constant__ args) {
   GRADOPS_DYNAMIC_SHARED(float4, memory);
-  plan_rows<Rule>(Call(args), reinterpret_cast<SharedState*>(memory)->scratch);
+  plan_rows_alone<Rule>(Call(args), reinterpret_cast<SharedState*>(memory)->scratch);
 }
 
 template <class Rule>
@@ -34,6 +34,7 @@ __global__ void __launch_bounds__(kThreads, 2) update_alone_kernel(const SmallAr
     float* steps = load(&step.table.rows[row].step);
     store(steps, load(steps) + 1.0f);
   });
+  move_scalars<Rule>(call, shared.scratch);
 }
 
 template <class Rule>

@@ -80,4 +80,17 @@ void check_writable(const at::Tensor& tensor, const char* role, const std::strin
               "' is an inference tensor, which cannot be updated; clone it outside inference mode");
 }
 
+void check_loss_scale(const at::Tensor& scale, const at::Tensor& growth_tracker) {
+  TORCH_CHECK_VALUE(scale.scalar_type() == at::kFloat && scale.numel() == 1, "scale must be a single Float");
+  TORCH_CHECK_VALUE(growth_tracker.scalar_type() == at::kLong && growth_tracker.numel() == 1,
+                    "growth_tracker must be a single Long");
+  TORCH_CHECK_VALUE(growth_tracker.device() == scale.device(), "growth_tracker must be on the device of scale, ",
+                    scale.device(), ", got ", growth_tracker.device());
+}
+
+void check_activations(const at::Tensor& x, double near_zero) {
+  TORCH_CHECK_VALUE(near_zero >= 0, "near_zero must not be negative, got ", near_zero);
+  check_tensor(x, x.device(), "x", "activation_stats");
+}
+
 }  // namespace gradops

@@ -31,4 +31,8 @@ void check_like(const at::Tensor& tensor, const at::Tensor& param, const char* r
 // The same for a tensor that is written: no inference tensor, and no two of its elements share memory.
 void check_writable(const at::Tensor& tensor, const char* role, const std::string& name);
 
+// The arguments of two operators, on every device.
+void check_loss_scale(const at::Tensor& scale, const at::Tensor& growth_tracker);
+void check_activations(const at::Tensor& x, double near_zero);
+
 }  // namespace gradops

@@ -56,8 +56,8 @@ GroupKey::GroupKey(const std::string& text) {
 }
 
 GroupReader::GroupReader(const UpdateRuleInfo& rule, const std::vector<std::string>& hyper,
-                         const std::string& decoupled)
-    : rule_(rule), hyper_(hyper.begin(), hyper.end()) {
+                         const std::string& decoupled, bool always_decouples)
+    : rule_(rule), hyper_(hyper.begin(), hyper.end()), always_decouples_(always_decouples) {
   if (!decoupled.empty()) decoupled_ = PyUnicode_InternFromString(decoupled.c_str());
 }
 
@@ -83,7 +83,8 @@ GroupHyper GroupReader::read(const py::dict& group, at::Device device, double l1
   }
   result.clips_units = find_entry(group, agc) == nullptr || flag(group, agc);
   hyper.maximize = flag(group, maximize);
-  if (decoupled_ != nullptr && flag(group, decoupled_)) hyper.decay_kind = WeightDecay::kDecoupled;
+  const bool decouples = decoupled_ != nullptr ? flag(group, decoupled_) : always_decouples_;
+  if (decouples) hyper.decay_kind = WeightDecay::kDecoupled;
   return result;
 }
 

@@ -22,8 +22,9 @@ struct GroupKey {
 
 class GroupReader {
  public:
-  // `decoupled` is empty for a rule whose weight decay is L2.
-  GroupReader(const UpdateRuleInfo& rule, const std::vector<std::string>& hyper, const std::string& decoupled);
+  // `decoupled` is empty for a rule whose weight decay is of the one kind that `always_decouples` says.
+  GroupReader(const UpdateRuleInfo& rule, const std::vector<std::string>& hyper, const std::string& decoupled,
+              bool always_decouples);
 
   // Raises RuntimeError, TypeError or ValueError, naming the key, for a group that lacks one or has
   // something else under it. `l1` is that of the settings.
@@ -33,6 +34,7 @@ class GroupReader {
   const UpdateRuleInfo& rule_;
   std::vector<GroupKey> hyper_;
   PyObject* decoupled_ = nullptr;
+  bool always_decouples_;
 };
 
 // The value under `key`. Raises RuntimeError for a group that has none.

@@ -11,12 +11,13 @@ namespace gradops {
 namespace {
 
 // The tensor under `key`; undefined where the dict has none, or None, and it is `optional`.
-at::Tensor state_entry(const py::dict& state, const char* key, const std::string& name, bool optional = false) {
+at::Tensor state_entry(const py::dict& state, const char* key, const std::string& name, const Exchange* exchange,
+                       bool optional = false) {
   PyObject* value = PyDict_GetItemString(state.ptr(), key);
   if (optional && (value == nullptr || value == Py_None)) return {};
   TORCH_CHECK(value != nullptr && THPVariable_Check(value), "gradops: the state of '", name, "' has no tensor '", key,
               "'; load a complete state, or clear this parameter's");
-  return THPVariable_Unpack(value);
+  return exchange == nullptr ? THPVariable_Unpack(value) : exchange->local(value);
 }
 
 // For the few numbers of a shape, cheaper than the library call that == makes.
@@ -46,15 +47,24 @@ void LinkedTensor::link(const at::Tensor& tensor, const at::Tensor& param, const
   layout_ = layout_in(order, tensor);
 }
 
-ParamRow::ParamRow(py::handle param, std::string name, int64_t group, at::Device device,
-                   std::span<const Moment> moments)
+void LinkedNumber::link(const at::Tensor& tensor, at::Device device, const char* key, const std::string& name) {
+  TORCH_CHECK(tensor.device() == device && tensor.scalar_type() == at::kFloat && tensor.numel() == 1, "gradops: ", key,
+              " of '", name, "' must be one Float on ", device, ", got ", tensor.toString(), " of shape ",
+              tensor.sizes());
+  tensor_ = tensor;
+  data_ = tensor.data_ptr<float>();
+}
+
+ParamRow::ParamRow(py::handle param, std::string name, int64_t group, at::Device device, const StateKeys& state,
+                   const Exchange* exchange)
     : object_(py::reinterpret_borrow<py::object>(param)),
-      param_(THPVariable_Unpack(param.ptr())),
+      whole_(THPVariable_Unpack(param.ptr())),
+      param_(exchange == nullptr ? whole_ : exchange->local(param.ptr())),
       name_(std::move(name)),
       group_(group),
       device_(device),
-      moments_(moments) {
-  if (param_.requires_grad() || grad().defined()) link_param();
+      keys_(state) {
+  if (whole_.requires_grad() || has_grad()) link_param();
 }
 
 bool ParamRow::param_moved() const {
@@ -88,6 +98,43 @@ void ParamRow::link_grad(const at::Tensor& grad) {
   grad_strides_ = c10::DimVector(grad.strides());
   grad_layout_ = layout_in(order_, grad);
   relinked_ = true;
+}
+
+void ParamRow::prefetch_shard(int hop, const Exchange& exchange) const {
+  if (!is_shard()) return;
+  if (hop == 0) {
+    __builtin_prefetch(object_.ptr());
+    __builtin_prefetch(whole_.unsafeGetTensorImpl());
+    return;
+  }
+  const c10::TensorImpl& whole = *whole_.unsafeGetTensorImpl();
+  if (hop == 1) {
+    __builtin_prefetch(exchange.peek_local(object_.ptr()));
+    __builtin_prefetch(whole.autograd_meta());
+    prefetch_tensor(param_);
+    return;
+  }
+  if (!whole.grad().defined()) return;
+  if (hop == 2) return prefetch_tensor(whole.grad());
+  PyObject* grad = object_of(whole.grad());
+  if (hop == 3) return __builtin_prefetch(grad);
+  if (grad == nullptr || !exchange.is_dtensor(grad)) return;
+  PyObject* local = exchange.peek_local(grad);
+  if (hop == 4) return __builtin_prefetch(local);
+  if (local != nullptr) prefetch_tensor(THPVariable_Unpack(local));
+}
+
+void ParamRow::follow_shard(const Exchange& exchange) {
+  const at::Tensor& grad = whole_.unsafeGetTensorImpl()->grad();
+  if (!is_shard() || !grad.defined()) return;
+  if (!exchange.is_local(param_, object_.ptr())) {
+    at::Tensor local = exchange.local(object_.ptr());
+    if (!local.is_same(param_)) {
+      param_ = std::move(local);
+      grad_spec_ = py::object();
+    }
+  }
+  local_grad_ = exchange.local_grad(object_.ptr(), grad, grad_spec_);
 }
 
 bool ParamRow::follow(cpu::TensorRow& views) {
@@ -128,8 +175,8 @@ void ParamRow::prefetch_pointees() const {
 
 void ParamRow::prefetch_grad() const { prefetch_tensor(grad()); }
 
-void ParamRow::bind_state(py::handle state) {
-  step_ = nullptr;
+void ParamRow::bind_state(py::handle state, const Exchange* exchange) {
+  step_.forget();
   state_stale_ = true;
   relinked_ = true;
   state_object_ = py::reinterpret_borrow<py::object>(state);
@@ -137,42 +184,45 @@ void ParamRow::bind_state(py::handle state) {
   const py::dict entries = state.is_none() ? py::dict() : as_dict(state.ptr(), "the state", name_);
   for (const auto item : entries) state_values_.push_back(py::reinterpret_borrow<py::object>(item.second));
   if (!state_values_.empty()) {
-    if (!grad().defined()) return;
-    link_state(entries);
+    if (!has_grad()) return;
+    link_state(entries, exchange);
   }
   state_stale_ = false;
 }
 
-void ParamRow::link_state(const py::dict& state) {
+void ParamRow::link_state(const py::dict& state, const Exchange* exchange) {
   const auto link = [&](Slot slot, const char* key, bool optional, const char* way_out) {
-    const at::Tensor tensor = state_entry(state, key, name_, optional);
+    const at::Tensor tensor = state_entry(state, key, name_, exchange, optional);
     state_[slot] = LinkedTensor();
     if (tensor.defined()) state_[slot].link(tensor, param_, order_, key, name_, way_out);
   };
-  for (size_t i = 0; i < moments_.size(); ++i) {
-    link(moment_slot(static_cast<int>(i)), moments_[i].name.c_str(), !moments_[i].because.empty(),
+  const std::vector<Moment>& moments = keys_.moments;
+  for (size_t i = 0; i < moments.size(); ++i) {
+    link(moment_slot(static_cast<int>(i)), moments[i].name.c_str(), !moments[i].because.empty(),
          "; give it the parameter's shape, or clear this parameter's state");
   }
   constexpr const char* kDelete = "; delete this entry of its state, so that it is made anew";
   link(kMaster, "master", true, kDelete);
   link(kCompensation, "compensation", true, kDelete);
+  link(kEma, "ema", true, kDelete);
+  check_entry(kEma, "ema", at::kFloat);
   link_unrounded();
-  step_tensor_ = state_entry(state, "step", name_);
-  TORCH_CHECK(step_tensor_.device() == device_ && step_tensor_.scalar_type() == at::kFloat && step_tensor_.numel() == 1,
-              "gradops: step of '", name_, "' must be one Float on ", device_, ", got ", step_tensor_.toString(),
-              " of shape ", step_tensor_.sizes());
-  step_ = step_tensor_.data_ptr<float>();
+  for (const std::string& key : keys_.scalars) {
+    scalar_.link(state_entry(state, key.c_str(), name_, exchange), device_, key.c_str(), name_);
+  }
+  step_.link(state_entry(state, "step", name_, exchange), device_, "step", name_);
+}
+
+void ParamRow::check_entry(Slot entry, const char* key, at::ScalarType expected) const {
+  if (!state_[entry].defined()) return;
+  const at::ScalarType type = state_[entry].tensor().scalar_type();
+  TORCH_CHECK(type == expected, "gradops: ", key, " of '", name_, "' is ", type, "; expected ", expected);
 }
 
 void ParamRow::link_unrounded() {
   if (!state_depends_on_values()) return;
-  const auto check = [&](Slot entry, const char* key, at::ScalarType expected) {
-    if (!state_[entry].defined()) return;
-    const at::ScalarType type = state_[entry].tensor().scalar_type();
-    TORCH_CHECK(type == expected, "gradops: ", key, " of '", name_, "' is ", type, "; expected ", expected);
-  };
-  check(kMaster, "master", at::kFloat);
-  check(kCompensation, "compensation", dtype_);
+  check_entry(kMaster, "master", at::kFloat);
+  check_entry(kCompensation, "compensation", dtype_);
   values_version_ = param_._version();
   forget_squares();
 }
@@ -198,7 +248,7 @@ bool ParamRow::state_moved() const {
   for (const LinkedTensor& tensor : state_) {
     if (tensor.defined() && tensor.moved()) return true;
   }
-  return address_of(step_tensor_) != step_;
+  return step_.moved() || scalar_.moved();
 }
 
 void ParamRow::set_param_views(cpu::TensorRow& views) const {
@@ -207,6 +257,7 @@ void ParamRow::set_param_views(cpu::TensorRow& views) const {
   views[kParam] = has_master() ? state_[kMaster].view() : param;
   views[kRounded] = has_master() ? param : cpu::TensorView();
   views[kCompensation] = state_[kCompensation].view();
+  views[kEma] = state_[kEma].view();
   views[kGrad].layout = grad_layout_.get();
   views[kGrad].dtype = *kernel_dtype(grad_type_);
 }

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cpu/multi_tensor.h"
+#include "host/exchange.h"
 
 namespace gradops {
 
@@ -42,18 +43,40 @@ class LinkedTensor {
   std::unique_ptr<cpu::Layout> layout_;
 };
 
+// A number of state, on the parameter's device, that is linked once and watched at each step.
+class LinkedNumber {
+ public:
+  // Raises RuntimeError unless `tensor` is one float32 on `device`.
+  void link(const at::Tensor& tensor, at::Device device, const char* key, const std::string& name);
+  void forget() { data_ = nullptr; }
+  bool moved() const { return data_ != nullptr && address_of(tensor_) != data_; }
+  float* data() const { return data_; }
+
+ private:
+  at::Tensor tensor_;
+  float* data_ = nullptr;
+};
+
 // A tensor of state that is shaped as the parameter and that the update moves, as Python's rule describes it.
 struct Moment {
   std::string name;     // the key of the state
   std::string because;  // what makes a param group use it, for messages; empty for one that every group uses
 };
 
+// What a rule's state has of a parameter beside its step.
+struct StateKeys {
+  std::vector<Moment> moments;
+  std::vector<std::string> scalars;  // one float32 each; one at most
+};
+
 class ParamRow {
  public:
   // Raises RuntimeError for a parameter that cannot be stepped and is to be trained, or has a gradient. Whatever else
   // is among the parameters, a frozen int8 weight say, may stay there.
-  // `moments` outlives the row.
-  ParamRow(py::handle param, std::string name, int64_t group, at::Device device, std::span<const Moment> moments);
+  // `state`, which has no master and no compensation, outlives the row. With an `exchange` the parameter may be a
+  // DTensor; all but its version and whether it has a gradient is then of its local tensor.
+  ParamRow(py::handle param, std::string name, int64_t group, at::Device device, const StateKeys& state,
+           const Exchange* exchange);
 
   const std::string& name() const { return name_; }
   int64_t group() const { return group_; }
@@ -62,6 +85,18 @@ class ParamRow {
   }
   PyObject* object() const { return object_.ptr(); }
   void rename(const std::string& name) { name_ = name; }
+
+  // Of a DTensor: takes the local tensors that it and its gradient have now; until let_go_of_shard.
+  void follow_shard(const Exchange& exchange);
+  // Starts to fetch what that will look at; each hop reads what the one before has fetched.
+  static constexpr int kShardHops = 6;
+  void prefetch_shard(int hop, const Exchange& exchange) const;
+  void let_go_of_shard() { local_grad_.reset(); }
+
+  // Elements of the whole parameter.
+  int64_t whole_numel() const { return whole_.numel(); }
+  // Whether it is a unit of its own for adaptive gradient clipping.
+  bool is_one_unit() const { return sizes_.size() <= 1; }
 
   // Follows a parameter that has a gradient to where both are now; of `views` only the gradient's address. Raises
   // RuntimeError, with nothing changed, if one of them does not fit. Returns whether there is a gradient. Touches no
@@ -80,15 +115,16 @@ class ParamRow {
 
   // Takes this parameter's state, or None. Raises RuntimeError if an entry is missing or does not fit; without a
   // gradient nothing is looked at, and the state has moved as soon as there is one.
-  void bind_state(py::handle state);
-  bool has_state() const { return step_ != nullptr; }
+  void bind_state(py::handle state, const Exchange* exchange);
+  bool has_state() const { return step_.data() != nullptr; }
   bool has_moment(int moment) const { return state_[moment_slot(moment)].defined(); }
 
   // Whether `state` is what was bound, with the same entries. Their addresses are state_moved()'s to check.
   bool state_is(PyObject* state) const;
   bool state_moved() const;
 
-  float* step() const { return step_; }
+  float* step() const { return step_.data(); }
+  float* scalar() const { return scalar_.data(); }  // null for a rule that has none
   // Sets the views of all tensors but the gradient's address, of the moments those that `uses(moment)`.
   template <class Uses>
   void set_views(cpu::TensorRow& views, const Uses& uses) {
@@ -100,9 +136,10 @@ class ParamRow {
     relinked_ = false;
   }
 
-  // Tells autograd, and whoever watches the parameter, that it was written; its state still goes with its values.
+  // For autograd, and whoever watches the parameter: it was written. Its state still goes with its values.
   void bump_version() {
     param_.unsafeGetTensorImpl()->bump_version();
+    if (is_shard()) whole_.unsafeGetTensorImpl()->bump_version();
     if (state_depends_on_values()) values_version_ = param_._version();
   }
 
@@ -131,20 +168,27 @@ class ParamRow {
   bool has_master() const { return state_[kMaster].defined(); }
   // Whether the state says what the parameter was before it was rounded.
   bool state_depends_on_values() const { return has_master() || state_[kCompensation].defined(); }
-  const at::Tensor& grad() const { return param_.unsafeGetTensorImpl()->grad(); }
+  bool is_shard() const { return !whole_.is_same(param_); }
+  bool has_grad() const { return whole_.unsafeGetTensorImpl()->grad().defined(); }
+  const at::Tensor& grad() const { return is_shard() ? local_grad_ : param_.unsafeGetTensorImpl()->grad(); }
   bool param_moved() const;
   void link_param();
   void link_grad(const at::Tensor& grad);
-  void link_state(const py::dict& state);
+  void link_state(const py::dict& state, const Exchange* exchange);
+  // Raises RuntimeError for an entry of another type.
+  void check_entry(Slot entry, const char* key, at::ScalarType expected) const;
   void link_unrounded();
   void set_param_views(cpu::TensorRow& views) const;
 
   py::object object_;
-  at::Tensor param_;
+  at::Tensor whole_;  // what the optimizer has
+  at::Tensor param_;  // what this process holds of it
+  at::Tensor local_grad_;
+  py::object grad_spec_;  // how a gradient is spread that is spread as the parameter is
   std::string name_;
   int64_t group_;
   at::Device device_;
-  std::span<const Moment> moments_;
+  const StateKeys& keys_;
 
   bool relinked_ = true;
   bool checked_ = false;  // whether what follows is known
@@ -166,8 +210,7 @@ class ParamRow {
   c10::SmallVector<py::object, kSlots> state_values_;
   bool state_stale_ = false;  // to be bound anew: to another shape, order or dtype, to other values, or at all
   LinkedTensor state_[kSlots];
-  at::Tensor step_tensor_;
-  float* step_ = nullptr;
+  LinkedNumber step_, scalar_;
   uint32_t values_version_ = 0;  // of the parameter that the state's unrounded values go with
 
   bool squares_known_ = false;

@@ -7,6 +7,8 @@
 
 #include "host/param_row.h"
 #include "host/step_scalars.h"
+#include "host/update_rules.h"
+#include "math/ema.h"
 #include "math/loss_scale.h"
 #include "math/relative_step.h"
 #include "math/spike_guard.h"
@@ -25,11 +27,14 @@ struct StepSettings {
   bool track_updates = false;
   double l1 = 0.0;   // of groups that have none of their own
   bool agc = false;  // adaptive gradient clipping: max_norm is relative to the weights', unit by unit
+  std::optional<EmaRule> ema;
 
   // What the norm of all gradients together is clipped to.
   double max_grad_norm() const { return agc ? INFINITY : max_norm; }
   bool caps() const { return !std::isinf(relative_step.cap); }
-  bool gathers_squares() const { return caps() || track_updates; }
+  // Whether a step by the rule compares with the sizes of the parameters before it.
+  bool measures_params(const UpdateRuleInfo& rule) const { return caps() || rule.grad_factor != nullptr; }
+  bool gathers_squares(const UpdateRuleInfo& rule) const { return measures_params(rule) || track_updates; }
 };
 
 // The live buffers behind `optimizer.stats`.
@@ -61,12 +66,13 @@ struct GradScaling {
 struct StepCall {
   std::span<ParamRow> rows;
   std::span<const cpu::TensorRow> views;  // one a row; those of rows without a gradient may be stale
-  std::span<const int64_t> taking_part;   // rows with a gradient, in order; at least one
+  std::span<const int64_t> taking_part;   // rows with a gradient, in order; at least one, but for an exchange
   std::span<const GroupHyper> groups;
   bool moved;  // whether any view but the gradients' addresses, or who takes part, differs from the last step
   const StepSettings& settings;
   const GradScaling& scaling;
   const StepBuffers& buffers;
+  const Exchange* exchange;  // the processes that have other parts of the parameters; null where there are none
 };
 
 class StepBackend {
@@ -82,8 +88,6 @@ class StepBackend {
   // What ran the last step, for people.
   virtual std::string description() const = 0;
 };
-
-struct UpdateRuleInfo;
 
 // Whether this build has a backend for the device, and for which devices it has one ("cpu and cuda").
 bool has_backend(at::Device device);

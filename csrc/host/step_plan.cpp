@@ -39,13 +39,18 @@ const void* entries_of(PyObject* state) {
 }  // namespace
 
 StepPlan::StepPlan(const std::string& rule, const RuleKeys& keys)
-    : rule_(update_rule(rule)), moments_(keys.moments), reader_(rule_, keys.hyper, keys.decoupled) {
-  const int moments = static_cast<int>(keys.moments.size()), hypers = static_cast<int>(keys.hyper.size());
-  TORCH_CHECK_VALUE(moments == rule_.moments && hypers == rule_.hypers, "gradops: ", rule, " has ", rule_.moments,
-                    " moments and ", rule_.hypers, " numbers of its own, got ", moments, " and ", hypers);
+    : rule_(update_rule(rule)),
+      state_keys_(keys.state),
+      reader_(rule_, keys.hyper, keys.decoupled, keys.always_decouples) {
+  const int moments = static_cast<int>(keys.state.moments.size()), hypers = static_cast<int>(keys.hyper.size());
+  const int scalars = static_cast<int>(keys.state.scalars.size());
+  TORCH_CHECK_VALUE(moments == rule_.moments && scalars == rule_.scalars && hypers == rule_.hypers, "gradops: ", rule,
+                    " has ", rule_.moments, " moments, ", rule_.scalars, " scalars and ", rule_.hypers,
+                    " numbers of its own, got ", moments, ", ", scalars, " and ", hypers);
 }
 
-void StepPlan::bind_params(py::handle param_groups, const std::vector<std::string>& names, StepBuffers buffers) {
+void StepPlan::bind_params(py::handle param_groups, const std::vector<std::string>& names, StepBuffers buffers,
+                           std::shared_ptr<Exchange> exchange) {
   std::unordered_map<PyObject*, ParamRow*> known;
   for (ParamRow& row : rows_) known[row.object()] = &row;
   std::vector<std::pair<py::object, int64_t>> params;
@@ -71,7 +76,7 @@ void StepPlan::bind_params(py::handle param_groups, const std::vector<std::strin
     const auto& [param, group] = params[i];
     const auto found = known.find(param.ptr());
     if (found == known.end() || !found->second->is(param.ptr(), group, device)) {
-      fresh.emplace_back(param, names[i], group, device, moments_);
+      fresh.emplace_back(param, names[i], group, device, state_keys_, exchange.get());
     }
   }
   std::vector<ParamRow> rows;
@@ -94,6 +99,7 @@ void StepPlan::bind_params(py::handle param_groups, const std::vector<std::strin
   device_ = device;
   group_sizes_ = std::move(group_sizes);
   buffers_ = std::move(buffers);
+  exchange_ = std::move(exchange);
 }
 
 void StepPlan::bind_state(py::handle states) {
@@ -106,13 +112,13 @@ void StepPlan::bind_state(py::handle states) {
     const int64_t row = found == row_of.end() ? -1 : found->second;
     if (row >= 0) {
       const bool known = rows_[row].state_is(state.ptr()) && !rows_[row].state_moved();
-      if (!known) rows_[row].bind_state(state);
+      if (!known) rows_[row].bind_state(state, exchange_.get());
       bound[row] = true;
     }
     state_order_.push_back({state.ptr(), row, row < 0 ? nullptr : entries_of(state.ptr())});
   }
   for (size_t i = 0; i < rows_.size(); ++i) {
-    if (!bound[i]) rows_[i].bind_state(py::none());
+    if (!bound[i]) rows_[i].bind_state(py::none(), exchange_.get());
   }
 }
 
@@ -148,6 +154,24 @@ bool StepPlan::same_state(const py::dict& states) const {
   return seen == state_order_.size();
 }
 
+StepPlan::ShardsInHand::ShardsInHand(StepPlan& plan) : plan_(plan) {
+  if (plan.exchange_ == nullptr) return;
+  const std::span<ParamRow> rows = plan.rows_;
+  for (size_t i = 0; i < rows.size() + ParamRow::kShardHops * kPrefetchRows; ++i) {
+    for (int hop = 0; hop < ParamRow::kShardHops; ++hop) {
+      const size_t row = i - hop * kPrefetchRows;  // wraps to a large one before the first
+      if (row < rows.size()) rows[row].prefetch_shard(hop, *plan.exchange_);
+    }
+    const size_t row = i - ParamRow::kShardHops * kPrefetchRows;
+    if (row < rows.size()) rows[row].follow_shard(*plan.exchange_);
+  }
+}
+
+StepPlan::ShardsInHand::~ShardsInHand() {
+  if (plan_.exchange_ == nullptr) return;
+  for (ParamRow& row : plan_.rows_) row.let_go_of_shard();
+}
+
 StepPlan::Followed StepPlan::follow_params() {
   RECORD_USER_SCOPE("gradops.follow_params");
   const int64_t count = static_cast<int64_t>(rows_.size());
@@ -175,6 +199,7 @@ StepPlan::Followed StepPlan::follow_params() {
 }
 
 std::vector<int64_t> StepPlan::params_without_state() {
+  const ShardsInHand shards(*this);
   follow_params();
   std::vector<int64_t> missing;
   std::copy_if(taking_part_.begin(), taking_part_.end(), std::back_inserter(missing),
@@ -189,8 +214,8 @@ void StepPlan::refresh() {
 void StepPlan::set_views(int64_t row, const HyperParams& hyper) {
   rows_[row].set_views(views_[row], [&](int moment) {
     const bool used = moment < rule_.moments && rule_.uses(hyper.variant, moment);
-    TORCH_CHECK(!used || rows_[row].has_moment(moment), "gradops: ", moments_[moment].because, ", but the state of '",
-                rows_[row].name(), "' has no ", moments_[moment].name);
+    TORCH_CHECK(!used || rows_[row].has_moment(moment), "gradops: ", state_keys_.moments[moment].because,
+                ", but the state of '", rows_[row].name(), "' has no ", state_keys_.moments[moment].name);
     return used;
   });
 }
@@ -199,12 +224,12 @@ void StepPlan::set_views(int64_t row, const HyperParams& hyper) {
 bool StepPlan::follow_views(const std::vector<GroupHyper>& hypers) {
   std::vector<int> variants;
   for (const GroupHyper& group : hypers) variants.push_back(group.hyper.variant);
-  moved_ |= taking_part_ != told_rows_ || variants != told_variants_;
+  moved_ |= taking_part_ != planned_rows_ || variants != planned_variants_;
   for (const int64_t i : taking_part_) moved_ |= rows_[i].relinked();
   if (!moved_) return false;
   for (const int64_t i : taking_part_) set_views(i, hypers[rows_[i].group()].hyper);
-  told_rows_ = taking_part_;
-  told_variants_ = std::move(variants);
+  planned_rows_ = taking_part_;
+  planned_variants_ = std::move(variants);
   return true;
 }
 
@@ -213,19 +238,20 @@ bool StepPlan::step(py::handle param_groups, py::handle states, const StepSettin
   RECORD_USER_SCOPE("gradops.step");
   const py::object groups = as_groups(param_groups);
   if (!same_params(groups) || !same_state(as_dict(states.ptr(), "the optimizer's state"))) return false;
+  const ShardsInHand shards(*this);
   try {
     if (follow_params() != Followed::kReady) return false;
   } catch (const c10::Error&) {
     return false;  // the model may have moved as a whole; where it has not, params_without_state() says what is wrong
   }
-  if (taking_part_.empty()) return true;
+  if (taking_part_.empty() && exchange_ == nullptr) return true;
 
   std::vector<GroupHyper> hypers;
   for (size_t g = 0; g < group_sizes_.size(); ++g) {
     hypers.push_back(reader_.read(group_at(groups, g), device_, settings.l1));
   }
   const bool moved = follow_views(hypers);
-  backend_->step({rows_, views_, taking_part_, hypers, moved, settings, scaling, buffers_});
+  backend_->step({rows_, views_, taking_part_, hypers, moved, settings, scaling, buffers_, exchange_.get()});
   moved_ = false;
   return true;
 }

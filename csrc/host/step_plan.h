@@ -15,9 +15,10 @@ namespace gradops {
 
 // What the plan reads of an update rule's groups and state: gradops/update_rule.py.
 struct RuleKeys {
-  std::vector<Moment> moments;
+  StateKeys state;
   std::vector<std::string> hyper;  // "betas.0" is the first of betas
-  std::string decoupled;           // the flag of a group; empty for a rule whose weight decay is L2
+  std::string decoupled;           // the flag of a group; empty for a rule whose weight decay is of one kind
+  bool always_decouples = false;   // and which it is
 };
 
 class StepPlan {
@@ -29,7 +30,9 @@ class StepPlan {
   // Takes the parameters of all groups, which are to be on the device of `buffers`; `names` and the rows of `buffers`
   // have one entry a parameter. What the plan knew of a parameter is kept. Raises RuntimeError for one that is to be
   // trained, or has a gradient, and cannot be stepped; the plan is then as it was. Others are checked when they have.
-  void bind_params(py::handle param_groups, const std::vector<std::string>& names, StepBuffers buffers);
+  // With an `exchange` parameters may be DTensors, and every process of their meshes must call step().
+  void bind_params(py::handle param_groups, const std::vector<std::string>& names, StepBuffers buffers,
+                   std::shared_ptr<Exchange> exchange);
 
   // Takes the optimizer's `state`, as it is now.
   void bind_state(py::handle states);
@@ -56,6 +59,17 @@ class StepPlan {
     const void* keys;
   };
 
+  // Has the rows of DTensors take their local tensors for as long as it lives.
+  class ShardsInHand {
+   public:
+    explicit ShardsInHand(StepPlan& plan);
+    ShardsInHand(const ShardsInHand&) = delete;
+    ~ShardsInHand();
+
+   private:
+    StepPlan& plan_;
+  };
+
   bool same_params(const py::object& groups) const;
   bool same_state(const py::dict& states) const;
   enum class Followed { kReady, kStateMissing, kStateMoved };
@@ -64,20 +78,21 @@ class StepPlan {
   bool follow_views(const std::vector<GroupHyper>& hypers);
 
   const UpdateRuleInfo& rule_;
-  const std::vector<Moment> moments_;
+  const StateKeys state_keys_;
   const GroupReader reader_;
   std::vector<ParamRow> rows_;
   std::vector<cpu::TensorRow> views_;
-  // Whether a backend still has to be told where tensors are, and for whom it was told last.
+  // Whether the backend's rows are out of date, and for which rows and variants they were made.
   bool moved_ = true;
-  std::vector<int64_t> told_rows_;
-  std::vector<int> told_variants_;
+  std::vector<int64_t> planned_rows_;
+  std::vector<int> planned_variants_;
   std::vector<int64_t> group_sizes_;
   std::vector<BoundState> state_order_;  // in the order of the optimizer's state
   std::vector<int64_t> taking_part_;     // rows with a gradient, in order
   at::Device device_ = at::kCPU;         // of every row that takes part
   std::unique_ptr<StepBackend> backend_;
   StepBuffers buffers_;
+  std::shared_ptr<Exchange> exchange_;
 };
 
 }  // namespace gradops

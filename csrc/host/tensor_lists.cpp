@@ -6,6 +6,22 @@
 
 namespace gradops {
 
+namespace {
+
+// One for each of these parameters.
+void check_numbers(const char* role, at::TensorList numbers, at::TensorList params) {
+  TORCH_CHECK_VALUE(numbers.size() == params.size(), role, " must have one tensor a parameter, ", params.size(),
+                    ", got ", numbers.size());
+  for (size_t i = 0; i < numbers.size(); ++i) {
+    TORCH_CHECK_VALUE(numbers[i].numel() == 1 && numbers[i].scalar_type() == at::kFloat, role,
+                      " must be single Floats");
+    TORCH_CHECK_VALUE(numbers[i].device() == params[i].device(), role, " must be on the device of params, ",
+                      params[i].device(), ", got ", numbers[i].device());
+  }
+}
+
+}  // namespace
+
 TensorLists::TensorLists(at::TensorList leader) : leader(leader), views(leader.size()) {
   for (size_t i = 0; i < leader.size(); ++i) {
     TORCH_CHECK_VALUE(leader[i].device() == leader[0].device(), "gradops: tensor 0 is on ", leader[0].device(),
@@ -42,18 +58,13 @@ TensorLists UpdateLists::rows(const UpdateRuleInfo& rule, int variant) const {
     rows.set(moment_slot(moment), moments.slice(begin, params.size()), role.c_str(), true);
     begin += static_cast<int>(params.size());
   }
-  TORCH_CHECK_VALUE(steps.size() == params.size(), "steps must have one tensor a parameter, ", params.size(), ", got ",
-                    steps.size());
-  for (size_t i = 0; i < steps.size(); ++i) {
-    TORCH_CHECK_VALUE(steps[i].numel() == 1 && steps[i].scalar_type() == at::kFloat, "steps must be single Floats");
-    TORCH_CHECK_VALUE(steps[i].device() == params[i].device(), "steps must be on the device of params, ",
-                      params[i].device(), ", got ", steps[i].device());
-  }
+  check_numbers("steps", steps, params);
+  check_numbers("scalars", scalars, rule.scalars == 0 ? at::TensorList() : params);
   return rows;
 }
 
 void UpdateLists::bump_versions() const {
-  for (const at::TensorList list : {params, moments, steps}) gradops::bump_versions(list);
+  for (const at::TensorList list : {params, moments, steps, scalars}) gradops::bump_versions(list);
 }
 
 HyperParams hyper_params(const UpdateRuleInfo& rule, at::ArrayRef<double> own, double weight_decay, bool decoupled,
@@ -68,6 +79,16 @@ HyperParams hyper_params(const UpdateRuleInfo& rule, at::ArrayRef<double> own, d
   hyper.variant = rule.variant(hyper);
   hyper.maximize = maximize;
   return hyper;
+}
+
+at::Tensor grad_factors_of(const UpdateRuleInfo& rule, const std::optional<at::Tensor>& given, at::TensorList params) {
+  const bool fits = rule.grad_factor == nullptr
+                        ? !given.has_value()
+                        : given.has_value() && given->numel() == static_cast<int64_t>(params.size());
+  TORCH_CHECK_VALUE(fits,
+                    "grad_factors must have one value a parameter for a rule that scales gradients, and none else");
+  if (!given.has_value() || params.empty()) return {};
+  return given->to(params[0].device(), at::kDouble, /*non_blocking=*/true).contiguous();
 }
 
 void bump_versions(at::TensorList tensors) {

@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "cpu/multi_tensor.h"
@@ -28,7 +29,7 @@ struct TensorLists {
 // The tensors of an update by _update_, which are checked. `moments` are those that the rule's variant uses, all of one
 // after all of another.
 struct UpdateLists {
-  at::TensorList params, grads, moments, steps;
+  at::TensorList params, grads, moments, steps, scalars;
 
   TensorLists rows(const UpdateRuleInfo& rule, int variant) const;
   void bump_versions() const;
@@ -37,6 +38,10 @@ struct UpdateLists {
 // The numbers of an update by _update_ but for its lr. Raises ValueError for others than the rule has.
 HyperParams hyper_params(const UpdateRuleInfo& rule, at::ArrayRef<double> own, double weight_decay, bool decoupled,
                          bool maximize, double l1);
+
+// What _update_ multiplies each of the gradients by, as float64 on the device; undefined for a rule that does not scale
+// them. Raises ValueError where they are missing, or more than the rule takes.
+at::Tensor grad_factors_of(const UpdateRuleInfo& rule, const std::optional<at::Tensor>& given, at::TensorList params);
 
 void bump_versions(at::TensorList tensors);
 

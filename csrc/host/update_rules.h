@@ -17,11 +17,16 @@ struct RuleKernels;
 struct UpdateRuleInfo {
   const char* name;  // gradops/update_rule.py's
   int moments;
-  int hypers;  // numbers of the rule's Hyper
+  int scalars;  // beside the step: one or none
+  int hypers;   // numbers of the rule's Hyper
   bool scale_free;
+  bool (*adapts)(const HyperParams&, double step);
   int (*variant)(const HyperParams&);
   bool (*uses)(int variant, int moment);
-  RowRule (*row_rule)(const HyperParams&, double lr, double step);
+  // What a row's gradient is multiplied by, as gradops::grad_factor; null for a rule that does not need norms.
+  double (*grad_factor)(const HyperParams&, double lr, double param_norm, double grad_norm, int64_t numel);
+  RowRule (*row_rule)(const HyperParams&, const RowStep&);
+  float (*next_scalar)(const HyperParams&, double step, float scalar);  // null without
   cpu::UpdateChunk update_chunk;
   const cuda::RuleKernels* cuda;  // null where the build has none
 };

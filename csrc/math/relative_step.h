@@ -15,7 +15,7 @@ struct RelativeStepRule {
 };
 
 // `rms` of the stored parameter before the update; `step` is the parameter's own number of this update, from 1;
-// `rms_per_lr` is how far an update goes for each unit of lr: about 1 for rules whose update has a size of its own.
+// `rms_per_lr` is how far an update goes for each unit of lr: about 1 for updates that have a size of their own.
 GRADOPS_HD double capped_lr(double lr, double rms, double step, const RelativeStepRule& rule, double rms_per_lr = 1.0) {
   const double warm = step < rule.warmup_steps ? step / rule.warmup_steps : 1.0;
   const double limit = rule.cap * warm * (rms > rule.floor ? rms : rule.floor) / rms_per_lr;

@@ -6,9 +6,16 @@
 //     Hyper, Coefs                   structs of float64 and of float32: what a user gives, and what an element takes
 //     variant(Hyper)                 which kind of update a group has
 //     uses(variant, moment)          whether that kind has the moment
-//     kScaleFree                     whether an update's size does not depend on that of the gradients
-//     coefs(Hyper, lr, step)         derived in float64 and then rounded: 1 - 0.999f is off by 1.3e-5
+//     kScaleFree                     whether no update's size depends on that of the gradients
+//     coefs(Hyper, RowStep)          derived in float64 and then rounded: 1 - 0.999f is off by 1.3e-5
 //     update<kVariant>(param, grad, moments, Coefs)   one element; the new parameter
+// and, where a parameter's state has a scalar, a number beside moments and step that each update moves,
+//     next_scalar(Hyper, step, scalar)   what it is after update number `step`
+// and, where kScaleFree is false for some updates only,
+//     adapts(Hyper, step)            whether the size of update number `step` does not depend on that of the gradients
+// and, where it scales gradients by norms,
+//     grad_factor(Hyper, weight_decay, lr, RowNorms)   what the regularised gradient is multiplied by, of which coefs
+//                                    makes what the elements take
 #pragma once
 
 #include <concepts>
@@ -18,7 +25,7 @@
 
 namespace gradops {
 
-constexpr int kMaxHyper = 4, kMaxCoefs = 6;
+constexpr int kMaxHyper = 7, kMaxCoefs = 6;
 
 enum class WeightDecay : int32_t { kL2, kDecoupled };
 
@@ -35,7 +42,23 @@ struct HyperParams {
   bool operator==(const HyperParams&) const = default;
 };
 
-// The same, ready for one step of one row. `own` holds the rule's Coefs.
+// What a row brings to one step of it.
+struct RowStep {
+  double lr = 0.0;      // after the relative step cap
+  double step = 1.0;    // its updates with this one, from 1
+  double scalar = 0.0;  // of its state, before the update; 0 for a rule that has none
+  double grad_factor = 1.0;
+
+  bool operator==(const RowStep&) const = default;
+};
+
+// A row's L2 norms before its update: of what is updated, and of the clipped gradient with the most that L1 adds to it.
+struct RowNorms {
+  double param;
+  double grad;
+};
+
+// A group's numbers, ready for one step of one row. `own` holds the rule's Coefs.
 struct alignas(16) RowRule {
   float grad_sign;
   float l1;
@@ -49,12 +72,23 @@ struct alignas(16) RowRule {
 template <class R>
 concept UpdateRule =
     R::kMoments <= kMaxMoments && R::kVariants >= 1 && sizeof(typename R::Hyper) <= sizeof(HyperParams::own) &&
-    sizeof(typename R::Coefs) <= sizeof(RowRule::own) && requires(typename R::Hyper hyper, double number) {
+    sizeof(typename R::Coefs) <= sizeof(RowRule::own) && requires(typename R::Hyper hyper, RowStep row) {
       { R::kScaleFree } -> std::convertible_to<bool>;
       { R::variant(hyper) } -> std::convertible_to<int>;
       { R::uses(0, 0) } -> std::same_as<bool>;
-      { R::coefs(hyper, number, number) } -> std::same_as<typename R::Coefs>;
+      { R::coefs(hyper, row) } -> std::same_as<typename R::Coefs>;
     };
+
+template <class R>
+concept RuleWithScalar = UpdateRule<R> && requires(typename R::Hyper hyper) {
+  { R::next_scalar(hyper, 1.0, 1.0f) } -> std::same_as<float>;
+};
+
+// Whether a rule scales gradients by norms.
+template <class R>
+constexpr bool kNeedsNorms = requires(typename R::Hyper hyper, RowNorms norms) {
+  { R::grad_factor(hyper, 0.0, 0.0, norms) } -> std::same_as<double>;
+};
 
 // A rule's Hyper or Coefs, of whose type a group and a row know nothing.
 template <class Numbers, class Number, int kRoom>
@@ -65,20 +99,25 @@ GRADOPS_HD Numbers own_numbers(const Number (&own)[kRoom]) {
   return numbers;
 }
 
-// `lr` is the one that this row takes, after the relative step cap; `step` counts its updates with this one, from 1.
 template <UpdateRule Rule>
-GRADOPS_HD RowRule row_rule(const HyperParams& hyper, double lr, double step) {
-  const typename Rule::Coefs coefs = Rule::coefs(own_numbers<typename Rule::Hyper>(hyper.own), lr, step);
+GRADOPS_HD RowRule row_rule(const HyperParams& hyper, const RowStep& row) {
+  const typename Rule::Coefs coefs = Rule::coefs(own_numbers<typename Rule::Hyper>(hyper.own), row);
   const bool decoupled = hyper.decay_kind == WeightDecay::kDecoupled;
   RowRule rule;
   rule.grad_sign = hyper.maximize ? -1.0f : 1.0f;
   rule.l1 = static_cast<float>(hyper.l1);
-  rule.decay = static_cast<float>(decoupled ? lr * hyper.weight_decay : hyper.weight_decay);
+  rule.decay = static_cast<float>(decoupled ? row.lr * hyper.weight_decay : hyper.weight_decay);
   rule.decay_kind = hyper.decay_kind;
   rule.variant = hyper.variant;
   rule.capped = 0;
   memcpy(rule.own, &coefs, sizeof(coefs));
   return rule;
+}
+
+// Of a rule with a scalar: its value after update number `step`.
+template <RuleWithScalar Rule>
+GRADOPS_HD float next_scalar(const HyperParams& hyper, double step, float scalar) {
+  return Rule::next_scalar(own_numbers<typename Rule::Hyper>(hyper.own), step, scalar);
 }
 
 // A number that is known when code is compiled, as an argument.
@@ -95,6 +134,23 @@ GRADOPS_HD auto with_variant(int32_t variant, const Run& run) {
   } else {
     return run(Known<kVariant>());
   }
+}
+
+// Whether the size of an update does not depend on that of the gradients.
+template <UpdateRule Rule>
+GRADOPS_HD bool adapts(const HyperParams& hyper, double step) {
+  if constexpr (requires(typename Rule::Hyper own) { Rule::adapts(own, step); }) {
+    return Rule::adapts(own_numbers<typename Rule::Hyper>(hyper.own), step);
+  } else {
+    return Rule::kScaleFree;
+  }
+}
+
+// What a rule that needs norms multiplies a row's gradient by; `lr` is not capped yet, `grad_norm` without L1.
+template <UpdateRule Rule>
+GRADOPS_HD double grad_factor(const HyperParams& hyper, double lr, double param_norm, double grad_norm, int64_t numel) {
+  const RowNorms norms{param_norm, grad_norm + hyper.l1 * sqrt(static_cast<double>(numel))};
+  return Rule::grad_factor(own_numbers<typename Rule::Hyper>(hyper.own), hyper.weight_decay, lr, norms);
 }
 
 // The RMS of what an update takes off a parameter for each unit of lr, at most, where the rule leaves the gradients

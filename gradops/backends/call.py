@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from gradops.backends.sharded.exchange import Exchange
 from gradops.settings import Settings
 from gradops.stats import StepBuffers
 
@@ -19,9 +20,10 @@ class Row:
         name: what messages call it.
         group: index into `StepCall.groups`.
         grad: the gradient of this step; None for a parameter that takes no part.
-        state: `optimizer.state[param]`: `step` (one float32 value on the parameter's device) and the rule's moments (of
-            `Settings.moments_dtype`); with `master` (float32), that is updated, and the parameter is it rounded;
-            `compensation` (of the parameter's dtype) is what rounding took off it. None until it is bound.
+        state: `optimizer.state[param]`: `step` and the rule's scalars (one float32 value each, on the parameter's
+            device) and its moments (of `Settings.moments_dtype`); with `master` (float32), that is updated, and the
+            parameter is it rounded; `compensation` (of the parameter's dtype) is what rounding took off it; `ema`
+            (float32, or float64 beside such a parameter) is the average of what is updated. None until it is bound.
         squares_known: whether what a backend gathered of the parameter's sum of squares is still true.
         links: another number where the parameter, its state or the kind of its gradient is another than before; of the
             gradient itself only address and strides may have changed else.
@@ -49,7 +51,7 @@ def state_of(row: Row) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class StepCall:
-    """One step; everything in it has been checked, and at least one row has a gradient.
+    """One step; everything in it has been checked, and at least one row has a gradient unless there is an exchange.
 
     Attributes:
         rows: one for each parameter. A backend may keep memory of its own by index, until `forget_rows`.
@@ -59,6 +61,8 @@ class StepCall:
         grads_scaled: whether the gradients still carry it.
         found_inf: one value, not 0 if somebody saw an inf or NaN in the gradients before.
         buffers: where statistics, counters and the loss scale live.
+        exchange: the processes that have other parts of the parameters, of which the rows have this process's; None
+            where there are none. A step in which no process has a gradient changes nothing.
     """
 
     rows: list[Row]
@@ -68,6 +72,11 @@ class StepCall:
     grads_scaled: bool
     found_inf: Tensor | None
     buffers: StepBuffers
+    exchange: Exchange | None = None
+
+    def numel(self, index: int) -> int:
+        """How many elements the whole parameter of a row has."""
+        return self.rows[index].param.numel() if self.exchange is None else self.exchange.numels[index]
 
 
 class Backend(Protocol):

@@ -6,7 +6,7 @@ from torch import Tensor
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _WAYS_OUT = {
-    **dict.fromkeys(("master", "compensation"), "; delete this entry of its state, so that it is made anew"),
+    **dict.fromkeys(("master", "compensation", "ema"), "; delete this entry of its state, so that it is made anew"),
     "grad": "",
 }
 _WAY_OUT_OF_MOMENTS = "; give it the parameter's shape, or clear this parameter's state"

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
-from gradops.backends.call import Plan
+from gradops.backends.call import Backend, Plan
 from gradops.backends.native import extension
 from gradops.backends.plan import StepPlan
-from gradops.backends.torch import ops as torch_ops
 from gradops.backends.torch.step import TorchStep
 from gradops.backends.triton import rules as triton_rules
 from gradops.settings import BACKENDS
@@ -97,20 +96,24 @@ def advise(choice: Choice) -> None:
 
 def make_plan(choice: Choice, rule: UpdateRule) -> Plan:
     """A new plan for the chosen backend."""
-    if choice.sharded:
-        from gradops.backends.sharded.plan import ShardedPlan
-
-        ops = torch_ops if choice.name == "torch" or extension.missing_rule(rule) else torch.ops.gradops
-        return ShardedPlan(ops, rule)
     if choice.name == "native":
         from gradops.backends.native.plan import NativePlan
 
         return NativePlan(rule)
-    if choice.name == "triton":
-        from gradops.backends.triton.step import TritonStep
+    backend = _backend_in_python(choice, rule)
+    if not choice.sharded:
+        return StepPlan(backend, rule)
+    from gradops.backends.sharded.plan import ShardedPlan
 
-        return StepPlan(TritonStep(rule), rule)
-    return StepPlan(TorchStep(rule, choice.reason), rule)
+    return ShardedPlan(backend, rule)
+
+
+def _backend_in_python(choice: Choice, rule: UpdateRule) -> Backend:
+    if choice.name == "torch":
+        return TorchStep(rule, choice.reason)
+    from gradops.backends.triton.step import TritonStep
+
+    return TritonStep(rule)
 
 
 @functools.cache

@@ -8,10 +8,12 @@ from torch import Tensor
 
 from gradops.backends.call import Row
 from gradops.backends.checks import check_like, check_tensor, check_writable, takes_part
+from gradops.backends.torch.math import arithmetic_of
 from gradops.update_rule import UpdateRule
 
 # Entries of a state beside its rule's, where the settings want them.
 _UNROUNDED = ("master", "compensation")
+_BESIDE = (*_UNROUNDED, "ema")
 
 # Address, dtype, shape and strides.
 Form = tuple[int, torch.dtype, torch.Size, tuple[int, ...]]
@@ -93,28 +95,37 @@ class KnownRow:
         row.links += 1
         if not state or row.param.grad is None:
             return
-        optional = (*(moment.name for moment in self.rule.moments if moment.because), *_UNROUNDED)
-        for key in (*self.rule.moment_names, *_UNROUNDED):
+        optional = (*(moment.name for moment in self.rule.moments if moment.because), *_BESIDE)
+        for key in (*self.rule.moment_names, *_BESIDE):
             if key in optional and key not in state:
                 continue
             tensor = self._entry(state, key)
             check_like(tensor, row.param, key, row.name)
             check_writable(tensor, key, row.name)
-        step = self._entry(state, "step")
-        if step.device != self.device or step.dtype != torch.float32 or step.numel() != 1:
-            got = f"{step.dtype} on {step.device} of shape {list(step.shape)}"
-            raise RuntimeError(f"gradops: step of '{row.name}' must be one float32 on {self.device}, got {got}")
+        for key in self.rule.number_names:
+            self._check_number(self._entry(state, key), key)
         row.state = state
+        if "ema" in state:
+            self._check_dtype(state, "ema", arithmetic_of(row.param))
         if self.state_depends_on_values():
             self._link_unrounded(state)
         tensors = [value for value in state.values() if isinstance(value, Tensor)]
         self.state = tuple((value, value.data_ptr(), value.shape) for value in tensors)
 
+    def _check_number(self, number: Tensor, key: str) -> None:
+        if number.device != self.device or number.dtype != torch.float32 or number.numel() != 1:
+            got = f"{number.dtype} on {number.device} of shape {list(number.shape)}"
+            raise RuntimeError(f"gradops: {key} of '{self.row.name}' must be one float32 on {self.device}, got {got}")
+
     def _link_unrounded(self, state: dict[str, Any]) -> None:
         for key, expected in (("master", torch.float32), ("compensation", self.row.param.dtype)):
-            if key in state and state[key].dtype != expected:
-                raise RuntimeError(f"gradops: {key} of '{self.row.name}' is {state[key].dtype}; expected {expected}")
+            if key in state:
+                self._check_dtype(state, key, expected)
         self.version, self.row.squares_known = self.row.param._version, False
+
+    def _check_dtype(self, state: dict[str, Any], key: str, expected: torch.dtype) -> None:
+        if state[key].dtype != expected:
+            raise RuntimeError(f"gradops: {key} of '{self.row.name}' is {state[key].dtype}; expected {expected}")
 
     def _entry(self, state: dict[str, Any], key: str) -> Tensor:
         value = state.get(key)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gradops.backends.call import Backend, Row, StepCall
 from gradops.backends.known_row import KnownRow
+from gradops.backends.sharded.exchange import Exchange
 from gradops.settings import Settings, with_l1
 from gradops.stats import StepBuffers
 from gradops.update_rule import UpdateRule
@@ -24,17 +25,25 @@ class StepPlan:
         self._backend, self._rule = backend, rule
         self._known: list[KnownRow] = []
         self._buffers = StepBuffers()
+        self._exchange: Exchange | None = None
 
     @staticmethod
     def prepare(settings: Settings) -> Settings:
         """What `step` takes of these settings, which have been checked."""
         return settings
 
-    def bind_params(self, param_groups: list[dict[str, Any]], names: tuple[str, ...], buffers: StepBuffers) -> None:
+    def bind_params(
+        self,
+        param_groups: list[dict[str, Any]],
+        names: tuple[str, ...],
+        buffers: StepBuffers,
+        exchange: Exchange | None = None,
+    ) -> None:
         """Takes the parameters of all groups; `names` and the rows of `buffers` have one entry a parameter.
 
         What the plan knew of a parameter is kept. One that is neither to be trained nor has a gradient is checked when
-        its first gradient comes.
+        its first gradient comes. With an `exchange` the parameters are parts of those that it is of, and every process
+        of theirs must call `step`.
 
         Raises:
             RuntimeError: another one cannot be stepped on the device of `buffers`; the plan is then as it was.
@@ -52,7 +61,7 @@ class StepPlan:
         for entry, name in zip(known, names, strict=True):
             entry.row.name = name
         self._known = known
-        self._buffers = buffers
+        self._buffers, self._exchange = buffers, exchange
         self._backend.forget_rows()
 
     def bind_state(self, state: dict[Tensor, Any]) -> None:
@@ -92,10 +101,11 @@ class StepPlan:
         try:
             if not self._is_ready(state):
                 return False
-            if any(known.row.grad is not None for known in self._known):
+            if self._exchange is not None or any(known.row.grad is not None for known in self._known):
                 rows, groups = [known.row for known in self._known], with_l1(param_groups, settings.l1)
-                call = StepCall(rows, groups, settings, loss_scale, grads_scaled, found_inf, self._buffers)
-                self._carry_out(call)
+                self._carry_out(
+                    StepCall(rows, groups, settings, loss_scale, grads_scaled, found_inf, self._buffers, self._exchange)
+                )
             return True
         finally:
             self._let_go_of_grads()
@@ -126,9 +136,9 @@ class StepPlan:
             self._backend.step(call)
         # A stale graph must not be run backward through, whatever wrote the memory.
         torch.autograd.graph.increment_version([known.row.param for known in taking_part])
-        caps = call.settings.max_relative_step is not None
+        measures = call.settings.measures_params(self._rule)
         for known in taking_part:
-            known.version, known.row.squares_known = known.row.param._version, caps
+            known.version, known.row.squares_known = known.row.param._version, measures
 
     def description(self) -> str:
         """What runs the steps, for people."""

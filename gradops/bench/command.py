@@ -17,7 +17,8 @@ from gradops.bench.forms import find_forms
 from gradops.bench.interleave import Report
 from gradops.bench.libraries import find_libraries
 from gradops.bench.models import MODELS
-from gradops.bench.recipes import RECIPES, Recipe
+from gradops.bench.optimizers import ALL, Subject, subjects
+from gradops.bench.recipes import Recipe, native_recipes, recipes_of
 from gradops.bench.rows import DTYPES, Row
 from gradops.bench.zoo import ModelError
 from gradops.picture.formats import check_folder, check_picture
@@ -41,6 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="cost against work: parameters 10^4 to --most-params, then tensors 10 to 10,000, in place of --model",
     )
     parser.add_argument("--most-params", type=float, default=3e8, help="where --scaling ends (3e8)")
+    parser.add_argument(
+        "--optimizer",
+        default="AdamW",
+        metavar="NAME",
+        help="AdamW, SGD or any other of gradops; all for each beside the fastest without gradops (AdamW)",
+    )
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of parameters and gradients")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--recipes", nargs="+", metavar="WORD", help="only recipes whose name has one of the words")
@@ -58,6 +65,12 @@ def main(args: argparse.Namespace) -> int:
         sys.exit(NO_GPU)
     check_folder("--json", args.json)
     check_picture("--plot", args.plot)
+    if args.scaling and args.optimizer == ALL:
+        sys.exit(f"--scaling is of one optimizer, got --optimizer {ALL}")
+    try:
+        measured, absent = subjects(args.optimizer)
+    except ValueError as error:
+        sys.exit(f"--optimizer: {error}, {ALL}")
     if args.threads is not None:
         if args.threads < 1:
             sys.exit(f"--threads must be at least 1, got {args.threads}")
@@ -67,27 +80,37 @@ def main(args: argparse.Namespace) -> int:
     console.print(machine.sentence(head), markup=False)
     memory = args.memory * GIBIBYTE if args.memory else measure.free_memory(args.device)
     plan = measure.Plan(args.device, args.dtype, args.seconds, args.rounds, memory)
-    libraries, absent = find_libraries(args.device)
-    forms, unusable = find_forms(args.device)
     rows: list[Row] = []
     try:
         for case in scaling.cases(args.most_params) if args.scaling else args.model:
-            recipes = select(case, [*RECIPES, *forms, *libraries], args.recipes)
-            with progress(console, case) as report:
-                found = measure.measure(case, plan, recipes, report)
-            rows += found
-            table.show(console, found, args.device)
-            if args.json:
-                write(args.json, head, rows)
+            for one in measured:
+                candidates, missing = candidates_of(one, args)
+                absent |= missing
+                recipes = select(case, candidates, args.recipes or ([""] if args.optimizer == ALL else None))
+                with progress(console, f"{case}, {one.name}") as report:
+                    found = measure.measure(case, plan, recipes, report)
+                rows += found
+                table.show(console, found, args.device)
+                if args.json:
+                    write(args.json, head, rows)
     except ModelError as error:
         sys.exit(str(error))
     console.print(table.legend(args.device))
-    for name, why in (absent | unusable).items():
+    for name, why in absent.items():
         console.print(f"not measured: {name}: {why}", markup=False)
     if args.plot:
         plot.draw(rows, head, args.plot, args.scaling)
         console.print(f"Picture: {args.plot}", markup=False)
     return 0
+
+
+def candidates_of(one: Subject, args: argparse.Namespace) -> tuple[list[Recipe], dict[str, str]]:
+    """The recipes of an optimizer that the options leave to choose from, and why others cannot be measured, by name."""
+    if args.optimizer == ALL:
+        return native_recipes(one), {}
+    forms, absent = find_forms(args.device, one)
+    libraries, unusable = find_libraries(args.device) if one.name == "AdamW" else ([], {})
+    return [*recipes_of(one), *forms, *libraries], absent | unusable
 
 
 def select(case: str, recipes: list[Recipe], words: list[str] | None) -> list[Recipe]:

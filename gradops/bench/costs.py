@@ -19,10 +19,40 @@ from torch.utils.weak import WeakIdKeyDictionary
 _FREE = ("aten::empty", "aten::new_empty", "profiler::", "aten::lift_fresh")
 # They write without having read.
 _BLIND = ("aten::zero_", "aten::fill_", "aten::copy_", "aten::_foreach_zero_", "aten::_foreach_copy_")
-# The one operator whose schema promises more writes than it does: gradients only with a scale to divide them by.
-_FUSED = ("aten::_fused_adam_", "aten::_fused_adamw_")
+# Fused optimizers, whose schema promises more writes than they do: gradients only with a scale to divide them by.
+_FUSED = "aten::_fused_"
 # Ranges of the library that stand for a launch each; a CPU's are no operators.
 NATIVE_LAUNCHES = ("gradops.grad_stats", "gradops.param_stats", "gradops.update")
+
+
+def nothing_hidden(_: int) -> int:
+    """For recipes whose every byte moves in an operator call."""
+    return 0
+
+
+def one_pass_bytes(
+    element: int,
+    *,
+    moments: int = 2,
+    master: bool = False,
+    moment: int = 4,
+    compensation: bool = False,
+    ema: bool = False,
+) -> int:
+    """What our step moves a parameter, from the bytes of an element of parameter and gradient.
+
+    The gradient is read twice, parameter and moments once; the last three are written. With a float32 master that is
+    read and written, and the parameter only written. A compensation is as large as the parameter, an EMA float32, and
+    both are read and written.
+
+    Args:
+        element: bytes of an element of parameter and gradient.
+        moments: that each element's update has.
+        master, compensation, ema: whether there is one.
+        moment: bytes of an element of a moment.
+    """
+    updated = 4 if master else element * (1 + compensation)
+    return 2 * element + 2 * (updated + moments * moment + 4 * ema) + (element if master else 0)
 
 
 @dataclass(frozen=True)
@@ -86,7 +116,7 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[T
     schema = func._schema
     values = dict(zip((argument.name for argument in schema.arguments), args, strict=False)) | kwargs
     names = {argument.name for argument in schema.arguments if argument.alias_info and argument.alias_info.is_write}
-    if schema.name in _FUSED:
+    if schema.name.startswith(_FUSED):
         names -= {"found_inf"} | (set() if values.get("grad_scale") is not None else {"grads"})
     return [value for name in names for value in tree_iter(values.get(name)) if isinstance(value, Tensor)]
 

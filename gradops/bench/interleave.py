@@ -14,7 +14,7 @@ _SAMPLE_SECONDS = 5e-4
 _WARMUPS = 3
 
 Function = Callable[[], object]
-# Told the rounds that are done and those that there will be.
+# Takes how many rounds are done, and how many there will be.
 Report = Callable[[int, int], object]
 
 

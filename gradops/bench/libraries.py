@@ -4,10 +4,10 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from gradops.bench.recipes import GRADOPS, MAX_NORM, Build, Recipe, Step, nothing_hidden
+from gradops.bench.costs import nothing_hidden
+from gradops.bench.recipes import GRADOPS, Build, Recipe, Step, clipped_step
 
 # torch.optim.AdamW's defaults, which not every library shares.
 _ADAMW: dict[str, Any] = {"lr": 1e-5, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2}
@@ -57,13 +57,8 @@ class Library:
         def build(params: list[Tensor], capturable: bool = False) -> Step:
             if capturable and not self.capturable:
                 raise RuntimeError(f"{self.optimizer} of {self.name} cannot be captured")
-            optimizer = cls(params, **_ADAMW, **dict(self.options), **({"capturable": True} if capturable else {}))
-
-            def step() -> None:
-                torch.nn.utils.clip_grad_norm_(params, MAX_NORM)
-                optimizer.step()
-
-            return step
+            graph = {"capturable": True} if capturable else {}
+            return clipped_step(cls(params, **_ADAMW, **dict(self.options), **graph), params)
 
         return build
 

@@ -52,14 +52,14 @@ def draw(rows: list[Row], head: dict[str, Any], path: Path, by_work: bool) -> No
 
 
 def _bars(rows: list[Row]) -> Figure:
-    cases = list(dict.fromkeys(row.case for row in rows))
-    of_case = {case: [row for row in rows if row.case == case] for case in cases}
-    heights = [0.9 + 0.27 * len(of_case[case]) for case in cases]
+    measured = list(dict.fromkeys((row.case, row.optimizer) for row in rows))
+    panels_rows = [[row for row in rows if (row.case, row.optimizer) == one] for one in measured]
+    heights = [0.9 + 0.27 * len(of_panel) for of_panel in panels_rows]
     figure = Figure(figsize=(9, 0.9 + sum(heights)), layout="constrained")
-    panels = figure.subplots(len(cases), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for axes, case in zip(panels, cases, strict=True):
-        _bar_panel(axes, of_case[case])
-    figure.suptitle("Optimizer phase: unscale, check, norm, clip, AdamW", fontsize=13, color=INK, x=0.01, ha="left")
+    panels = figure.subplots(len(measured), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, of_panel in zip(panels, panels_rows, strict=True):
+        _bar_panel(axes, of_panel)
+    figure.suptitle("Optimizer phase: unscale, check, norm, clip, update", fontsize=13, color=INK, x=0.01, ha="left")
     return figure
 
 
@@ -92,7 +92,8 @@ def _bar_panel(axes: Axes, rows: list[Row]) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", labelsize=8, colors=PALE)
-    title = f"{rows[0].case}: {rows[0].params:,} {rows[0].dtype} parameters in {rows[0].tensors:,} tensors"
+    first = rows[0]
+    title = f"{first.case}, {first.optimizer}: {first.params:,} {first.dtype} parameters in {first.tensors:,} tensors"
     axes.set_title(title, loc="left", fontsize=10.5, color=INK, pad=20)
 
 
@@ -117,7 +118,7 @@ def _lines(rows: list[Row]) -> Figure:
 
 
 def memory_bandwidth(rows: list[Row]) -> float | None:
-    """Bytes a second of the plain stream that is told from the largest case: of memory, and not of the caches."""
+    """Bytes a second of the plain stream in the largest case: of memory, and not of the caches."""
     streams = [row for row in rows if is_stream(row) and row.bytes_per_second]
     largest = max((row.params for row in streams), default=0)
     return max((row.bytes_per_second or 0.0 for row in streams if row.params == largest), default=None)

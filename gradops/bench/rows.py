@@ -34,6 +34,7 @@ class Row:
         host_seconds: until a call returns, on a GPU that was idle.
         failed: why there is no time.
         uncaptured: why there is no CUDA graph.
+        optimizer: whose phase it is.
     """
 
     case: str
@@ -56,6 +57,7 @@ class Row:
     host_seconds: float | None = None
     failed: str | None = None
     uncaptured: str | None = None
+    optimizer: str = "AdamW"
 
     def figures(self) -> dict[str, Any]:
         """All but the samples, of which there are many; how many is said."""
@@ -123,6 +125,7 @@ def rows_of(
                 host_seconds=found.host[name].median if name in found.host else None,
                 failed=found.failed.get(name),
                 uncaptured=found.uncaptured.get(name),
+                optimizer=recipes[0].optimizer,
             )
         )
     return rows

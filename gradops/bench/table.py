@@ -6,7 +6,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from gradops.bench.recipes import GRADOPS, GRADOPS_CAPPED, GRADOPS_SCALED
 from gradops.bench.rows import Row
 from gradops.bench.units import duration
 
@@ -49,8 +48,8 @@ def show(console: Console, rows: list[Row], device: str) -> None:
     """Prints the rows of one case and what is to be said about them."""
     first = rows[0]
     console.print(
-        f"\n[bold]{first.case}[/bold], {first.params:,} {first.dtype} parameters in {first.tensors:,} tensors, "
-        f"{max(len(row.samples) for row in rows)} rounds"
+        f"\n[bold]{first.case}[/bold], {first.optimizer}, {first.params:,} {first.dtype} parameters in "
+        f"{first.tensors:,} tensors, {max(len(row.samples) for row in rows)} rounds"
     )
     table = Table(box=box.SIMPLE_HEAD if console.is_terminal else box.ASCII2, padding=0, collapse_padding=True)
     table.add_column("recipe", max_width=22 if device == "cpu" else 17)
@@ -59,7 +58,7 @@ def show(console: Console, rows: list[Row], device: str) -> None:
         table.add_column(header, justify="right")
     for row in rows:
         if not row.failed:
-            style = "bold" if row.recipe in (GRADOPS, GRADOPS_SCALED, GRADOPS_CAPPED) else None
+            style = "bold" if row.recipe.startswith("gradops") else None
             table.add_row(row.recipe, *(cell(row) for _, cell in columns), style=style)
     console.print(table)
     for note in notes(rows):

@@ -32,7 +32,7 @@ def draw(task: Task, runs: list[Run], path: pathlib.Path) -> None:
     _loss_panel(loss, runs, guessing_loss(task))
     _dead_panel(dead, runs)
     figure.suptitle(
-        f"One CNN, one seed, AdamW with three settings  (learning rate up to {task.lr:g}, {task.precision})",
+        f"One CNN, one seed, {runs[0].name} with three settings  (learning rate up to {task.lr:g}, {task.precision})",
         fontsize=13,
         color=INK,
         x=0.01,

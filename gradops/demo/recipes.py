@@ -1,18 +1,20 @@
 """The optimizers that the demo compares, each behind the same two calls.
 
-`TorchRecipe` is what people write today: AdamW, torch's `clip_grad_norm_`, and torch's GradScaler for float16.
-`GradopsRecipe` is the same AdamW after the one line.
+`TorchRecipe` is what people write today: torch's optimizer, its `clip_grad_norm_`, and its GradScaler for float16.
+`GradopsRecipe` is the same optimizer after the one line.
 """
 
+import inspect
 import math
 import time
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 import gradops
+from gradops.one_pass.one_pass import OnePass
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Recipe(Protocol):
     """An optimizer with its clipping and its loss scaling."""
 
     @property
-    def optimizer(self) -> torch.optim.AdamW: ...
+    def optimizer(self) -> torch.optim.Optimizer: ...
 
     def backward(self, loss: Tensor) -> None: ...
 
@@ -36,18 +38,27 @@ class Recipe(Protocol):
 
 
 class TorchRecipe:
-    """AdamW (fused), optionally with torch's gradient clipping and loss scaling.
+    """The native optimizer (fused if it can be), optionally with torch's gradient clipping and loss scaling.
 
     Args:
         network: the network to train.
         lr: learning rate.
         scaled: scale the loss dynamically, for float16.
         max_norm: clip the gradients to this global norm.
+        theirs: class of torch or timm.
     """
 
-    def __init__(self, network: nn.Module, lr: float, scaled: bool, max_norm: float | None = None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        lr: float,
+        scaled: bool,
+        max_norm: float | None = None,
+        theirs: Any = torch.optim.AdamW,
+    ) -> None:
         self.parameters = list(network.parameters())
-        self.optimizer = torch.optim.AdamW(network.named_parameters(), lr=lr, fused=True)
+        fused = {"fused": True} if "fused" in inspect.signature(theirs).parameters else {}
+        self.optimizer: torch.optim.Optimizer = theirs(network.named_parameters(), lr=lr, **fused)
         self.scaler = torch.amp.GradScaler("cpu", enabled=scaled)
         self.max_norm = max_norm
 
@@ -56,7 +67,7 @@ class TorchRecipe:
 
     def update(self) -> Update:
         scale = self.scaler.get_scale()
-        # Outside the clock: AdamW alone needs no norm, only our record of it does.
+        # Outside the clock: the optimizer alone needs no norm, only our record of it does.
         norm = float(torch.nn.utils.get_total_norm(self._grads())) / (scale or 1.0)
         start = time.perf_counter()
         if self.max_norm is not None:
@@ -72,7 +83,7 @@ class TorchRecipe:
 
 
 class GradopsRecipe:
-    """AdamW wrapped by gradops: clipping, loss scaling and the cap on the relative step, all in one pass.
+    """Ours: clipping, loss scaling and the cap on the relative step, all in one pass.
 
     Args:
         network: the network to train.
@@ -80,6 +91,7 @@ class GradopsRecipe:
         scaled: scale the loss dynamically, for float16.
         max_norm: clip the gradients to this global norm.
         max_relative_step: cap on each tensor's step, relative to its own size.
+        ours: class of gradops.
     """
 
     def __init__(
@@ -89,15 +101,15 @@ class GradopsRecipe:
         scaled: bool,
         max_norm: float | None = None,
         max_relative_step: float | gradops.RelativeStepCap | None = None,
+        ours: type[OnePass] = gradops.AdamW,
     ) -> None:
-        optimizer = gradops.wrap(
-            torch.optim.AdamW(network.named_parameters(), lr=lr),
+        self.optimizer = ours(
+            network.named_parameters(),
+            lr=lr,
             max_norm=max_norm,
             max_relative_step=max_relative_step,
             loss_scale="dynamic" if scaled else None,
         )
-        assert isinstance(optimizer, gradops.AdamW)
-        self.optimizer = optimizer
 
     def backward(self, loss: Tensor) -> None:
         self.optimizer.backward(loss)

@@ -25,11 +25,11 @@ class Screen:
     def say(self, text: str) -> None:
         self.console.print(text, markup=False)
 
-    def announce(self, task: Task, emulated: bool) -> None:
+    def announce(self, task: Task, optimizer: str, emulated: bool) -> None:
         """Says what is about to be trained."""
         self.say(
             f"{len(task.train)} canvases of real handwritten digits; a 12-block CNN without normalisation;\n"
-            f"{task.steps} steps, {task.precision}, learning rate up to {task.lr:g}, seed {task.seed}."
+            f"{task.steps} steps of {optimizer}, {task.precision}, learning rate up to {task.lr:g}, seed {task.seed}."
         )
         if emulated:
             self.say("No float16 arithmetic on this CPU: float16 values, summed in float32.")

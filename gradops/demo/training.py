@@ -113,9 +113,12 @@ class Run:
 def train(task: Task, run: Run, network: ResidualNet, recipe: Recipe, report: Callable[[Run], None]) -> None:
     """Trains `network`, appends each step to `run.steps`, calls `report` after it, and measures the accuracy.
 
-    The learning rate follows OneCycleLR up to `task.lr`.
+    The learning rate follows OneCycleLR up to `task.lr`, with its momentum where the optimizer has one.
     """
-    schedule = torch.optim.lr_scheduler.OneCycleLR(recipe.optimizer, task.lr, total_steps=task.steps)
+    has_momentum = not {"betas", "momentum"}.isdisjoint(recipe.optimizer.defaults)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        recipe.optimizer, task.lr, total_steps=task.steps, cycle_momentum=has_momentum
+    )
     for index in batches(task):
         start = time.perf_counter()
         canvases, labels = task.train.batch(index)

@@ -37,6 +37,6 @@ def _sentence(run: Run, guessing: float) -> str:
         return f"{run.name} learned nothing: its loss is no number any more, {spike}."
     loss = f"loss {number(run.final_loss)} (guessing {number(guessing)})"
     if too_few(run, guessing):
-        return f"{run.name}: too few steps to judge, {loss}."
+        return f"{run.name}: too few steps for a verdict, {loss}."
     end = "learned" if learned(run, guessing) else "learned nothing"
     return f"{run.name} {end}: {loss}, {spike}."

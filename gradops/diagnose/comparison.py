@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 APART = 0.1
 LAST = 10
 # What the settings of two machines may be without one of them being the reason.
-INCIDENTAL = ("torch", "device", "backend")
+INCIDENTAL = ("torch", "device", "backend", "by_gradient")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a rule found: a plain sentence, and where and when."""
+"""What a check found: a plain sentence, and where and when."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -120,3 +120,26 @@ REMEDIES = {
         " run without one, and set max_norm to some three times the usual norm.",
     ),
 }
+
+# In their place for optimizers whose updates have the size of the gradient, as SGD's have.
+BY_GRADIENT = {
+    "cap": Remedy(
+        "Cap the relative step: max_relative_step=gradops.RelativeStepCap(0.01, warmup_steps=100).",
+        "cap-the-relative-step",
+        "Cap the relative step",
+        "The update is the rate times the gradient, and momentum adds up ten of them and more. The cap bounds each "
+        "tensor's learning rate by the size of its weights over that of its gradient. It does not replace a good rate.",
+    ),
+    "clipping": Remedy(
+        "Clip by norm (max_norm), which bounds the step; a rate that is too high still is.",
+        "clipping",
+        "Clipping",
+        "A step is no longer than the rate times max_norm, before momentum adds up ten of them and more. By norm the "
+        "gradient keeps its direction, by value it turns.",
+    ),
+}
+
+
+def remedies_for(by_gradient: bool) -> dict[str, Remedy]:
+    """The remedies for an optimizer, by whether its updates have the size of the gradient."""
+    return REMEDIES | BY_GRADIENT if by_gradient else REMEDIES

@@ -12,11 +12,11 @@ from gradops import notebook, shortcuts
 from gradops.diagnose import activations, gradients, losses, order, settings, weights
 from gradops.diagnose.causes import CAUSES, NOTES, UNKNOWN, Cause
 from gradops.diagnose.finding import Finding, counted
-from gradops.diagnose.remedies import REMEDIES, Remedy
+from gradops.diagnose.remedies import Remedy, remedies_for
 from gradops.diagnose.view import View
 from gradops.record.run import Run
 
-RULES: tuple[Callable[[View], Finding | None], ...] = (
+CHECKS: tuple[Callable[[View], Finding | None], ...] = (
     gradients.left_history,
     losses.exploded,
     losses.spike,
@@ -53,7 +53,7 @@ class Report:
         summary: one sentence on what was recorded.
         causes: the cause found and, after it, further ones; empty for a healthy run.
         titles: the causes in words, with layer and step.
-        findings: everything that was seen, in the order of the rules.
+        findings: everything that was seen, in the order of the checks.
         remedies: what to do, the fittest first.
         unseen: why finding nothing would say little; empty where it says what it says.
         run: what it is about, for its picture in a notebook.
@@ -150,13 +150,13 @@ def report(run: Run) -> Report:
     if not len(run.steps):
         raise ValueError("the run has no steps: nothing was recorded")
     view = View(run)
-    findings = [_with_step(finding, view) for rule in RULES if (finding := rule(view)) is not None]
+    findings = [_with_step(finding, view) for check in CHECKS if (finding := check(view)) is not None]
     causes = _causes(findings)
     titles = tuple(_title(cause, view, findings) for cause in causes)
     if not causes:
         # Growth is how a network learns, and worth a word only where something went wrong.
         findings = [finding for finding in findings if finding.trouble or finding.kind not in CONTEXT]
-    return Report(_summary(view), causes, titles, tuple(findings), _remedies(causes, findings), _unseen(view), run)
+    return Report(_summary(view), causes, titles, tuple(findings), _remedies(causes, findings, run), _unseen(view), run)
 
 
 def _with_step(finding: Finding, view: View) -> Finding:
@@ -179,10 +179,11 @@ def _title(cause: Cause, view: View, findings: list[Finding]) -> str:
     )
 
 
-def _remedies(causes: tuple[Cause, ...], findings: list[Finding]) -> tuple[Remedy, ...]:
+def _remedies(causes: tuple[Cause, ...], findings: list[Finding], run: Run) -> tuple[Remedy, ...]:
     keys = [key for cause in causes for key in cause.remedies]
     keys += [key for finding in findings for key in NOTES.get(finding.kind, ())]
-    return tuple(REMEDIES[key] for key in dict.fromkeys(keys))
+    remedies = remedies_for(bool(run.about.get("by_gradient")))
+    return tuple(remedies[key] for key in dict.fromkeys(keys))
 
 
 def _unseen(view: View) -> str:
@@ -190,7 +191,7 @@ def _unseen(view: View) -> str:
     rows, _ = view.losses
     no_loss = "" if len(rows) else "no loss was recorded"
     if len(view) < ENOUGH:
-        return f"Too little to judge: {counted(len(view), 'step')}{f', and {no_loss}' if no_loss else ''}."
+        return f"Too little for a diagnosis: {counted(len(view), 'step')}{f', and {no_loss}' if no_loss else ''}."
     return f"Nothing wrong was found in the gradients; {no_loss} (recorder.loss)." if no_loss else ""
 
 

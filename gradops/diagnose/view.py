@@ -1,4 +1,4 @@
-"""A recorded run as the rules look at it: by layer, with steps and names at hand."""
+"""A recorded run as the checks look at it: by layer, with steps and names at hand."""
 
 from functools import cached_property
 

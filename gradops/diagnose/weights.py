@@ -11,7 +11,7 @@ LARGE_STEPS = 3
 GROWTH, GROWTH_STEPS = 2.0, 10
 # Outputs this much larger at the deepest layer than at the first make logits that no loss is made for.
 DEEP = 30.0
-GAIN_HIGH, GAIN_LOW = 3.0, 0.2
+GAIN_HIGH = 3.0
 FADED = 1e-4
 LARGE_INPUTS = 10.0
 
@@ -121,6 +121,6 @@ def large_inputs(view: View) -> Finding | None:
     size = float(run.activation_std[0, 0]) / view.gains.get(run.layers[0], 1.0)
     if not LARGE_INPUTS < size < np.inf:
         return None
-    judge = view.layer(run.layers[0])
-    text = f"The inputs' standard deviation is about {number(size)}, not 1, judged by the outputs of {judge}."
+    first = view.layer(run.layers[0])
+    text = f"The inputs' standard deviation is about {number(size)}, not 1, as the outputs of {first} show."
     return Finding("large inputs", text, 0, run.layers[0], level="note")

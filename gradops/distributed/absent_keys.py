@@ -7,7 +7,7 @@ places that demand keys learn here that ours may be absent; `None` stands for su
 `OnePass.load_state_dict` takes for its start value.
 
 A state's "step" is among them, since not all of torch's optimizers have one; `load_state_dict` refuses a state without,
-where torch's has it.
+where torch's has it. So are the averages of weights and buffers, which begin anew.
 """
 
 import functools
@@ -22,13 +22,14 @@ from typing import Any
 from gradops.torch_before_2_7 import KEYS_BEFORE_2_7
 
 PREFIX = "gradops_"
-_STEP_OF_STATE = re.compile(r"(^|\.)state\..*\.step$")
+_OF_STATE = ("step", "ema", "ema_buffers")
+_ENTRY_OF_STATE = re.compile(rf"(^|\.)state\..*\.({'|'.join(_OF_STATE)})$")
 
 
 def is_ours(key: str) -> bool:
     """Whether a flattened key, such as `optim.param_groups.0.gradops_loss_scale`, ends in one of ours."""
     last = key.rpartition(".")[2]
-    return last.startswith(PREFIX) or last in KEYS_BEFORE_2_7 or bool(_STEP_OF_STATE.search(key))
+    return last.startswith(PREFIX) or last in KEYS_BEFORE_2_7 or bool(_ENTRY_OF_STATE.search(key))
 
 
 def _plan_without_absent_keys(planner: ModuleType) -> None:
@@ -61,7 +62,7 @@ def _unflatten_without_absent_keys(state_dict: ModuleType) -> None:
         # The mapping has names by parameter, and parameters by name.
         names = {name for names in info.fqn_param_mapping.values() if isinstance(names, set) for name in names}
         absent = {f"param_groups.{name}.{key}": None for name in names for key in ours}
-        absent.update((f"state.{name}.step", None) for name in names)
+        absent.update((f"state.{name}.{key}", None) for name in names for key in _OF_STATE)
         return original(optim, {**absent, **flattened}, info)
 
     vars(state_dict)["_unflatten_optim_state_dict"] = unflatten

@@ -63,7 +63,7 @@ def load_checkpoint(path: str | os.PathLike[str], model: nn.Module, optimizer: O
         path: as it was saved.
         model: what was saved is put into its parameters.
         optimizer: as for `model`, into its state, param groups and counters.
-        **extra: as they were saved, or fewer; only objects with `load_state_dict`, which alone can take a state.
+        **extra: objects by the names that they were saved by, all or some; each has a `load_state_dict`.
 
     Raises:
         FileNotFoundError: no save into `path` was ever complete.

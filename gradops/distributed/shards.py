@@ -58,6 +58,25 @@ def check_placements(tensor: Tensor, name: str) -> None:
         raise RuntimeError(f"gradops: parameter '{name}' has a partial placement; redistribute it first")
 
 
+def check_whole_units(tensor: Tensor, name: str) -> None:
+    """Refuses a parameter of which a process holds pieces of units: filters or rows, one for each index of dimension 0.
+
+    A vector is one unit, and the processes tell each other its norm.
+
+    Raises:
+        ValueError: it is sharded over another dimension.
+    """
+    if not is_sharded(tensor) or tensor.ndim <= 1:
+        return
+    shards = [placement for placement in tensor.placements if placement.is_shard()]
+    if any(shard.dim != 0 for shard in shards):
+        raise ValueError(
+            f"clip_mode='agc': parameter '{name}' is sharded over dimension {max(s.dim for s in shards)}, so that no "
+            "process has a whole filter or row of it; shard it over dimension 0, or put it into a group with "
+            "'agc': False"
+        )
+
+
 def counted_ranks(tensor: Any) -> list[int]:
     """The global ranks whose local tensors make up the DTensor once: of replicas the first."""
     ranks = tensor.device_mesh.mesh

@@ -1,5 +1,6 @@
 """The callbacks: `GradOps`, which trains, and `StepRecorder`, which keeps what the steps measured."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -8,9 +9,8 @@ import torch
 from torch import nn
 
 import gradops
-from gradops._frameworks import check_settings, needs, settings_with
-from gradops.fastai.optimizer import Adam
-from gradops.one_pass.groups import params_of
+from gradops._frameworks import check_settings, name_params, needs, settings_with
+from gradops.fastai.optimizer import Adam, Optimizer, of_class
 from gradops.one_pass.one_pass import OnePass
 from gradops.optim.wrap import TAKEN
 
@@ -29,8 +29,9 @@ _FIXED = ("backend",)
 class GradOps(Callback):
     """Mixed precision, loss scale, clipping and the step in one pass, in place of MixedPrecision and GradientClip.
 
-    The learner's optimizer may be made by fastai's `Adam` (the default), by `gradops.fastai.Adam`, or by an
-    `OptimWrapper` of an optimizer that `gradops.wrap` takes; the first fit upgrades it, with the state that it has.
+    The learner's optimizer may be made by fastai's `Adam` (the default) or `SGD`, by `gradops.fastai.Adam`, `SGD` and
+    so on, or by an `OptimWrapper` of an optimizer that `gradops.wrap` takes; the first fit upgrades it, with the state
+    that it has.
     Settings hold while a fit runs. After a step that an inf or NaN made the optimizer skip, the event
     `after_cancel_step` runs. It is known by reading one number from the device after each step, as fastai itself does
     for the loss.
@@ -56,7 +57,7 @@ class GradOps(Callback):
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
         for name in _FIXED:
             if name in settings:
-                raise TypeError(f"{name} is an argument of gradops.fastai.Adam, not of GradOps")
+                raise TypeError(f"{name} is an argument of the opt_func, not of GradOps")
         self.precision = precision
         self.settings = {"loss_scale": "dynamic", **settings} if precision == "fp16" else settings
         check_settings(self.settings)
@@ -139,7 +140,9 @@ class StepRecorder(Callback):
             return
         optimizer = getattr(self.learn.opt, "opt", None)
         if not isinstance(optimizer, OnePass):
-            raise TypeError("StepRecorder needs GradOps among the learner's callbacks, or opt_func=gradops.fastai.Adam")
+            raise TypeError(
+                "StepRecorder needs GradOps among the learner's callbacks, or an opt_func of gradops.fastai, Adam say"
+            )
         self.after_fit()  # of a fit that was interrupted
         self.recorder = gradops.Recorder(optimizer, self.learn.model, **self.options)
 
@@ -168,36 +171,43 @@ def _drop_scaled_gradients(optimizer: OnePass) -> None:
 def _upgrade(learn: Any) -> None:
     """Makes the learner's optimizer one that takes the one pass, and names its parameters after the model's."""
     if isinstance(learn.opt, fastai_optimizer.Optimizer):
-        _replace_fastais_adam(learn)
+        _replace_fastais(learn)
     if not isinstance(learn.opt.opt, OnePass):
-        _name_params(learn.opt.opt, learn.model)
+        name_params(learn.opt.opt, learn.model)
         gradops.wrap(learn.opt.opt)
-    elif _name_params(learn.opt.opt, learn.model):
+    elif name_params(learn.opt.opt, learn.model):
         learn.opt.opt.engine.rebind()
 
 
-def _name_params(optimizer: torch.optim.Optimizer, model: nn.Module) -> bool:
-    """Puts the model's names for the parameters where `stats.names` takes them from; returns whether it did."""
-    names = {param: name for name, param in model.named_parameters()}
-    if any("param_names" in group for group in optimizer.param_groups):
-        return False
-    if any(param not in names for param in params_of(optimizer.param_groups)):
-        return False
-    for group in optimizer.param_groups:
-        group["param_names"] = [names[param] for param in group["params"]]
-    return True
-
-
-def _replace_fastais_adam(learn: Any) -> None:
-    """Puts `Adam` in the place of fastai's, which is no torch optimizer; hyper-parameters and state move over."""
+def _replace_fastais(learn: Any) -> None:
+    """Puts ours in the place of fastai's, which is no torch optimizer; hyper-parameters and state move over."""
     made_by = learn.opt_func
     func, keywords = (made_by.func, made_by.keywords) if isinstance(made_by, partial) else (made_by, {})
-    if func is not fastai_optimizer.Adam:
+    if func not in _OURS:
         raise TypeError(
-            "GradOps takes learners whose opt_func is fastai's Adam, gradops.fastai.Adam, or an OptimWrapper of one of "
-            f"{TAKEN}, got {made_by}"
+            "GradOps takes learners whose opt_func is fastai's Adam or SGD, one of gradops.fastai, or an OptimWrapper "
+            f"of one of {TAKEN}, got {made_by}"
         )
-    old, learn.opt_func = learn.opt, partial(Adam, **keywords)
-    learn.create_opt()
+    old, learn.opt_func = learn.opt, partial(_OURS[func], **keywords)
+    try:
+        learn.create_opt()
+    except Exception:
+        learn.opt_func = made_by
+        raise
     learn.opt.frozen_idx = old.frozen_idx
     learn.opt.load_state_dict(old.state_dict())
+
+
+def _fastais_sgd(
+    params: Any, lr: float | slice, mom: float = 0.0, wd: float = 0.0, decouple_wd: bool = True
+) -> Optimizer:
+    """fastai's `SGD`, with its arguments and defaults."""
+    if mom != 0 and decouple_wd:
+        raise ValueError(
+            "fastai's SGD with momentum keeps weight decay out of it, which gradops.SGD cannot: write "
+            f"opt_func=partial(SGD, mom={mom:g}, decouple_wd=False)"
+        )
+    return of_class(gradops.SGD, params, lr, mom=mom, wd=wd)  # without momentum both decays are the same
+
+
+_OURS: dict[Any, Callable[..., Optimizer]] = {fastai_optimizer.Adam: Adam, fastai_optimizer.SGD: _fastais_sgd}

@@ -1,5 +1,6 @@
-"""fastai's Adam in one pass, and fastai's view of it."""
+"""Our optimizers in one pass, for a Learner's `opt_func`, and fastai's view of them."""
 
+import inspect
 from functools import partial
 from typing import Any
 
@@ -8,9 +9,13 @@ import torch
 import gradops
 from gradops._frameworks import needs
 from gradops.fastai import state
+from gradops.one_pass.one_pass import OnePass
 
 with needs("fastai"):
     from fastai.optimizer import OptimWrapper, set_item_pg
+
+# fastai's names for hyper-parameters that classes call differently; "betas.0" is the first of `betas`.
+FASTAIS = {"mom": ("momentum", "betas.0"), "sqr_mom": ("alpha", "betas.1"), "wd": ("weight_decay",)}
 
 
 def Adam(  # noqa: N802  # fastai's name for it
@@ -31,26 +36,58 @@ def Adam(  # noqa: N802  # fastai's name for it
         decouple_wd: AdamW's weight decay, else Adam's L2.
         **settings: those of `gradops.wrap`.
     """
-    made_by = partial(
-        gradops.AdamW if decouple_wd else gradops.Adam,
-        lr=lr.stop if isinstance(lr, slice) else lr,  # the learner spreads a slice over the groups itself
-        betas=(mom, sqr_mom),
-        eps=eps,
-        weight_decay=wd,
-        **settings,
-    )
+    cls = gradops.AdamW if decouple_wd else gradops.Adam
+    return of_class(cls, params, lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd, **settings)
+
+
+def of_class(cls: type[OnePass], params: Any, lr: float | slice, **options: Any) -> "Optimizer":
+    """An optimizer of ours as a Learner takes it, with the defaults of its class; `gradops.fastai.SGD` is it for SGD.
+
+    Args:
+        cls: of gradops.
+        params: parameters or lists of them, as the learner's splitter makes them.
+        lr: the learner spreads a slice over the groups itself.
+        **options: the class's own arguments and settings, or fastai's names for them: mom, sqr_mom and wd. Momentum
+            that begins as 0 stays 0, whatever a schedule says, as in fastai.
+
+    Raises:
+        TypeError: the class has no such argument.
+    """
+    made_by = partial(cls, lr=lr.stop if isinstance(lr, slice) else lr, **_torchs_names(cls, options))
     return Optimizer(params, made_by)
+
+
+def _torchs_names(cls: type[OnePass], options: dict[str, Any]) -> dict[str, Any]:
+    """The options under the names that the class has for them."""
+    parameters = inspect.signature(cls).parameters
+    named = {name: value for name, value in options.items() if name not in FASTAIS}
+    for name, value in options.items():
+        if name not in FASTAIS:
+            continue
+        keys = [key for key in FASTAIS[name] if key.partition(".")[0] in parameters]
+        if not keys:
+            raise TypeError(f"gradops.{cls.__name__} has no {' or '.join(FASTAIS[name])}, which fastai calls {name}")
+        key, _, index = keys[0].partition(".")
+        if index:
+            values = list(named.get(key, parameters[key].default))
+            values[int(index)] = value
+            value = tuple(values)
+        named[key] = value
+    return named
 
 
 class Optimizer(OptimWrapper):
     """fastai's view of a gradops optimizer, in which a Learner's `wd_bn_bias=False` holds.
 
     The learner marks parameters of norms, and biases, to go without weight decay, which an OptimWrapper ignores. Here
-    they stand in groups of their own, behind the groups that fastai sees.
+    they stand in groups of their own, behind the groups that fastai sees. A schedule may set hyper-parameters that the
+    optimizer has not: nothing reads them, as in fastai.
     """
 
     def __init__(self, params: Any, opt: Any) -> None:
         super().__init__(params, opt)
+        if self.opt.param_groups[0].get("momentum") == 0:
+            del self.bwd_map["mom"]
         self.groups_seen = len(self.opt.param_groups)
         self.lists = [list(group["params"]) for group in self.opt.param_groups]  # in fastai's order
         self.undecayed: dict[int, int] | None = None  # group that fastai sees: group of its marked parameters
@@ -66,6 +103,8 @@ class Optimizer(OptimWrapper):
         return [groups[i] + (groups[marked[i]] if i in marked else []) for i in range(self.groups_seen)]
 
     def _set_hyper(self, k: str, v: Any) -> None:
+        if k not in self.bwd_map:
+            return
         super()._set_hyper(k, v)
         self._part_undecayed()
         for seen, marked in (self.undecayed or {}).items():

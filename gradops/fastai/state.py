@@ -1,8 +1,8 @@
 """fastai's format of an optimizer's state, in which a learner with GradOps and one without read each other's files.
 
 fastai's: {"state": one dict a parameter, in the order of the splitter's lists; "hypers": one dict a list}. What ours
-has beside it travels as further entries, which fastai keeps and hands on: masters and compensations in a parameter's
-dict, loss scale and counters in the first list's.
+has beside it travels as further entries, which fastai keeps and hands on: masters, compensations, averages and moments
+that fastai has no name for in a parameter's dict, loss scale and counters in the first list's.
 """
 
 from collections.abc import Iterator
@@ -11,13 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradops._frameworks import needs
 from gradops.one_pass.checkpoint import CHECKPOINT_KEYS
 
-# Ours, and fastai's names for them.
-MOMENTS = {"exp_avg": "grad_avg", "exp_avg_sq": "sqr_avg"}
-KEPT = ("max_exp_avg_sq", "master", "compensation")
+with needs("fastai"):
+    from fastai.optimizer import set_item_pg
+
+# Ours, and fastai's names for them, by rule; others keep their names.
+MOMENTS = {
+    "adam": {"exp_avg": "grad_avg", "exp_avg_sq": "sqr_avg"},
+    "sgd": {"momentum_buffer": "grad_avg"},
+    "rmsprop": {"square_avg": "sqr_avg"},
+}
 # Of a parameter, by which a learner says whether it decays and whether it is trained though its group is frozen.
 FLAGS = ("do_wd", "force_train")
+# fastai's names of what is saved of a list; the rest is the optimizer's own.
+HYPERS = ("lr", "mom", "sqr_mom", "eps", "wd")
 
 
 def is_fastais(state_dict: dict[str, Any]) -> bool:
@@ -29,9 +38,10 @@ def written(optimizer: Any) -> dict[str, Any]:
     """The state of a `gradops.fastai.Optimizer` in fastai's format."""
     ours = optimizer.opt
     group = ours.state_dict()["param_groups"][0]  # brings scale and counters up to date
-    hypers = [_hyper(ours.param_groups[seen]) for seen in range(optimizer.groups_seen)]
+    hypers = [{key: float(value) for key, value in hyper.items() if key in HYPERS} for hyper in optimizer.hypers]
     hypers[0].update({key: group[key] for key in CHECKPOINT_KEYS if key in group})
-    states = [{**optimizer.state[param], **_state(ours.state.get(param, {}))} for param in _params(optimizer)]
+    names = MOMENTS.get(ours.rule.name, {})
+    states = [{**optimizer.state[param], **_fastais(ours.state.get(param, {}), names)} for param in _params(optimizer)]
     return {"state": states, "hypers": hypers}
 
 
@@ -51,13 +61,11 @@ def read(optimizer: Any, saved: dict[str, Any]) -> None:
     _take_flags(optimizer, states)
     torchs = ours.state_dict()
     order = [param for group in ours.param_groups for param in group["params"]]
-    torchs["state"] = {index: _torchs(states[param]) for index, param in enumerate(order) if "step" in states[param]}
+    names = {theirs: name for name, theirs in MOMENTS.get(ours.rule.name, {}).items()}
+    read = {index: _torchs(states[param], names) for index, param in enumerate(order)}
+    torchs["state"] = {index: state for index, state in read.items() if state}
     for seen, hyper in enumerate(saved["hypers"]):
-        of_norms = (optimizer.undecayed or {}).get(seen)
-        for place in (seen, *([] if of_norms is None else [of_norms])):
-            group = torchs["param_groups"][place]
-            group.update(lr=hyper["lr"], betas=(hyper["mom"], hyper["sqr_mom"]), eps=hyper["eps"])
-        torchs["param_groups"][seen]["weight_decay"] = hyper["wd"]
+        _set_hypers(optimizer, torchs["param_groups"], seen, hyper)
     torchs["param_groups"][0].update({key: saved["hypers"][0].get(key) for key in CHECKPOINT_KEYS})
     ours.load_state_dict(torchs)
 
@@ -76,20 +84,25 @@ def _take_flags(optimizer: Any, states: dict[Tensor, dict[str, Any]]) -> None:
         optimizer.part_anew()
 
 
-def _hyper(group: dict[str, Any]) -> dict[str, Any]:
-    mom, sqr_mom = map(float, group["betas"])
-    values = {"lr": group["lr"], "mom": mom, "sqr_mom": sqr_mom, "eps": group["eps"], "wd": group["weight_decay"]}
-    return {name: float(value) for name, value in values.items()}
+def _set_hypers(optimizer: Any, groups: list[dict[str, Any]], seen: int, hyper: dict[str, Any]) -> None:
+    """Puts the hyper-parameters of one of fastai's lists into its group, and into that of its undecayed parameters."""
+    marked = (optimizer.undecayed or {}).get(seen)
+    for name in HYPERS:
+        if name in hyper and name in optimizer.bwd_map:
+            set_item_pg(groups[seen], optimizer.bwd_map[name], hyper[name])
+            if marked is not None and name != "wd":
+                set_item_pg(groups[marked], optimizer.bwd_map[name], hyper[name])
 
 
-def _state(state: dict[str, Any]) -> dict[str, Any]:
-    if "step" not in state:
-        return {}
-    kept = {key: state[key] for key in KEPT if key in state}
-    return {"step": int(state["step"]), **{name: state[key] for key, name in MOMENTS.items()}, **kept}
+def _fastais(state: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """A parameter's state under fastai's names."""
+    named = {names.get(key, key): value for key, value in state.items()}
+    return {**named, "step": int(named["step"])} if "step" in named else named
 
 
-def _torchs(state: dict[str, Any]) -> dict[str, Any]:
-    step = torch.tensor(float(state["step"]), dtype=torch.float32, device="cpu")
-    kept = {key: state[key] for key in KEPT if key in state}
-    return {"step": step, **{key: state[name] for key, name in MOMENTS.items()}, **kept}
+def _torchs(state: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """A parameter's state under torch's names; a step from fastai's Adam is a number."""
+    named = {names.get(key, key): value for key, value in state.items() if key not in FLAGS}
+    if "step" in named:
+        named["step"] = torch.tensor(float(named["step"]), dtype=torch.float32, device="cpu")
+    return named

@@ -8,7 +8,7 @@ from gradops.model.init import NORMS
 
 
 def no_decay_groups(model: nn.Module, *, weight_decay: float, l1: float = 0.0) -> list[dict[str, Any]]:
-    """Two groups for an optimizer: what weight decay and an L1 penalty are for, and what they would only harm.
+    """Two groups for an optimizer: parameters with weight decay and an L1 penalty, and those that these would harm.
 
     The second group, with both at 0, has every parameter of at most one dimension, every one named `bias`, and those
     of batch, instance, group, layer and RMS norms. Both have the parameters' names, in the order of the model:

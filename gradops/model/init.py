@@ -31,11 +31,12 @@ def init_cnn_(model: nn.Module, nonlinearity: str = "relu", zero_last_bn: bool =
     """Initialises convolutions and linear layers so that activations keep their size from layer to layer.
 
     Weights are normal with `torch.nn.init.kaiming_normal_`, by fan-in and by the gain of the activation module that is
-    defined next; other layers without parameters may stand between. Where the next layer comes first, its input passes
-    through a function that no module shows, and `nonlinearity` is taken for it; the model's last layer has none. Biases
-    become 0, normalisations 1 and 0. With `zero_last_bn` the normalisation that ends a residual branch gets weight 0,
-    so that the block begins as its shortcut; `torch.fx` finds it, and blocks that it cannot trace keep 1. A branch that
-    ends in anything else keeps its weights: a ReLU behind zeros would pass no gradient, ever.
+    defined next; other layers without parameters may stand between. If the next layer with parameters is defined before
+    any activation, the activation is assumed to be a function that no module shows, and `nonlinearity` names it. The
+    model's last layer has no activation. Biases become 0, normalisations 1 and 0. With `zero_last_bn` the normalisation
+    that ends a residual branch gets weight 0, so that the block begins as its shortcut; `torch.fx` finds it, and blocks
+    that it cannot trace keep 1. A branch that ends in anything else keeps its weights: a ReLU behind zeros would pass
+    no gradient, ever.
 
     Source: He et al. 2015, Delving Deep into Rectifiers; Goyal et al. 2017, Accurate, Large Minibatch SGD, section 5.1.
 

@@ -58,12 +58,16 @@ def check_kind(rule: UpdateRule, state_dict: Mapping[str, Any]) -> None:
     """Refuses the state dict of another kind of optimizer.
 
     Raises:
-        ValueError: a group or a parameter's state lacks what those of the rule have.
+        ValueError: a group or a parameter's state lacks what those of the rule have, or a group asks for what the rule
+            does not do.
     """
+    for index, group in enumerate(state_dict["param_groups"]):
+        rule.check_off(group, f"the state dict's group {index}")
     groups = ((f"group {index}", group, rule.group_keys) for index, group in enumerate(state_dict["param_groups"]))
+    scalars = [scalar.name for scalar in rule.scalars]
     always = [moment.name for moment in rule.moments if not moment.because]
     entries = state_dict["state"].items()
-    states = ((f"parameter {name}", entry, (*rule.counters, *always)) for name, entry in entries if entry)
+    states = ((f"parameter {name}", entry, (*rule.counters, *scalars, *always)) for name, entry in entries if entry)
     for name, there, wanted in chain(groups, states):
         missing = next((key for key in wanted if there.get(key) is None), None)
         if missing is not None:
@@ -73,10 +77,12 @@ def check_kind(rule: UpdateRule, state_dict: Mapping[str, Any]) -> None:
             )
 
 
-def torchs_step(step: Tensor, group: dict[str, Any]) -> Tensor:
-    """A copy of a step counter, where torch's optimizer with the group's settings keeps it."""
+def torchs_number(number: Tensor, group: dict[str, Any]) -> Tensor:
+    """A copy of a step counter or another number of a state, where torch's optimizer with the group's settings keeps
+    it.
+    """
     on_device = group.get("fused") or group.get("capturable")
-    return step.clone() if on_device else step.to("cpu", copy=True)
+    return number.clone() if on_device else number.to("cpu", copy=True)
 
 
 @torch.no_grad()
@@ -88,13 +94,15 @@ def widen_moments(states: Mapping[Tensor, Any]) -> None:
                 state[key] = value.float()
 
 
-def restore_moments(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+def restore_values(optimizer: Any, state_dict: dict[str, Any]) -> None:
     """Undoes the cast to the parameter's dtype that torch's loader makes before any hook sees the state."""
     indices = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+    numbers = optimizer.rule.number_names
     for index, param in zip(indices, params_of(optimizer.param_groups), strict=True):
         for key, value in state_dict["state"].get(index, {}).items():
             if key != "step" and isinstance(value, Tensor) and value.is_floating_point():
-                optimizer.state[param][key] = value.to(device=param.device, dtype=arithmetic_of(param))
+                dtype = torch.float32 if key in numbers else arithmetic_of(param)
+                optimizer.state[param][key] = value.to(device=param.device, dtype=dtype)
 
 
 def publish(engine: Engine) -> None:

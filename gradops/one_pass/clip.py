@@ -27,8 +27,8 @@ def clip_grad_norm_(
 
     Unlike torch's it measures huge (1e20) and tiny (1e-25) gradients rightly, and where a gradient holds an inf or NaN
     it leaves every gradient as it was. The formula is torch's: gradients are multiplied by
-    `min(1, max_norm / (norm + 1e-6))`. Complex elements count with their absolute values. Sparse gradients are measured
-    as their coalesced selves.
+    `min(1, max_norm / (norm + 1e-6))`. Complex elements count with their absolute values. Sparse gradients are
+    coalesced for the measurement.
 
     Args:
         parameters: a tensor or an iterable of tensors; those without a gradient are left out.
@@ -46,13 +46,7 @@ def clip_grad_norm_(
         ValueError: `max_norm` or `norm_type` is out of its range.
         RuntimeError: `error_if_nonfinite` and the norm is not finite; no gradient has changed.
     """
-    max_norm = number("max_norm", max_norm)
-    if not max_norm >= 0:
-        raise ValueError(f"max_norm must not be negative, got {max_norm}; inf to measure only")
-    order: Any = norm_type
-    norm_type = float(order) if isinstance(order, str) else number("norm_type", order)  # torch takes "inf"
-    if not norm_type > 0:
-        raise ValueError(f"norm_type must be positive, got {norm_type}")
+    max_norm, norm_type = _limit(max_norm), _order(norm_type)
     is_generator = isinstance(parameters, GeneratorType)
     parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     if is_generator and not parameters:
@@ -84,6 +78,20 @@ def clip_grad_norm_(
     for grad in grads:
         multiply_(grad, coef)
     return norm
+
+
+def _limit(max_norm: Any) -> float:
+    limit = number("max_norm", max_norm)
+    if not limit >= 0:
+        raise ValueError(f"max_norm must not be negative, got {limit}; inf to measure only")
+    return limit
+
+
+def _order(norm_type: Any) -> float:
+    order = float(norm_type) if isinstance(norm_type, str) else number("norm_type", norm_type)  # torch takes "inf"
+    if not order > 0:
+        raise ValueError(f"norm_type must be positive, got {order}")
+    return order
 
 
 def grad_norm(grads: list[Tensor], norm_type: float, fused: bool) -> Tensor:

@@ -1,7 +1,7 @@
 """What carries out an optimizer's steps: a plan for the backend that was chosen, its buffers, and the loss scale."""
 
 import weakref
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,9 +10,12 @@ from torch import Tensor
 from gradops.backends import choose
 from gradops.backends.call import Plan
 from gradops.distributed.shards import full_tensor
+from gradops.one_pass.agreement import check_agreement
+from gradops.one_pass.ema_buffers import average_buffers, count_of_average, fit_ema_buffers
 from gradops.one_pass.groups import check_taking_part, choose_backend, param_names, params_of
 from gradops.one_pass.loss_scaling import LossScaling
-from gradops.one_pass.state import fit_state, zero_state
+from gradops.one_pass.rewritten import Rewrites, watch_rewrites
+from gradops.one_pass.state import fit_state, gather_numbers, start_state
 from gradops.one_pass.stuck import LOOK_EVERY, Progress
 from gradops.one_pass.watcher import StepWatcher
 from gradops.policies.protect import Protected
@@ -36,6 +39,10 @@ class Engine:
         watchers: who is called after steps; see `watch`.
         calls: of `step`.
         progress: when a step was last seen to be taken.
+        rewrites: whether the gradients of all steps so far were rewritten after backward; None once some were not.
+        averaged: whether the averages are in the parameters' places, inside `gradops.ema_weights`.
+        once: given this `step`, carries out the optimizer's next one, and only that; for a clipping that was asked for
+            before it.
     """
 
     def __init__(self, optimizer: "OnePass") -> None:
@@ -47,6 +54,9 @@ class Engine:
         self.protected: Protected | None = None
         self.watchers: tuple[StepWatcher, ...] = ()
         self.calls, self.progress = 0, Progress()
+        self.rewrites: Rewrites | None = None
+        self.averaged = False
+        self.once: Callable[[Callable[[], bool]], bool] | None = None
         self._prepared_for: tuple[Any, ...] | None = None
         self._prepared: Any = None
         self._fitted_for: Any = None
@@ -94,6 +104,7 @@ class Engine:
         values = values_of(optimizer)
         if values != self._prepared_for:
             settings = settings_of(optimizer).checked(optimizer.rule)
+            check_taking_part(optimizer.param_groups, settings)
             self.rebind()
             self._prepared = self.plan.prepare(settings)
             self._prepared_for = values
@@ -107,10 +118,13 @@ class Engine:
     def step(self) -> bool:
         """One step. False for the ghost step of torch's distributed checkpoint, which only creates the state."""
         optimizer = self.optimizer
+        self.check_weights("step()")
         settings = self.prepare()
         if not optimizer.state and _is_ghost_step(optimizer):
             self._link()
             return False
+        if not self.calls:
+            check_agreement(optimizer)
         scaling = self.scaling.of_step(optimizer)
         before = self._counted()
         if not self.plan.step(optimizer.param_groups, optimizer.state, settings, *scaling):
@@ -120,8 +134,11 @@ class Engine:
                 raise RuntimeError("the optimizer's groups or state change while it steps")
             self.buffers.set_backend(self.plan.description())
         self.scaling.forget()
-        if self.protected is not None and before is not None:
-            self.protected.after_step(before, self.buffers.steps)
+        self._after_step(*before)
+        if self.rewrites is not None:
+            self.rewrites = self.rewrites.after_step() if optimizer.max_norm is None else None
+        elif not self.calls:
+            self.rewrites = watch_rewrites(optimizer)
         self.calls += 1
         if not self.calls % LOOK_EVERY and self.buffers.steps.device.type == "cpu":
             self.look()
@@ -146,9 +163,22 @@ class Engine:
         self.rebind()
         self.plan.params_without_state()
 
-    def _counted(self) -> Tensor | None:
-        """The steps so far, taken and skipped, for what must know which of them this step is."""
-        return None if self.protected is None else self.buffers.steps.clone()
+    def check_weights(self, what: str) -> None:
+        """Raises RuntimeError inside `gradops.ema_weights`, where the averages are in the parameters' places."""
+        if self.averaged:
+            raise RuntimeError(f"{what} inside gradops.ema_weights, whose block has the averages for parameters")
+
+    def _counted(self) -> tuple[Tensor | None, Tensor | None]:
+        """The steps so far, taken and skipped, and the updates, for those who must know whether this one is skipped."""
+        steps = None if self.protected is None else self.buffers.steps.clone()
+        return steps, count_of_average(self.optimizer)
+
+    def _after_step(self, steps: Tensor | None, updates: Tensor | None) -> None:
+        """Does to the model's buffers what the step was for them; takes what `_counted` gave before it."""
+        if self.protected is not None and steps is not None:
+            self.protected.after_step(steps, self.buffers.steps)
+        if updates is not None:
+            average_buffers(self.optimizer, updates)
 
     @torch.no_grad()
     def _link(self) -> None:
@@ -160,7 +190,7 @@ class Engine:
             choose.advise(self.choice)
         check_taking_part(groups, settings)
         self.plan.params_without_state()  # raises for a gradient that does not fit, before any state is made
-        self._gather_steps()
+        gather_numbers(states, optimizer.rule, self.buffers.scalars.device)
         self._fit_states(settings)
         self.plan.bind_state(states)
         params = [(param, group) for group in groups for param in group["params"]]
@@ -168,9 +198,12 @@ class Engine:
             param, group = params[index]
             # Not states[param], which only torch's own defaultdict makes.
             state = states.get(param) or states.setdefault(param, {})
-            state.update(zero_state(param, optimizer.rule.moments_of(group), settings))
+            state.update(
+                start_state(param, optimizer.rule, optimizer.rule.starts_of(group, optimizer.defaults), settings)
+            )
             fit_state(state, param, optimizer.rule, group, settings)
-        self._gather_steps()
+        fit_ema_buffers(optimizer, self.buffers.scalars.device)
+        gather_numbers(states, optimizer.rule, self.buffers.scalars.device)
         self.plan.bind_state(states)
 
     @torch.no_grad()
@@ -186,31 +219,13 @@ class Engine:
                 raise TypeError(f"gradops: the state of '{name}' must be a dict or another mapping, got {got}")
             if state:
                 fit_state(state, param, optimizer.rule, group, settings)
+        fit_ema_buffers(optimizer, self.buffers.scalars.device)
         self._fitted_for, self._late_moments_fitted = settings.of_state, self._late_moments()
 
     def _late_moments(self) -> list[tuple[str, ...]]:
         """Of every group, what it may have come to use since its states were made."""
         rule, groups = self.optimizer.rule, self.optimizer.param_groups
         return [rule.late_moments_of(group) for group in groups] if rule.has_late_moments else []
-
-    def _gather_steps(self) -> None:
-        """Makes every step counter a 0-d view of one buffer on the parameters' device, without waiting for it.
-
-        Counters in memory that processes share stay where they are, or the others would not see them move.
-        """
-        device = self.buffers.scalars.device
-        # torch lets users keep what they like beside the parameters' states.
-        states = [state for state in self.optimizer.state.values() if isinstance(state, MutableMapping)]
-        states = [state for state in states if state.get("step") is not None]
-        states = [state for state in states if not _shared_counter(state["step"], device)]
-        if not states:
-            return
-        base, *others = (getattr(state["step"], "_base", None) for state in states)
-        if base is not None and base.device == device and all(other is base for other in others):
-            return
-        steps = [torch.as_tensor(state["step"], dtype=torch.float32, device=device).reshape(()) for state in states]
-        for state, view in zip(states, torch.stack(steps).unbind(), strict=True):
-            state["step"] = view
 
 
 def _is_ghost_step(optimizer: torch.optim.Optimizer) -> bool:
@@ -219,10 +234,3 @@ def _is_ghost_step(optimizer: torch.optim.Optimizer) -> bool:
         return False
     grads = [param.grad for param in params_of(optimizer.param_groups) if param.grad is not None]
     return bool(grads) and not any(full_tensor(grad.any()) for grad in grads)
-
-
-def _shared_counter(step: Any, device: torch.device) -> bool:
-    """Whether other processes may count with this tensor, and the step can, too."""
-    if not isinstance(step, Tensor) or device.type != "cpu":  # CUDA tensors all say that they are shared
-        return False
-    return step.device == device and step.dtype == torch.float32 and step.numel() == 1 and step.is_shared()

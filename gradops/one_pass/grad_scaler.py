@@ -124,8 +124,8 @@ class GradScaler(torch.amp.GradScaler):
         """Moves the scale as torch's scaler does, and keeps it inside its bounds.
 
         Args:
-            new_scale: in place of the rule's; outside of the bounds it is the nearer bound. A tensor that holds NaN
-                leaves the scale as it was.
+            new_scale: in place of the one that follows; outside of the bounds it is the nearer bound. A tensor that
+                holds NaN leaves the scale as it was.
 
         Raises:
             TypeError: `new_scale` is neither a number nor a tensor.

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from gradops.backends import choose
 from gradops.backends.checks import DTYPES, takes_part
-from gradops.distributed.shards import check_placements, is_sharded, local_tensor
-from gradops.one_pass.state import wants_master
+from gradops.distributed.shards import check_placements, check_whole_units, is_sharded, local_tensor
 from gradops.settings import Settings, with_l1
 from gradops.stats import StepBuffers
 from gradops.update_rule import UpdateRule
@@ -25,7 +24,7 @@ def check_groups(param_groups: list[dict[str, Any]], settings: Settings, rule: U
     Raises:
         RuntimeError: naming the first parameter that cannot be stepped, and why, or why the backend cannot run.
         ValueError: a parameter stands twice in the groups, a group is differentiable or has an "l1" out of range, or
-            masters are wanted of sharded parameters.
+            a shard has pieces of units that are to be clipped.
     """
     with_l1(param_groups, settings.l1)
     seen = set()
@@ -46,16 +45,20 @@ def check_groups(param_groups: list[dict[str, Any]], settings: Settings, rule: U
 
 
 def check_taking_part(param_groups: list[dict[str, Any]], settings: Settings) -> None:
-    """Refuses parameters that are to be trained, or have a gradient, where processes or masters do not go with them.
+    """Refuses parameters that are to be trained, or have a gradient, where processes do not go with them.
 
     Raises:
         RuntimeError: this process's values are not a part of a parameter.
-        ValueError: a master is wanted of a sharded parameter.
+        ValueError: a part holds pieces of the units that clip_mode="agc" clips.
     """
-    for param, name in zip(params_of(param_groups), param_names(param_groups), strict=True):
-        if takes_part(param):
-            check_placements(param, name)
-            wants_master(param, settings)
+    names = iter(param_names(param_groups))
+    for group in param_groups:
+        clips_units = settings.clip_mode == "agc" and group.get("agc", True)
+        for param, name in zip(_params_in(group), names, strict=False):
+            if takes_part(param):
+                check_placements(param, name)
+                if clips_units:
+                    check_whole_units(param, name)
 
 
 def choose_backend(param_groups: list[dict[str, Any]], rule: UpdateRule, wanted: str | None) -> choose.Choice:

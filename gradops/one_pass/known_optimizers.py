@@ -35,6 +35,11 @@ def forget(optimizer: torch.optim.Optimizer) -> None:
             del _alive[number]
 
 
+def alive() -> list[Any]:
+    """Every optimizer of ours that there is, in the order in which they were made."""
+    return list(_alive.values())
+
+
 def settings_of_groups(params: Any, given: dict[str, Any]) -> dict[str, Any]:
     """The settings of the optimizer whose `param_groups` these are, or copies of them; none for other parameters.
 
@@ -44,7 +49,7 @@ def settings_of_groups(params: Any, given: dict[str, Any]) -> dict[str, Any]:
     if not any(key in group for group in groups for key in CHECKPOINT_KEYS):
         return {}
     ids = {id(param) for group in groups for param in _listed(group["params"])}
-    for optimizer in reversed(list(_alive.values())):
+    for optimizer in reversed(alive()):
         if any(id(param) in ids for group in optimizer.param_groups for param in group["params"]):
             return {name: getattr(optimizer, name) for name in SETTINGS}
     if not given:

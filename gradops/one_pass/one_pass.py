@@ -15,6 +15,7 @@ from gradops.one_pass.groups import check_groups, local_grads
 from gradops.one_pass.hooks import hooked_step
 from gradops.one_pass.known_optimizers import remember, settings_of_groups
 from gradops.one_pass.loss_scaling import OUT_OF_ORDER, STALE_UNSCALE
+from gradops.one_pass.state import drop_unused_states
 from gradops.policies.protect import Protect, protect_setting, protected
 from gradops.settings import SETTINGS, Settings, SettingsAttributes, settings_of
 from gradops.stats import StepStats
@@ -62,6 +63,7 @@ class OnePass(SettingsAttributes, torch.optim.Optimizer):
         remember(self)
         saved = checkpoint.saved_scalars(self.param_groups[0])
         self.engine.rebind()
+        drop_unused_states(self.state)
         checkpoint.widen_moments(self.state)
         self.engine.scaling.follow(self.loss_scale)
         checkpoint.restore_scalars(self.engine, saved)
@@ -79,7 +81,7 @@ class OnePass(SettingsAttributes, torch.optim.Optimizer):
 
     @property
     def protect(self) -> Protect:
-        """The modules whose buffers go back where a step is skipped; what they are when this is set is kept first."""
+        """The modules whose buffers go back where a step is skipped; setting it keeps what they are then."""
         return self.__dict__["protect"]
 
     @protect.setter
@@ -117,7 +119,8 @@ class OnePass(SettingsAttributes, torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         engine = self.engine
-        if engine.step():
+        once, engine.once = engine.once, None
+        if engine.step() if once is None else once(engine.step):
             for watcher in engine.watchers:
                 watcher.after_step(loss)
         return loss
@@ -185,8 +188,8 @@ class OnePass(SettingsAttributes, torch.optim.Optimizer):
 
         For parameters it matters with `max_relative_step`, `master_weights` and `rounding`. Edits that autograd counts
         (`with torch.no_grad(): param.mul_(2)`, `load_state_dict`) are noticed without it. For the buffers of `protect`,
-        call it after everything but a `load_state_dict` that changes them between steps: forwards that recalibrate
-        BatchNorm, `reset_running_stats`. A skipped step would take that back.
+        call it after every change between steps other than `load_state_dict`: forwards that recalibrate BatchNorm,
+        `reset_running_stats`. A skipped step would undo such a change.
         """
         self.engine.refresh()
 
@@ -211,6 +214,7 @@ class OnePass(SettingsAttributes, torch.optim.Optimizer):
         As in torch's, its tensors are the live ones, step counts included: copy it (`copy.deepcopy`) to keep it while
         training goes on.
         """
+        self.engine.check_weights("state_dict()")
         checkpoint.publish(self.engine)
         return super().state_dict()
 
@@ -225,6 +229,7 @@ class OnePass(SettingsAttributes, torch.optim.Optimizer):
             TypeError: the loss scale or a count is no number. Nothing has changed then, nor after the next.
             ValueError: the loss scale is NaN, a count not finite, or the state that of another kind of optimizer.
         """
+        self.engine.check_weights("load_state_dict()")
         for group in state_dict["param_groups"][:1]:
             checkpoint.saved_scalars(group)
         final: dict[str, Any] = {}
@@ -235,7 +240,7 @@ class OnePass(SettingsAttributes, torch.optim.Optimizer):
 
         handles = [
             self.register_load_state_dict_pre_hook(begin),
-            self.register_load_state_dict_post_hook(lambda _: checkpoint.restore_moments(self, final), prepend=True),
+            self.register_load_state_dict_post_hook(lambda _: checkpoint.restore_values(self, final), prepend=True),
         ]
         try:
             super().load_state_dict(state_dict)

@@ -1,12 +1,14 @@
 """What the optimizer keeps for each parameter, as the settings want it."""
 
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradops.distributed.shards import is_sharded
+from gradops.backends.checks import takes_part
+from gradops.backends.torch.math import arithmetic_of
+from gradops.distributed.shards import local_tensor
 from gradops.settings import Settings
 from gradops.update_rule import UpdateRule
 
@@ -19,25 +21,29 @@ def moments_dtype_of(param: Tensor, settings: Settings) -> torch.dtype:
 
 
 def wants_master(param: Tensor, settings: Settings) -> bool:
-    """Whether a parameter's state has a float32 master.
+    """Whether a parameter's state has a float32 master."""
+    return settings.master_weights and param.dtype in HALF_PRECISION
 
-    Raises:
-        ValueError: it should, but is sharded.
+
+def start_state(param: Tensor, rule: UpdateRule, moments: Mapping[str, float], settings: Settings) -> dict[str, Tensor]:
+    """Moments that begin so, by name, in the parameter's layout, and the rule's numbers before the first update."""
+    like: dict[str, Any] = {"dtype": moments_dtype_of(param, settings), "memory_format": torch.preserve_format}
+    starts = {"step": 0.0, **{scalar.name: scalar.start for scalar in rule.scalars}}
+    numbers = {key: torch.full((), start, dtype=torch.float32, device=param.device) for key, start in starts.items()}
+    return {**numbers, **{name: torch.full_like(param, start, **like) for name, start in moments.items()}}
+
+
+def drop_unused_states(states: MutableMapping[Tensor, Any]) -> None:
+    """Drops the states of parameters that do not take part and have seen no update: they are made where they do.
+
+    Some of torch's constructors make one for every parameter.
     """
-    wanted = settings.master_weights and param.dtype in HALF_PRECISION
-    if wanted and is_sharded(param):
-        raise ValueError(
-            "master_weights: a sharded parameter in half precision can have no master; keep it float32 and let "
-            "fully_shard's MixedPrecisionPolicy compute in half precision"
-        )
-    return wanted
-
-
-def zero_state(param: Tensor, names: Iterable[str], settings: Settings) -> dict[str, Tensor]:
-    """The moments of these names and the step count before the first update, in the parameter's layout."""
-    dtype = moments_dtype_of(param, settings)
-    moments = {name: torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format) for name in names}
-    return {"step": torch.zeros((), dtype=torch.float32, device=param.device), **moments}
+    for param, state in list(states.items()):
+        if not isinstance(param, Tensor) or takes_part(param) or not isinstance(state, Mapping):
+            continue
+        step = state.get("step")
+        if isinstance(step, Tensor) and (step.is_meta or step.item() == 0):
+            del states[param]
 
 
 def fit_state(
@@ -55,6 +61,7 @@ def fit_state(
     _fit_late_moments(state, param, rule, group, settings)
     _fit_master(state, param, wants_master(param, settings))
     _fit_compensation(state, param, settings.rounding == "kahan" and param.dtype in HALF_PRECISION)
+    _fit_ema(state, param, settings.ema is not None)
 
 
 def _fit_late_moments(
@@ -72,7 +79,7 @@ def _fit_late_moments(
     counts = rule.counts_as_torch or state.get("step") is not None
     if not made and counts:
         return
-    fresh = zero_state(param, made, settings)
+    fresh = start_state(param, rule, dict.fromkeys(made, 0.0), settings)
     if not rule.counts_as_torch:
         seen = not made and any(name in state for name in rule.moment_names)
         state["step"] = fresh["step"] + float(seen)
@@ -92,6 +99,7 @@ def _fit_master(state: MutableMapping[str, Any], param: Tensor, wanted: bool) ->
     if not isinstance(master, Tensor):
         state["master"] = param.detach().float()
     elif (master.shape, master.device) == (param.shape, param.device):  # else the plan refuses it, and says why
+        master, param = local_tensor(master), local_tensor(param)
         torch.where(master.to(param.dtype) == param, master, param.float(), out=master)
 
 
@@ -110,5 +118,46 @@ def _fit_compensation(state: MutableMapping[str, Any], param: Tensor, wanted: bo
     elif (kept.shape, kept.device) == (param.shape, param.device):  # else the plan refuses it, and says why
         if kept.dtype != param.dtype:
             state["compensation"] = kept = kept.to(param.dtype)  # torch's loader made it float32
+        kept, param = local_tensor(kept), local_tensor(param)
         moved = (param.float() + 0.5 * kept.float()).to(param.dtype) != param
         kept.masked_fill_(moved, 0.0)
+
+
+def _fit_ema(state: MutableMapping[str, Any], param: Tensor, wanted: bool) -> None:
+    """An average that is there stays; a new one begins as what is updated is now."""
+    if not wanted:
+        state.pop("ema", None)
+    elif not isinstance(state.get("ema"), Tensor):
+        begins = state.get("master", param).detach()
+        state["ema"] = begins.to(arithmetic_of(param), copy=True)
+
+
+def gather_numbers(states: Mapping[Tensor, Any], rule: UpdateRule, device: torch.device) -> None:
+    """Makes the rule's numbers of every state 0-d views of one buffer on the parameters' device, without waiting for
+    it.
+
+    Those in memory that processes share stay where they are, or the others would not see them move.
+    """
+    # torch lets users keep what they like beside the parameters' states.
+    of_params = [state for state in states.values() if isinstance(state, MutableMapping)]
+    places = [
+        (state, key)
+        for key in rule.number_names
+        for state in of_params
+        if state.get(key) is not None and not _is_shared(state[key], device)
+    ]
+    if not places:
+        return
+    base, *others = (getattr(state[key], "_base", None) for state, key in places)
+    if base is not None and base.device == device and all(other is base for other in others):
+        return
+    numbers = [torch.as_tensor(state[key], dtype=torch.float32, device=device).reshape(()) for state, key in places]
+    for (state, key), view in zip(places, torch.stack(numbers).unbind(), strict=True):
+        state[key] = view
+
+
+def _is_shared(number: Any, device: torch.device) -> bool:
+    """Whether other processes may move this tensor, and the step can, too."""
+    if not isinstance(number, Tensor) or device.type != "cpu":  # CUDA tensors all say that they are shared
+        return False
+    return number.device == device and number.dtype == torch.float32 and number.numel() == 1 and number.is_shared()

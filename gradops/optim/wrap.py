@@ -1,7 +1,6 @@
 """`wrap`, which makes an optimizer of ours of torch's own in place, and `unwrap`."""
 
 import functools
-import weakref
 from typing import Any, TypeVar, overload
 
 import torch
@@ -10,13 +9,23 @@ from torch.optim import optimizer as torch_optimizer
 from typing_extensions import Unpack
 
 from gradops.distributed.zero import check_owner
-from gradops.one_pass.attributes import shown
-from gradops.one_pass.checkpoint import CHECKPOINT_KEYS, saved_scalars, torchs_step
+from gradops.one_pass.attributes import nearest, shown
+from gradops.one_pass.checkpoint import CHECKPOINT_KEYS, saved_scalars, torchs_number
+from gradops.one_pass.ema_buffers import EMA_BUFFERS
 from gradops.one_pass.groups import check_groups
 from gradops.one_pass.known_optimizers import forget
 from gradops.one_pass.one_pass import OnePass
+from gradops.optim.adagrad import Adagrad
 from gradops.optim.adam import Adam, AdamW
+from gradops.optim.adamax import Adamax
+from gradops.optim.lars import LARS
+from gradops.optim.lion import Lion
+from gradops.optim.nadam import NAdam
+from gradops.optim.own import OwnOptimizer
+from gradops.optim.radam import RAdam
+from gradops.optim.rmsprop import RMSprop
 from gradops.optim.sgd import SGD
+from gradops.optim.swap_class import check_own_step, swap_class
 from gradops.settings import SETTINGS, Settings, SettingsDict, spelt_out
 from gradops.settings_text import with_settings
 from gradops.torch_before_2_7 import unname_decay_before_2_7
@@ -26,10 +35,17 @@ OptimizerT = TypeVar("OptimizerT", bound=torch.optim.Optimizer)
 
 # Torch's classes and ours; a class after its subclasses, as AdamW is one of Adam. Each has an overload of `wrap` too.
 _UPGRADES: tuple[tuple[type[torch.optim.Optimizer], type[OnePass]], ...] = (
+    (torch.optim.Adagrad, Adagrad),
     (torch.optim.AdamW, AdamW),
     (torch.optim.Adam, Adam),
+    (torch.optim.NAdam, NAdam),
+    (torch.optim.RAdam, RAdam),
+    (torch.optim.Adamax, Adamax),
+    (torch.optim.RMSprop, RMSprop),
     (torch.optim.SGD, SGD),
 )
+# Those whose classes torch does not have.
+_OWN: tuple[type[OwnOptimizer], ...] = (LARS, Lion)
 TAKEN = ", ".join(sorted(f"torch.optim.{torchs.__name__}" for torchs, _ in _UPGRADES))
 _TAKES = f"gradops.wrap takes {TAKEN} and subclasses of them that keep their step"
 
@@ -38,9 +54,19 @@ _BEFORE = "wrap that one before prepare() or whatever took it, or use gradops.ac
 
 
 @overload
+def wrap(optimizer: torch.optim.Adagrad, **settings: Unpack[SettingsDict]) -> Adagrad: ...
+@overload
 def wrap(optimizer: torch.optim.AdamW, **settings: Unpack[SettingsDict]) -> AdamW: ...  # type: ignore[overload-overlap]
 @overload
 def wrap(optimizer: torch.optim.Adam, **settings: Unpack[SettingsDict]) -> Adam: ...
+@overload
+def wrap(optimizer: torch.optim.NAdam, **settings: Unpack[SettingsDict]) -> NAdam: ...
+@overload
+def wrap(optimizer: torch.optim.RAdam, **settings: Unpack[SettingsDict]) -> RAdam: ...
+@overload
+def wrap(optimizer: torch.optim.Adamax, **settings: Unpack[SettingsDict]) -> Adamax: ...
+@overload
+def wrap(optimizer: torch.optim.RMSprop, **settings: Unpack[SettingsDict]) -> RMSprop: ...
 @overload
 def wrap(optimizer: torch.optim.SGD, **settings: Unpack[SettingsDict]) -> SGD: ...
 @overload
@@ -54,8 +80,7 @@ def wrap(optimizer: torch.optim.Optimizer, **settings: Unpack[SettingsDict]) -> 
     gradops class, so that `isinstance(optimizer, torch.optim.AdamW)` stays true. `unwrap` undoes it.
 
     Args:
-        optimizer: of a torch class that gradops has one of the same name for, or of a subclass that keeps torch's
-            `step`.
+        optimizer: of one of torch's classes that gradops has, too, or of a subclass that keeps torch's `step`.
         **settings: every one of them, with its default.
 
     Returns:
@@ -71,7 +96,9 @@ def wrap(optimizer: torch.optim.Optimizer, **settings: Unpack[SettingsDict]) -> 
     """
     for name in settings:
         if name not in SETTINGS:
-            raise TypeError(f"wrap() got an unexpected keyword argument {name!r}")
+            near = nearest(name)
+            hint = "" if near is None else f"; did you mean {near!r}?"
+            raise TypeError(f"wrap() got an unexpected keyword argument {name!r}{hint}")
     wanted = Settings(**settings)
     wanted.checked()
     check_owner(optimizer)
@@ -81,31 +108,39 @@ def wrap(optimizer: torch.optim.Optimizer, **settings: Unpack[SettingsDict]) -> 
         return optimizer
     cls: type = type(optimizer)
     upgraded = _upgraded_class(cls)
-    has_scheduler = _check_own_step(optimizer)
+    has_scheduler = check_own_step(optimizer)
     check_groups(optimizer.param_groups, wanted, upgraded.rule)
     saved_scalars(optimizer.param_groups[0])
-    _swap_class(optimizer, upgraded, has_scheduler)
+    swap_class(optimizer, upgraded, has_scheduler)
     optimizer._setup(wanted)  # type: ignore[attr-defined]
     return optimizer
 
 
 def rule_for(optimizer: Any) -> UpdateRule | None:
     """The update rule of an optimizer that `wrap` takes or has taken; None for any other."""
+    if isinstance(optimizer, OnePass):
+        return optimizer.rule
     return next((ours.rule for torchs, ours in _UPGRADES if isinstance(optimizer, torchs)), None)
 
 
 def unwrap(optimizer: OptimizerT) -> OptimizerT:
     """Undoes `wrap`: the object becomes plain torch's again, with its state; also for `gradops.AdamW` and its like.
 
-    Loss scale, counters, masters, compensations and what a guard knows are dropped, and recorders closed. Moments of
-    half-precision parameters become half precision, as torch needs them.
+    Loss scale, counters, masters, compensations, weight averages and what a guard knows are dropped, and recorders
+    closed. Moments of half-precision parameters become half precision, as torch needs them.
 
     Returns:
         The same object; one that is not wrapped is left alone.
+
+    Raises:
+        TypeError: torch has no class for it, as for `gradops.Lion`. Nothing has changed then.
     """
     if not isinstance(optimizer, OnePass):
         return optimizer
-    has_scheduler = _check_own_step(optimizer)
+    if isinstance(optimizer, OwnOptimizer):
+        name = type(optimizer).__name__
+        raise TypeError(f"gradops.unwrap makes an optimizer torch's own again, and torch has no {name}; keep this one")
+    has_scheduler = check_own_step(optimizer)
     for watcher in optimizer.engine.watchers:
         watcher.close()
     for group in optimizer.param_groups:
@@ -117,7 +152,7 @@ def unwrap(optimizer: OptimizerT) -> OptimizerT:
     forget(optimizer)
     for name in (*SETTINGS, "engine"):
         optimizer.__dict__.pop(name, None)
-    _swap_class(optimizer, _downgraded_class(type(optimizer)), has_scheduler)
+    swap_class(optimizer, _downgraded_class(type(optimizer)), has_scheduler)
     return optimizer
 
 
@@ -126,11 +161,14 @@ def _make_torchs(states: dict[Tensor, Any], param: Tensor, group: dict[str, Any]
     state = states.get(param, {})
     state.pop("master", None)
     state.pop("compensation", None)
+    state.pop("ema", None)
+    state.pop(EMA_BUFFERS, None)
     if "step" in state and not rule.counts_as_torch and state.pop("step") == 0:
         state.clear()  # torch knows by its moments that there was an update
     for name, value in state.items():
         if isinstance(value, Tensor):
-            state[name] = torchs_step(value, group) if name == "step" else value.to(param.dtype)
+            is_number = name in rule.number_names
+            state[name] = torchs_number(value, group) if is_number else value.to(param.dtype)
     if not state:
         states.pop(param, None)
 
@@ -183,6 +221,12 @@ def _upgraded_class(cls: type) -> type[OnePass]:
                 f"that keeps torch.optim.{base.__name__}'s step, or {_way_on(cls)}"
             )
         return type(cls.__name__, (upgraded, cls), {"__module__": cls.__module__, "__reduce_ex__": _reduce_upgraded})
+    ours = next((ours for ours in _OWN if ours.__name__.lower() == cls.__name__.lower()), None)
+    if ours is not None:
+        raise TypeError(
+            f"{_TAKES}, got {cls.__module__}.{cls.__name__}; build gradops.{ours.__name__} instead, which loads the "
+            "state_dict() of timm's"
+        )
     raise TypeError(f"{_TAKES}, got {cls.__name__}; train with gradops.AdamW, or {_way_on(cls)}")
 
 
@@ -207,42 +251,3 @@ def _reduce_upgraded(self: OnePass, protocol: int) -> Any:
 def _new_upgraded(cls: type) -> OnePass:
     upgraded = _upgraded_class(cls)
     return upgraded.__new__(upgraded)
-
-
-def _check_own_step(optimizer: torch.optim.Optimizer) -> bool:
-    """Refuses an optimizer whose `step` somebody replaced; returns whether a learning-rate scheduler has wrapped it."""
-    own = optimizer.__dict__.get("step")
-    if own is None:
-        return False
-    if hasattr(own, "_wrapped_by_lr_sched"):
-        return True
-    raise RuntimeError(
-        "somebody has replaced this optimizer's step() (Accelerate's prepare() does); call gradops.wrap first, then "
-        "hand the optimizer on"
-    )
-
-
-def _swap_class(optimizer: torch.optim.Optimizer, cls: type, has_scheduler: bool) -> None:
-    optimizer.__dict__.pop("step", None)
-    optimizer.__class__ = cls
-    optimizer._patch_step_function()
-    if has_scheduler:
-        _count_steps_for_scheduler(optimizer)
-
-
-def _count_steps_for_scheduler(optimizer: torch.optim.Optimizer) -> None:
-    """What a learning-rate scheduler does to an optimizer's step when it is made, done to the new step.
-
-    Its own wrapper calls the step of the old class. It notes in `_opt_called` that a step was taken.
-    """
-    reference = weakref.ref(optimizer)
-    step = type(optimizer).step
-
-    @functools.wraps(step)
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        target = reference()
-        target._opt_called = True  # type: ignore[union-attr]
-        return step.__get__(target, type(target))(*args, **kwargs)
-
-    counted._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
-    optimizer.step = counted  # type: ignore[method-assign]

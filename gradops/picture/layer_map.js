@@ -43,7 +43,7 @@ class LayerMap extends Steps {
 
   paint(pen, wide) {
     pen.fillStyle = colour_of("ink");
-    pen.fillText(fitted(pen, this.measure.name, wide - this.left - 210), this.left, HEAD / 2);
+    pen.fillText(fitted(pen, this.measure.name, wide - 210), 0, HEAD / 2);
     this.bar(pen, wide);
     this.place(pen, this.picture, this.measure.size, HEAD, this.mapHeight, wide);
     this.events(pen, HEAD, this.mapHeight);
@@ -81,7 +81,7 @@ class LayerMap extends Steps {
     const seen = Array.from(values.slice(first, last), scale).filter(Number.isFinite);
     const low = Math.min(...seen), high = Math.max(...seen), span = high - low || 1;
     pen.fillStyle = colour_of("ink");
-    pen.fillText(fitted(pen, name, this.left - 56), 0, top + LANE / 2 + 6);
+    pen.fillText(fitted(pen, name, this.left - 8), 0, top + LANE / 2 + 6);
     if (!seen.length) return;
     pen.fillStyle = colour_of("pale");
     pen.textAlign = "right";

@@ -25,8 +25,12 @@ _Place = tuple[nn.Module, str]
 _shared: "weakref.WeakValueDictionary[frozenset[int], Protected]" = weakref.WeakValueDictionary()
 
 
-def protect_setting(value: Any) -> None | nn.Module | tuple[nn.Module, ...]:
+def protect_setting(value: Any, name: str = "protect") -> None | nn.Module | tuple[nn.Module, ...]:
     """The setting with an iterable, which may be a generator, as a tuple.
+
+    Args:
+        value: of the setting.
+        name: of it.
 
     Raises:
         TypeError: it is neither a module, an iterable of modules nor None.
@@ -34,11 +38,11 @@ def protect_setting(value: Any) -> None | nn.Module | tuple[nn.Module, ...]:
     if value is None or isinstance(value, nn.Module):
         return value
     if isinstance(value, Tensor) or not isinstance(value, Iterable):
-        raise TypeError(f"protect must be a torch.nn.Module, an iterable of them or None, got {type(value).__name__}")
+        raise TypeError(f"{name} must be a torch.nn.Module, an iterable of them or None, got {type(value).__name__}")
     modules = tuple(value)
     for module in modules:
         if not isinstance(module, nn.Module):
-            raise TypeError(f"protect must hold torch.nn.Modules, got one {type(module).__name__}")
+            raise TypeError(f"{name} must hold torch.nn.Modules, got one {type(module).__name__}")
     return modules
 
 

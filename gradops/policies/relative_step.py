@@ -15,9 +15,10 @@ class RelativeStepCap:
     of the stored values before the update. Where the cap does not bind, the step is exactly the optimizer's. Decoupled
     weight decay uses the capped learning rate.
 
-    An Adam update has about the size of its learning rate. Where it has that of the gradient, the bound is divided by
-    the RMS of what the rate multiplies: `clip_coef * RMS(grad) + weight_decay * RMS(param) + l1`, of the unscaled and
-    clamped gradient, the decay only where it is added to the gradient. Nothing bounds a tensor where that is 0.
+    An Adam update has about the size of its learning rate, one of SGD that of the gradient. For rules like SGD the
+    bound is divided by the RMS of what the rate multiplies: `clip_coef * RMS(grad) + weight_decay * RMS(param) + l1`.
+    The gradient is the unscaled and clamped one. The decay counts only where it is added to the gradient. If the rule
+    multiplies gradients by a factor, as LARS does, so is the sum. A tensor whose sum is 0 has no bound.
 
     Source: the relative step size of Adafactor (Shazeer and Stern 2018, section 8), as a cap; with the gradient's size,
     LARS (You et al. 2017) as NVIDIA's LARC clips it.

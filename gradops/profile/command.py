@@ -11,12 +11,13 @@ import torch
 from rich.console import Console
 
 from gradops.bench import machine
+from gradops.bench.optimizers import FORMS, subject
 from gradops.bench.units import memory as size
 from gradops.bench.zoo import ModelError
 from gradops.profile import batch, page, result, screen, tables, timeline
 from gradops.profile.loop import NAMES, PRECISIONS, Settings
 from gradops.profile.result import Result
-from gradops.profile.training import DEMO, FORMS, Source
+from gradops.profile.training import DEMO, Source
 
 AUTO = "auto"
 GIBIBYTE = 2**30
@@ -44,7 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--accumulate", type=int, default=1, help="forward and backward passes that make a step (1)")
     parser.add_argument("--checkpointing", action="store_true", help="compute activations again in backward")
     parser.add_argument("--max-norm", type=float, default=1.0, help="the gradients' norm is clipped to it (1.0)")
-    parser.add_argument("--adamw", choices=FORMS, default="fused", help="form of torch's AdamW for --model (fused)")
+    parser.add_argument("--optimizer", metavar="NAME", help="any of gradops, for --model (AdamW)")
+    parser.add_argument("--form", choices=FORMS, help="of torch's optimizer for --model (the fastest that it has)")
     parser.add_argument("--image-size", type=int, default=224, help="side of the images for --model (224)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--memory-limit", type=float, metavar="GIB", help="of --batch-size auto")
@@ -77,10 +79,11 @@ def main(args: argparse.Namespace) -> int:
         sys.exit(f"--model {args.model} and {args.training} both name what is trained; leave one out")
     if args.training and ":" not in args.training:
         sys.exit(f"{args.training} names no function; write {args.training}:make_training")
+    _check_optimizer(args)
     args.output.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False)
     name = args.training or args.model or DEMO
-    source = Source(name, args.image_size, args.adamw, args.device, args.checkpointing)
+    source = Source(name, args.image_size, args.optimizer or "AdamW", args.form, args.device, args.checkpointing)
     settings = Settings(args.device, args.precision, args.accumulate, args.max_norm)
     head = machine.provenance(args.device)
     console.print(machine.sentence(head), markup=False)
@@ -90,6 +93,15 @@ def main(args: argparse.Namespace) -> int:
         sys.exit(str(error))
     _write(console, results, _title(name, settings, source), head, args)
     return 0
+
+
+def _check_optimizer(args: argparse.Namespace) -> None:
+    if args.training and (args.optimizer or args.form):
+        sys.exit(f"--optimizer and --form are for --model; {args.training} makes its own")
+    try:
+        subject(args.optimizer or "AdamW")
+    except (ValueError, ImportError) as error:
+        sys.exit(f"--optimizer: {error}")
 
 
 def _sizes(console: Console, source: Source, settings: Settings, args: argparse.Namespace) -> list[int | None]:
@@ -120,7 +132,10 @@ def _profile(
 
 def _title(name: str, settings: Settings, source: Source) -> str:
     accumulated = f", {settings.accumulate} batches accumulated" if settings.accumulate > 1 else ""
-    return f"{name}, {settings.precision}{accumulated}{', checkpointing' if source.checkpointing else ''}"
+    used = (
+        "" if source.is_own else f"{subject(source.optimizer).library}'s {subject(source.optimizer).theirs.__name__}, "
+    )
+    return f"{name}, {used}{settings.precision}{accumulated}{', checkpointing' if source.checkpointing else ''}"
 
 
 def _write(console: Console, results: list[Result], title: str, head: dict[str, Any], args: argparse.Namespace) -> None:

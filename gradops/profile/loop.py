@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 import gradops
+from gradops.one_pass.one_pass import OnePass
 from gradops.profile.training import Training
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -159,7 +160,10 @@ class GradopsLoop(Loop):
     def prepare(self) -> None:
         optimizer: Any = self.training.optimizer
         loss_scale: Literal["dynamic"] | None = "dynamic" if self.settings.scaled else None
-        self.optimizer: Any = gradops.wrap(optimizer, max_norm=self.settings.max_norm, loss_scale=loss_scale)
+        if not isinstance(optimizer, OnePass):
+            gradops.wrap(optimizer)
+        optimizer.max_norm, optimizer.loss_scale = self.settings.max_norm, loss_scale
+        self.optimizer = optimizer
 
     def scale(self, loss: Tensor) -> Tensor:
         scaled: Tensor = self.optimizer.scale(loss)

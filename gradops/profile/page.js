@@ -47,7 +47,7 @@ class Timeline extends Zoomed {
     button.addEventListener("click", action);
   }
 
-  // Shows a part of the steps, from a moment that each loop has for itself; `length` of it is what the heads tell.
+  // Shows a part of the steps, from a moment that each loop has for itself; `length` of it stands in the heads.
   align(origin, length) {
     this.origin = origin;
     this.part = length;

@@ -75,7 +75,10 @@ def run(
         profiled: steps of each under the profiler, after those.
         report: called after each step, with its loop.
     """
-    loops: list[Loop] = [kind(source.make(batch_size), settings) for kind in (TorchLoop, GradopsLoop)]
+    loops: list[Loop] = [
+        TorchLoop(source.make(batch_size), settings),
+        GradopsLoop(source.make(batch_size, ours=True), settings),
+    ]
     records: dict[str, list[Record]] = {name: [] for name in NAMES}
     order = random.Random(0)
     with no_garbage_collection():

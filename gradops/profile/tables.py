@@ -150,7 +150,7 @@ def loss_scale(result: Result) -> Table:
         ("last loss", *(f"{result.records[name][-1].loss:.4g}" for name in NAMES)),
     ]
     events = list(nonfinite_events(result.records["gradops"]))
-    rows += [(f"inf or NaN in step {step}", "not told", names) for step, names in events[:SHOWN_EVENTS]]
+    rows += [(f"inf or NaN in step {step}", "not known", names) for step, names in events[:SHOWN_EVENTS]]
     more = f"{len(events) - SHOWN_EVENTS} more steps had inf or NaN." if len(events) > SHOWN_EVENTS else ""
     return Table("Loss scale and non-finite gradients", ("what", *NAMES), rows, note=more)
 

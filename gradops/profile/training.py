@@ -11,17 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from gradops.bench.optimizers import subject
 from gradops.bench.zoo import ModelError, load_function, make_model
+from gradops.optim.classes import torchs_class
 from gradops.optim.wrap import TAKEN, rule_for
 
 CLASSES = 1000
 # Batches of a user's data that are kept and taken in turns, so that loading is no part of what is compared.
 KEPT_BATCHES = 8
-FORMS: dict[str, dict[str, Any]] = {
-    "fused": {"fused": True},
-    "foreach": {"foreach": True},
-    "loop": {"foreach": False},
-}
 DEMO = "demo"
 
 
@@ -46,7 +43,8 @@ class Source:
     Attributes:
         model: `DEMO`, a name of torchvision or timm, or "path.py:function"; see `make`.
         image_size: side of the random images.
-        form: the form of torch's AdamW; a key of `FORMS`.
+        optimizer: of gradops, in capitals or not.
+        form: of the native optimizer, a key of `gradops.bench.optimizers.FORMS`; None for the fastest that it has.
         device: where it trains.
         checkpointing: keep blocks' inputs in place of their activations, which backward then computes again.
         seed: of weights and images.
@@ -54,7 +52,8 @@ class Source:
 
     model: str
     image_size: int = 224
-    form: str = "fused"
+    optimizer: str = "AdamW"
+    form: str | None = None
     device: str = "cpu"
     checkpointing: bool = False
     seed: int = 0
@@ -64,8 +63,10 @@ class Source:
         """Whether the user's function makes everything."""
         return ".py:" in self.model
 
-    def make(self, batch_size: int | None) -> Training:
+    def make(self, batch_size: int | None, ours: bool = False) -> Training:
         """Model, optimizer and batches.
+
+        The optimizer is the native one, and with `ours` that of gradops where the native one cannot be wrapped.
 
         A user's function returns (model, optimizer, data, loss), data being an iterable of (inputs, targets); it is
         called with `batch_size` if it has a parameter of that name.
@@ -74,7 +75,7 @@ class Source:
             ModelError: it cannot be made; the message says why.
         """
         torch.manual_seed(self.seed)
-        training = self._own(batch_size) if self.is_own else self._by_name(batch_size or 32)
+        training = self._own(batch_size) if self.is_own else self._by_name(batch_size or 32, ours)
         if self.checkpointing:
             checkpoint_blocks(training.model)
         return training
@@ -98,13 +99,24 @@ class Source:
             raise ModelError("the data has no batch")
         return batches
 
-    def _by_name(self, batch_size: int) -> Training:
+    def _by_name(self, batch_size: int, ours: bool) -> Training:
         model, shape, classes = self._network()
         model.to(self.device)
         inputs = torch.randn(batch_size, *shape, dtype=next(model.parameters()).dtype, device=self.device)
         targets = torch.randint(classes, (batch_size,), dtype=torch.int64, device=self.device)
-        optimizer = torch.optim.AdamW(model.named_parameters(), lr=1e-3, **FORMS[self.form])
+        optimizer = self._optimizer(model, ours)
         return Training(model, optimizer, [(inputs, targets)], nn.functional.cross_entropy)
+
+    def _optimizer(self, model: nn.Module, ours: bool) -> torch.optim.Optimizer:
+        of = subject(self.optimizer)
+        if ours and torchs_class(of.ours) is None:
+            return of.ours(model.named_parameters(), lr=1e-3, **of.options)
+        name = f"{of.library} {self.form}" if self.form else list(of.forms)[-1]
+        if name not in of.forms:
+            raise ModelError(f"{of.library}'s {of.theirs.__name__} has no form {self.form}, only {', '.join(of.forms)}")
+        cls: Any = of.theirs
+        made: torch.optim.Optimizer = cls(model.named_parameters(), lr=1e-3, **of.options, **of.forms[name])
+        return made
 
     def _network(self) -> tuple[nn.Module, tuple[int, ...], int]:
         if self.model == DEMO:

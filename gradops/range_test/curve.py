@@ -197,7 +197,7 @@ class LRCurve:
             )
         if not self.diverged and self.scale_free:
             yield (
-                f"{self.optimizer} divides by the gradient's size: a step changes each weight by about the rate, "
+                f"Steps of {self.optimizer} do not grow with the gradient: each changes a weight by about the rate, "
                 "whatever it is."
             )
 

@@ -69,14 +69,9 @@ def _norm_panel(axes: Axes, curve: "LRCurve") -> None:
     axes.plot([step.lr for step in shown], [step.grad_norm for step in shown], color=INK, linewidth=1.4)
     if curve.max_norm is not None:
         axes.axhline(curve.max_norm, color=ORANGE, linewidth=1.4, linestyle=":")
-        axes.annotate(
-            "max_norm",
-            (0.995, curve.max_norm),
-            xycoords=axes.get_yaxis_transform(),
-            ha="right",
-            va="bottom",
-            color=ORANGE,
-        )
+        # Beside the panel, where no curve goes.
+        place = (1.005, curve.max_norm)
+        axes.annotate("max_norm", place, xycoords=axes.get_yaxis_transform(), va="center", color=ORANGE)
     _style(axes, "gradient norm, before clipping")
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gradops.one_pass.one_pass import OnePass
-from gradops.policies.loss_scale import DynamicLossScale
+from gradops.record.about import about, protected, types_of, with_running_statistics
 from gradops.record.activations import ActivationWatch
 from gradops.record.answers import Answers
 from gradops.record.findings import STEPS, FindingCalls
@@ -20,7 +20,6 @@ from gradops.record.history import History
 from gradops.record.run_file import RunFile
 from gradops.record.stuck import StuckWatch
 from gradops.record.tape import Reading, Tape
-from gradops.settings import loss_scale_policy
 
 if TYPE_CHECKING:
     from gradops.diagnose.finding import Finding
@@ -65,14 +64,14 @@ class Recorder(Answers):
         model: the model whose activations are to be watched; None for none. It also names the parameters, where the
             optimizer was made without their names.
         capacity: steps that the ring holds.
-        path: a file to which the record is written when the ring is full, if that takes no more than a hundredth of the
+        path: the record's file. It is written when the ring is full, if that takes no more than a hundredth of the
             time, by `close`, and when the interpreter exits.
         callback: called with a dictionary of numbers for each step, as `rows` gives them, when they are read out.
         on_finding: called once with each failure and warning that the report finds, a
-            `gradops.diagnose.finding.Finding`, when steps are read out, if looking takes no more than a twentieth of
-            the time, and by `close`. What it raises ends the training.
+            `gradops.diagnose.finding.Finding`. It looks for them when steps are read out, if that takes no more than a
+            twentieth of the time, and by `close`. What `on_finding` raises ends the training.
         modules: names of the modules whose outputs are watched; None for those that have no modules in them.
-        activations_every: activations are measured in every so-manieth step.
+        activations_every: steps from one measurement of the activations to the next.
         near_zero: the largest magnitude of an activation that counts as near zero.
 
     Raises:
@@ -110,8 +109,8 @@ class Recorder(Answers):
         self._watch = None if model is None else ActivationWatch(model, modules, near_zero)
         self._tape = Tape(optimizer, names, self._watch, capacity, activations_every)
         layers = [] if self._watch is None else self._watch.layers
-        self._history = History(layers, list(names.values()), _types(model))
-        self._running = _with_running_statistics(model)
+        self._history = History(layers, list(names.values()), types_of(model))
+        self._running = with_running_statistics(model)
         self._readings: list[Reading] = []
         self._loss: Tensor | None = None
         self._seen: tuple[weakref.ref[Tensor], bool] | None = None  # the last loss, and whether with its batch
@@ -235,7 +234,7 @@ class Recorder(Answers):
             self._watch.close()
         self._take()
         self._collect()
-        self._about, self._history.running = _about(self._optimizer), self._exposed()
+        self._about, self._history.running = about(self._optimizer), self._exposed()
         if self._file is not None:
             self._file.write(self.run())
         if self._findings is not None:
@@ -264,16 +263,16 @@ class Recorder(Answers):
         return self._made_of(self._history.last_steps(STEPS))
 
     def _made_of(self, history: History) -> "Run":
-        about = self._about
-        if about is None:
-            about = _about(self._optimizer)
+        known = self._about
+        if known is None:
+            known = about(self._optimizer)
             self._history.running = self._exposed()
         history.running = self._history.running
-        return history.run(self._tape.params, about)
+        return history.run(self._tape.params, known)
 
     def _exposed(self) -> list[str]:
         """The modules whose running statistics a skipped step does not put back."""
-        kept = _protected(self._optimizer)
+        kept = protected(self._optimizer)
         return [name for name, module in self._running.items() if module() not in kept]
 
     def _take(self) -> None:
@@ -306,42 +305,3 @@ def _closer(recorder: Recorder) -> Callable[[], None]:
             found.close()
 
     return close
-
-
-def _named(model: nn.Module | None) -> dict[str, nn.Module]:
-    return {} if model is None else {name: module for name, module in model.named_modules() if name}
-
-
-def _types(model: nn.Module | None) -> dict[str, str]:
-    return {name: type(module).__name__ for name, module in _named(model).items()}
-
-
-def _with_running_statistics(model: nn.Module | None) -> dict[str, "weakref.ref[nn.Module]"]:
-    """The modules, by name, whose statistics the forward pass of a skipped step has changed."""
-    named = _named(model).items()
-    return {name: weakref.ref(module) for name, module in named if getattr(module, "running_mean", None) is not None}
-
-
-def _protected(optimizer: OnePass) -> set[nn.Module | None]:
-    """The modules whose buffers a skipped step puts back."""
-    protect = optimizer.protect
-    roots = [protect] if isinstance(protect, nn.Module) else list(protect or ())
-    return {None, *(module for root in roots for module in root.modules())}
-
-
-def _about(optimizer: OnePass) -> dict[str, Any]:
-    policy = loss_scale_policy(optimizer.loss_scale)
-    dynamic = isinstance(policy, DynamicLossScale)
-    return {
-        "optimizer": type(optimizer).__name__,
-        "max_norm": optimizer.max_norm,
-        "clip_value": optimizer.clip_value,
-        "clip_mode": optimizer.clip_mode if optimizer.clip_mode != "norm" else None,
-        "protect": optimizer.protect is not None or None,
-        "max_relative_step": optimizer.max_relative_step and str(optimizer.max_relative_step),
-        "loss_scale": str(policy) if dynamic else policy,
-        "min_scale": policy.min_scale if isinstance(policy, DynamicLossScale) else None,
-        "torch": torch.__version__,
-        "device": str(optimizer.engine.buffers.scalars.device),
-        "backend": optimizer.stats.backend,
-    }

@@ -47,7 +47,8 @@ class Run:
         activation_nonfinite: [S, L] int64, elements.
         activation_histogram: [S, L, B] int64, counts of the finite values between the edges, the outermost bins open.
         histogram_edges: [B - 1] float32, the inner edges, ascending, negative ones included.
-        about: settings and versions: "max_norm", "loss_scale" (policy), "min_scale", "optimizer", "torch", "device".
+        about: settings and versions: "max_norm", "loss_scale" (policy), "min_scale", "optimizer", "by_gradient"
+            (whether its updates have the size of the gradients), "torch", "device".
         has_loss: [S] bool, whether a loss was given; None for a record that does not say, in which a NaN among losses
             is one and no losses at all are none.
         samples: [S, B] int64 or str, the samples of each step's batch, -1 or "" where it had fewer; B is 0 where nobody

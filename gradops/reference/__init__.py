@@ -21,6 +21,8 @@ from gradops.reference.rules import adam
 from gradops.reference.update import (
     ParamState,
     agc_coefs,
+    average,
+    grad_factor,
     relative_lr,
     update_param,
     update_rms,
@@ -156,7 +158,7 @@ class Reference:
     Args:
         param_groups: as in `torch.optim.Optimizer.param_groups`; hyper-parameters are read at each step.
         max_norm, norm_type, clip_value, max_relative_step, loss_scale, guard, master_weights, rounding, l1,
-            clip_mode: as in `gradops.wrap`, policies as objects.
+            clip_mode, ema: as in `gradops.wrap`, policies as objects.
         moments_dtype: in which moments are stored; None for ``dtype``.
         dtype: in which gradients are unscaled, and to which the update's results are rounded.
         rule: a module of `gradops.reference.rules`.
@@ -177,6 +179,7 @@ class Reference:
         rounding: str = "nearest",
         l1: float = 0.0,
         clip_mode: str = "norm",
+        ema: Any = None,
         dtype: torch.dtype = torch.float32,
         rule: Any = adam,
     ) -> None:
@@ -187,7 +190,7 @@ class Reference:
         self.max_norm, self.norm_type, self.clip_value = max_norm, norm_type, clip_value
         self.max_relative_step, self.policy, self.dtype = max_relative_step, loss_scale, dtype
         self.master_weights, self.moments_dtype, self.l1 = master_weights, moments_dtype or dtype, l1
-        self.rounding, self.agc = rounding, clip_mode == "agc"
+        self.rounding, self.agc, self.ema = rounding, clip_mode == "agc", ema
         self.scale = 1.0 if loss_scale is None else float(getattr(loss_scale, "init_scale", loss_scale))
         self.growth_tracker = 0
         self.guard, self.guard_state = guard, GuardState()
@@ -245,12 +248,18 @@ class Reference:
         ]
         return [ratio for ratio, _ in rows], [rms for _, rms in rows]
 
-    def new_state(self, param: Tensor) -> ParamState:
+    def new_state(self, param: Tensor, group: dict[str, Any]) -> ParamState:
         """The state before the first update."""
         state = ParamState({name: torch.zeros_like(param, dtype=self.moments_dtype) for name in self.rule.MOMENTS})
+        for name, moment in state.moments.items() if hasattr(self.rule, "start") else ():
+            moment.fill_(self.rule.start(name, group))
+        for name, start in getattr(self.rule, "SCALARS", {}).items():
+            state.moments[name] = torch.tensor(start, dtype=torch.float32, device=param.device)
         if param.dtype in (torch.bfloat16, torch.float16):
             state.master = param.to(self.dtype) if self.master_weights else None
             state.compensation = torch.zeros_like(param) if self.rounding == "kahan" else None
+        if self.ema is not None:
+            state.ema = (param if state.master is None else state.master).to(self.dtype, copy=True)
         return state
 
     def _update(
@@ -259,11 +268,13 @@ class Reference:
         capped, groups = [], [group for group in self.groups for _ in group["params"]]
         smallest = decision.clip_coef
         for row, (param, grad, group) in enumerate(zip(self.params, grads, groups, strict=True)):
-            state = self.states[row] or self.new_state(param)
+            state = self.states[row] or self.new_state(param, group)
             updated = param if state.master is None else state.master
             group_lr = float(group["lr"]) * lr_factor
-            per_rate = update_rms(self.rule, updated, norms[row] * decision.clip_coef, {"l1": self.l1, **group})
-            lr = relative_lr(updated, group_lr, self.max_relative_step, state.step + 1, per_rate)
+            step, norm, options = state.step + 1, norms[row] * decision.clip_coef, {"l1": self.l1, **group}
+            factor = grad_factor(self.rule, updated, norm, options, group_lr)
+            per_rate = update_rms(self.rule, updated, norm, options, step, factor)
+            lr = relative_lr(updated, group_lr, self.max_relative_step, step, per_rate)
             capped.append(grad is not None and lr < group_lr)
             if grad is not None:
                 self.states[row] = state
@@ -272,6 +283,7 @@ class Reference:
                     coefs = agc_coefs(updated, element, self.max_norm)
                     element = clip(element, None, coefs)
                     smallest = min(smallest, coefs.min().item())
-                update_param(self.rule, param, element, state, {"l1": self.l1, **group}, lr, self.dtype)
+                update_param(self.rule, param, element, state, options, lr, self.dtype, factor)
+                average(state, updated, self.ema)
         decision.clip_coef = smallest
         return capped

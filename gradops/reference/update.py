@@ -26,15 +26,17 @@ def vector_norm(values: Tensor, norm_type: float) -> float:
 
 @dataclass
 class ParamState:
-    """The state of one parameter; ``step`` counts applied updates, ``moments`` are the rule's.
+    """The state of one parameter; ``step`` counts applied updates, ``moments`` are the rule's, and its scalars.
 
-    With a ``master`` the parameter is it rounded; ``compensation`` is what rounding to nearest took off the parameter.
+    With a ``master`` the parameter is it rounded; ``compensation`` is what rounding to nearest took off the parameter;
+    ``ema`` is the average of what was stored, the master where there is one.
     """
 
     moments: dict[str, Tensor]
     step: int = 0
     master: Tensor | None = None
     compensation: Tensor | None = None
+    ema: Tensor | None = None
 
     def __getitem__(self, key: str) -> Tensor:
         """The tensor that an optimizer's state has under this key."""
@@ -72,14 +74,32 @@ def rms(values: Tensor) -> float:
     return values.double().square().mean().sqrt().item() if values.numel() else 0.0
 
 
-def update_rms(rule: Any, param: Tensor, grad_norm: float, group: dict[str, Any]) -> float:
-    """How far a rate of 1 moves an element: by about 1 where the rule divides by the gradient's size, else by the RMS
-    of gradient and penalties at most. ``grad_norm`` is that of the clipped gradient.
+def adapts(rule: Any, group: dict[str, Any], step: int) -> bool:
+    """Whether the size of update number ``step`` does not depend on that of the gradients."""
+    return rule.adapts(group, step) if hasattr(rule, "adapts") else rule.SCALE_FREE
+
+
+def update_rms(
+    rule: Any, param: Tensor, grad_norm: float, group: dict[str, Any], step: int, factor: float = 1.0
+) -> float:
+    """How far a rate of 1 moves an element: by about 1 where update number ``step`` is divided by the gradient's size,
+    else by ``factor`` times the RMS of gradient and penalties at most. ``grad_norm`` is that of the clipped gradient.
     """
-    if rule.SCALE_FREE:
+    if adapts(rule, group, step):
         return 1.0
     decay = 0.0 if rule.decouples(group) else group["weight_decay"]
-    return grad_norm / math.sqrt(max(1, param.numel())) + decay * rms(param) + group.get("l1", 0.0)
+    return factor * (grad_norm / math.sqrt(max(1, param.numel())) + decay * rms(param) + group.get("l1", 0.0))
+
+
+def grad_factor(rule: Any, param: Tensor, grad_norm: float, group: dict[str, Any], lr: float) -> float:
+    """What the rule multiplies the regularised gradient by: 1 where it has no ``grad_factor``.
+
+    ``grad_norm`` is that of the clipped gradient; what L1 adds to it counts in full. ``lr`` is not capped yet.
+    """
+    if not hasattr(rule, "grad_factor"):
+        return 1.0
+    with_l1 = grad_norm + group.get("l1", 0.0) * math.sqrt(param.numel())
+    return rule.grad_factor(group, lr, vector_norm(param, 2.0), with_l1)
 
 
 def update_stats(before: Tensor, after: Tensor) -> tuple[float, float]:
@@ -110,9 +130,10 @@ def update_param(
     group: dict[str, Any],
     lr: float,
     dtype: torch.dtype = torch.float32,
+    factor: float = 1.0,
 ) -> None:
     """One update in place. ``rule`` is a module of `gradops.reference.rules`, ``grad`` unscaled and clipped, ``lr``
-    capped.
+    capped, ``factor`` what `grad_factor` gives.
 
     Every result is rounded to ``dtype``, a kernel's; the update takes it so, and then it is rounded to what stores it.
     A ``compensation`` is added before the update and taken anew after it, 0 where the parameter is not finite: the
@@ -124,9 +145,32 @@ def update_param(
     if state.compensation is not None:
         weight = (weight + state.compensation.double()).to(dtype).double()
     weight, grad = regularise(rule, weight, grad.double(), group, lr, updated.double().sign())
-    weight = rule.update(weight, grad, state.moments, group, lr, state.step, dtype).to(dtype)
+    weight = rule.update(weight, factor * grad, state.moments, group, lr, state.step, dtype).to(dtype)
     updated.copy_(weight)
     param.copy_(updated)
     if state.compensation is not None:
         left = weight - param.to(dtype)
         state.compensation.copy_(torch.where(left.isfinite(), left, 0.0))
+
+
+def ema_decay(ema: Any, step: int) -> float | None:
+    """What the average keeps of itself in update number ``step``; None where this one is left out.
+
+    ``ema`` is a `gradops.WeightEma` or anything with its attributes. Warm-ups: timm's and diffusers', from its inverse
+    gamma and power, or ultralytics', from its time constant.
+    """
+    if step % ema.every:
+        return None
+    n = step // ema.every - ema.start
+    if n <= 0:
+        return 0.0
+    if ema.inv_gamma is not None:
+        return max(ema.min_decay, min(ema.decay, 1.0 - (1.0 + n / ema.inv_gamma) ** -ema.power))
+    return ema.decay * (1.0 - math.exp(-n / ema.tau)) if ema.tau is not None else ema.decay
+
+
+def average(state: ParamState, stored: Tensor, ema: Any) -> None:
+    """Moves the average, in place, after the update that ``state.step`` counts; ``stored`` is what that stored."""
+    decay = None if ema is None else ema_decay(ema, state.step)
+    if state.ema is not None and decay is not None:
+        state.ema.copy_(decay * state.ema.double() + (1.0 - decay) * stored.double())

@@ -23,10 +23,11 @@ class DeviceCall {
     link(lists, std::vector<cuda::TensorRow>(lists.views.size()));
   }
 
-  DeviceCall(const TensorLists& lists, at::TensorList steps, at::Device device)
+  DeviceCall(const TensorLists& lists, at::TensorList steps, at::TensorList scalars, at::Device device)
       : device_(device), guard_(device), rows_(device, nullptr) {
     std::vector<cuda::TensorRow> rows(lists.views.size());
     for (size_t i = 0; i < rows.size(); ++i) rows[i].step = steps[i].data_ptr<float>();
+    for (size_t i = 0; i < scalars.size(); ++i) rows[i].scalar = scalars[i].data_ptr<float>();
     link(lists, std::move(rows));
   }
 
@@ -133,17 +134,19 @@ at::Tensor unscale_(at::TensorList grads, const at::Tensor& grad_scale) {
 }
 
 void update_(const std::string& rule_name, at::TensorList params, at::TensorList grads, at::TensorList moments,
-             at::TensorList steps, const at::Tensor& lr, at::ArrayRef<double> own,
+             at::TensorList steps, at::TensorList scalars, const at::Tensor& lr, at::ArrayRef<double> own,
              const std::optional<at::Tensor>& grad_scale, const std::optional<at::Tensor>& clip_coef,
              const std::optional<at::Tensor>& found_inf, std::optional<double> clip_value, double weight_decay,
-             bool decoupled, bool maximize, double l1) {
+             bool decoupled, bool maximize, double l1, const std::optional<at::Tensor>& grad_factors) {
   const UpdateRuleInfo& rule = update_rule(rule_name);
   cuda::GroupRule group{hyper_params(rule, own, weight_decay, decoupled, maximize, l1)};
   if (params.empty()) return;
-  const UpdateLists tensors{params, grads, moments, steps};
+  const UpdateLists tensors{params, grads, moments, steps, scalars};
   const TensorLists lists = tensors.rows(rule, group.hyper.variant);
   const at::Device device = params[0].device();
-  DeviceCall call(lists, steps, device);
+  DeviceCall call(lists, steps, scalars, device);
+  const at::Tensor factors = grad_factors_of(rule, grad_factors, params);
+  if (factors.defined()) call.args.grad_factors = factors.const_data_ptr<double>();
   const at::Tensor rate = lr.to(device, at::kDouble, /*non_blocking=*/true);
   group.lr = rate.const_data_ptr();
   group.lr_is_double = true;
@@ -159,11 +162,7 @@ void update_(const std::string& rule_name, at::TensorList params, at::TensorList
 void update_loss_scale_(at::Tensor& scale, at::Tensor& growth_tracker, const at::Tensor& found_inf,
                         double growth_factor, double backoff_factor, int64_t growth_interval, double min_scale,
                         double max_scale) {
-  TORCH_CHECK_VALUE(scale.scalar_type() == at::kFloat && scale.numel() == 1, "scale must be a single Float");
-  TORCH_CHECK_VALUE(growth_tracker.scalar_type() == at::kLong && growth_tracker.numel() == 1,
-                    "growth_tracker must be a single Long");
-  TORCH_CHECK_VALUE(growth_tracker.device() == scale.device(), "growth_tracker must be on the device of scale, ",
-                    scale.device(), ", got ", growth_tracker.device());
+  check_loss_scale(scale, growth_tracker);
   const c10::DeviceGuard guard(scale.device());
   const at::Tensor seen = found_inf.to(scale.device(), at::kFloat, /*non_blocking=*/true);
   cuda::update_loss_scale(scale.data_ptr<float>(), growth_tracker.data_ptr<int64_t>(), seen.const_data_ptr<float>(),
@@ -173,8 +172,7 @@ void update_loss_scale_(at::Tensor& scale, at::Tensor& growth_tracker, const at:
 }
 
 std::tuple<at::Tensor, at::Tensor> activation_stats(const at::Tensor& x, double near_zero) {
-  TORCH_CHECK_VALUE(near_zero >= 0, "near_zero must not be negative, got ", near_zero);
-  check_tensor(x, x.device(), "x", "activation_stats");
+  check_activations(x, near_zero);
   const c10::DeviceGuard guard(x.device());
   const at::TensorOptions on_device = at::TensorOptions().device(x.device());
   const std::unique_ptr<cpu::Layout> layout = layout_in(memory_order(x), x);

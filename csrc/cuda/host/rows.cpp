@@ -12,12 +12,6 @@ namespace {
 // The address of gradients without elements: null would say that there is none.
 const char kNoElements = 0;
 
-template <class T>
-T* allocate(size_t count, at::Device device, std::vector<at::Tensor>& memory) {
-  memory.push_back(at::zeros({static_cast<int64_t>(count * sizeof(T))}, at::TensorOptions(at::kByte).device(device)));
-  return static_cast<T*>(memory.back().mutable_data_ptr());
-}
-
 }  // namespace
 
 size_t append_layout(const cpu::Layout* layout, std::vector<int64_t>& layouts) {
@@ -85,6 +79,10 @@ bool DeviceRows::link(std::vector<cuda::TensorRow> rows, std::span<const cpu::Te
   if (recut) cut();
   table_.compensated =
       std::any_of(rows_.begin(), rows_.end(), [](const auto& row) { return row[kCompensation].data != nullptr; });
+  table_.averaged = std::any_of(rows_.begin(), rows_.end(), [](const auto& row) { return row[kEma].data != nullptr; });
+  if (table_.averaged && work_.ema_weights == nullptr) {
+    work_.ema_weights = allocate<float>(rows_.size(), device_, work_memory_);
+  }
   table_.rows = row_table_.update(rows_, device_);
   return recut;
 }

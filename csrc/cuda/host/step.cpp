@@ -8,7 +8,7 @@
 namespace gradops {
 
 CudaStep::CudaStep(at::Device device, const UpdateRuleInfo& rule)
-    : device_(device), rule_(rule), rows_(device, rule.cuda), units_(device) {}
+    : device_(device), rule_(rule), rows_(device, rule.cuda), units_(device), shards_(device) {}
 
 std::vector<cuda::GroupRule> CudaStep::rules_of(const StepCall& call) const {
   std::vector<cuda::GroupRule> rules;
@@ -34,7 +34,7 @@ cuda::StepArgs CudaStep::args_of(const StepCall& call) {
   const StepSettings& settings = call.settings;
   const StepBuffers& buffers = call.buffers;
   cuda::StepArgs args;
-  args.table = agc_ ? rows_.table_of_several() : rows_.table();
+  args.table = several() ? rows_.table_of_several() : rows_.table();
   args.work = rows_.work();
   args.stats = {buffers.scalars.data_ptr<float>(),      buffers.counters.data_ptr<int64_t>(),
                 buffers.norms.data_ptr<float>(),        buffers.abs_max.data_ptr<float>(),
@@ -46,9 +46,12 @@ cuda::StepArgs CudaStep::args_of(const StepCall& call) {
   args.rules.relative_step = settings.relative_step;
   args.rules.moves_loss_scale = settings.loss_scale_rule.has_value();
   args.rules.track_updates = settings.track_updates;
+  args.rules.gathers_squares = settings.gathers_squares(rule_);
   if (args.rules.moves_loss_scale) args.rules.loss_scale = *settings.loss_scale_rule;
   args.rules.guards = settings.guard.has_value();
   if (args.rules.guards) args.rules.guard = *settings.guard;
+  args.table.averaged &= settings.ema.has_value();  // a row that takes no part may still say that it has an average
+  if (args.table.averaged) args.rules.ema = *settings.ema;
   if (agc_) {
     args.rules.agc_ratio = settings.max_norm;
     args.units = units_.table();
@@ -75,6 +78,7 @@ bool CudaStep::link(const StepCall& call) {
   rows.resize(call.rows.size());
   for (const int64_t i : call.taking_part) {
     rows[i].step = call.rows[i].step();
+    rows[i].scalar = call.rows[i].scalar();
     rows[i].group = static_cast<int32_t>(call.rows[i].group());
   }
   return rows_.link(std::move(rows), call.views, call.taking_part);
@@ -95,12 +99,14 @@ void CudaStep::link_units(const StepCall& call) {
 }
 
 std::string CudaStep::description() const {
+  if (shared_) return "launches before and after an exchange: parameters are sharded";
   return agc_ ? "three launches: gradients are clipped by units" : form().description;
 }
 
 void CudaStep::captured(const StepCall& call) {
   rows_.captured();
   units_.captured();
+  shards_.captured();
   grads_.captured();
   groups_.captured();
   in_graphs_.insert(in_graphs_.end(), held_.begin(), held_.end());
@@ -114,16 +120,20 @@ void CudaStep::launch(const StepCall& call) {
   const std::vector<const void*> grads = DeviceRows::grads(call.views, call.taking_part);
   const std::vector<cuda::GroupRule> rules = rules_of(call);
   cuda::StepArgs args = args_of(call);
-  if (call.settings.caps()) measure_params(call, args);
+  if (call.settings.measures_params(rule_)) measure_params(call, args);
   if (!cuda::travels_inline(form(), grads.size(), rules.size())) {
     args.grads = grads_.update(grads, device_);
     args.groups = groups_.update(rules, device_);
   }
   const cuda::Stream stream = current_stream(device_);
-  {
+  const cuda::StepCall of_device{args, grads, rules};
+  if (shared_) {
+    const bool compares_params = call.settings.measures_params(rule_);
+    shards_.step({*rule_.cuda, form(), of_device, !call.taking_part.empty(), compares_params, stream}, *call.exchange);
+  } else {
     RECORD_USER_SCOPE("gradops.one_pass_step");
     const cuda::Launches step = agc_ ? rule_.cuda->agc_step : rule_.cuda->step;
-    step(form(), {args, grads, rules}, stream);
+    step(form(), of_device, stream);
   }
   if (cuda::capturing(stream)) captured(call);
 }
@@ -134,14 +144,17 @@ void CudaStep::step(const StepCall& call) {
   if (call.moved && link(call)) {
     for (ParamRow& row : call.rows) row.forget_squares();
   }
+  shared_ = call.exchange != nullptr;
+  if (shared_ && call.moved) shards_.link(rows_.rows(), call.rows);
   agc_ = call.settings.agc;
   if (agc_) link_units(call);
   if (call.settings.track_updates) rows_.make_room_for_updates();
-  if (call.settings.caps() && !rule_.scale_free) rows_.make_room_for_norms();
+  const bool measures = call.settings.measures_params(rule_);
+  if (measures && (rule_.grad_factor != nullptr || !rule_.scale_free)) rows_.make_room_for_norms();
   launch(call);
   for (const int64_t i : call.taking_part) {
     call.rows[i].bump_version();
-    if (call.settings.caps()) call.rows[i].set_squares({});
+    if (measures) call.rows[i].set_squares({});
   }
 }
 

@@ -1,4 +1,5 @@
-// A step on a GPU: tables on the device that are linked when something moved, and one launch.
+// A step on a GPU: tables on the device that are linked when something moved, and one launch; a few where processes
+// share the parameters.
 //
 // Nothing here waits for the device, and a steady step copies nothing to it.
 #pragma once
@@ -7,6 +8,7 @@
 #include <vector>
 
 #include "cuda/host/rows.h"
+#include "cuda/host/shards.h"
 #include "cuda/host/units.h"
 #include "host/step_backend.h"
 #include "host/update_rules.h"
@@ -25,7 +27,9 @@ class CudaStep : public StepBackend {
   bool link(const StepCall& call);
   void link_units(const StepCall& call);
   void launch(const StepCall& call);
-  const cuda::LaunchForm& form() const { return agc_ ? rows_.form_of_several() : rows_.form(); }
+  // Whether the last step was several launches on every device.
+  bool several() const { return agc_ || shared_; }
+  const cuda::LaunchForm& form() const { return several() ? rows_.form_of_several() : rows_.form(); }
   void measure_params(const StepCall& call, const cuda::StepArgs& args);
   cuda::StepArgs args_of(const StepCall& call);
   std::vector<cuda::GroupRule> rules_of(const StepCall& call) const;
@@ -38,7 +42,9 @@ class CudaStep : public StepBackend {
   std::vector<Units> units_of_rows_;
   std::vector<bool> clips_units_;  // of each group, as units_ was linked
   DeviceUnits units_;
-  bool agc_ = false;  // whether the last step clipped by units
+  DeviceShards shards_;
+  bool agc_ = false;     // whether the last step clipped by units
+  bool shared_ = false;  // whether other processes had other parts of its parameters
   DeviceTable<const void*> grads_;
   DeviceTable<cuda::GroupRule> groups_;
   std::vector<at::Tensor> in_graphs_;  // what a captured graph uses beside the tables

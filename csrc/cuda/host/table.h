@@ -1,4 +1,4 @@
-// Arrays that the host writes and kernels read.
+// Arrays on the device: those that the host writes and kernels read, and those that kernels write.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -10,6 +10,13 @@ namespace gradops {
 // A copy on the device, made without waiting for it. Raises RuntimeError while a graph is captured: the graph would
 // copy from host memory that is gone when it is replayed.
 at::Tensor to_device(const void* bytes, size_t size, at::Device device);
+
+// Zeros for kernels to write, which `memory` holds.
+template <class T>
+T* allocate(int64_t count, at::Device device, std::vector<at::Tensor>& memory) {
+  memory.push_back(at::zeros({count * int64_t{sizeof(T)}}, at::TensorOptions(at::kByte).device(device)));
+  return static_cast<T*>(memory.back().mutable_data_ptr());
+}
 
 // The device's copy of an array that changes rarely. A change is written to new memory, since kernels that are under
 // way, and graphs, read the old.

@@ -1,15 +1,6 @@
 #include "cuda/host/units.h"
 
 namespace gradops {
-namespace {
-
-template <class T>
-T* allocate(int64_t count, at::Device device, std::vector<at::Tensor>& memory) {
-  memory.push_back(at::empty({count * int64_t{sizeof(T)}}, at::TensorOptions(at::kByte).device(device)));
-  return static_cast<T*>(memory.back().mutable_data_ptr());
-}
-
-}  // namespace
 
 void DeviceUnits::link(std::span<const cuda::TensorRow> rows, std::span<const Units> units) {
   std::vector<std::pair<int64_t, Units>> wanted;

@@ -2,6 +2,7 @@
 // defines them.
 #pragma once
 
+#include "math/lerp.h"
 #include "math/update.h"
 
 namespace gradops {
@@ -33,22 +34,13 @@ struct Adam {
     return moment != kMaxExpAvgSq || variant == kAmsgrad;
   }
 
-  // What `lerp` takes for beta1.
-  GRADOPS_HD static float exp_avg_coef(double beta1) { return static_cast<float>((beta1 > 0.5 ? 1.0 : 0.0) - beta1); }
-
-  GRADOPS_HD static Coefs coefs(const Hyper& hyper, double lr, double step) {
-    return {exp_avg_coef(hyper.beta1),
+  GRADOPS_HD static Coefs coefs(const Hyper& hyper, const RowStep& row) {
+    return {lerp_coef(hyper.beta1),
             static_cast<float>(hyper.beta2),
             static_cast<float>(1.0 - hyper.beta2),
             static_cast<float>(hyper.eps),
-            static_cast<float>(lr / (1.0 - pow(hyper.beta1, step))),
-            static_cast<float>(1.0 / sqrt(1.0 - pow(hyper.beta2, step)))};
-  }
-
-  // beta1 * exp_avg + (1 - beta1) * grad, from the end that weighs more, as torch.lerp: from the other one, the
-  // rounding of a large difference would stay in the sum. `coef` is 1 - beta1 from exp_avg, and -beta1 from grad.
-  GRADOPS_HD static float lerp(float exp_avg, float grad, float coef) {
-    return (coef > 0.0f ? exp_avg : grad) + (grad - exp_avg) * coef;
+            static_cast<float>(row.lr / (1.0 - pow(hyper.beta1, row.step))),
+            static_cast<float>(1.0 / sqrt(1.0 - pow(hyper.beta2, row.step)))};
   }
 
   template <int kVariant>

@@ -30,9 +30,9 @@ struct Sgd {
 
   GRADOPS_HD static constexpr bool uses(int variant, int) { return variant != kPlain; }
 
-  GRADOPS_HD static Coefs coefs(const Hyper& hyper, double lr, double step) {
-    const bool first = step <= 1.0;
-    return {static_cast<float>(lr), static_cast<float>(hyper.momentum),
+  GRADOPS_HD static Coefs coefs(const Hyper& hyper, const RowStep& row) {
+    const bool first = row.step <= 1.0;
+    return {static_cast<float>(row.lr), static_cast<float>(hyper.momentum),
             static_cast<float>(first ? 0.0 : hyper.momentum), static_cast<float>(first ? 1.0 : 1.0 - hyper.dampening)};
   }
 

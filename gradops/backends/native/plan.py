@@ -1,9 +1,14 @@
 """The door to the native step: `gradops._C.StepPlan` with the interface of `gradops.backends.plan.StepPlan`."""
 
 import math
+from itertools import chain
 from typing import Any
 
+from torch import Tensor
+
 from gradops import _C
+from gradops.distributed.gather import Gathering
+from gradops.distributed.shards import is_sharded, local_grad, local_tensor
 from gradops.policies.loss_scale import DynamicLossScale
 from gradops.policies.spike_guard import SpikeGuard
 from gradops.settings import Settings, loss_scale_policy, relative_step_cap
@@ -16,13 +21,27 @@ class NativePlan(_C.StepPlan):
 
     def __init__(self, rule: UpdateRule) -> None:
         moments = [(moment.name, moment.because) for moment in rule.moments]
-        super().__init__(rule.name, moments, list(rule.hyper), rule.decoupled_key or "")
+        scalars = [scalar.name for scalar in rule.scalars]
+        super().__init__(rule.name, moments, scalars, list(rule.hyper), rule.decoupled_key or "", rule.always_decouples)
+        self._params: list[Tensor] = []  # those of the exchange
+        self._gathering: Gathering | None = None
+        self._exchange: _C.Exchange | None = None
 
     def bind_params(  # type: ignore[override]
         self, param_groups: list[dict[str, Any]], names: tuple[str, ...], buffers: StepBuffers
     ) -> None:
-        """As `gradops.backends.plan.StepPlan.bind_params`."""
-        super().bind_params(param_groups, names, buffers.all())
+        """As `gradops.backends.plan.StepPlan.bind_params`; some parameters may be DTensors."""
+        params = list(chain.from_iterable(group["params"] for group in param_groups))
+        if list(map(id, params)) != list(map(id, self._params)):
+            self._gathering = Gathering(params) if any(map(is_sharded, params)) else None
+            self._exchange = None if self._gathering is None else _exchange(self._gathering)
+            self._params = params
+        super().bind_params(param_groups, names, buffers.all(), self._exchange)
+
+    def description(self) -> str:
+        """What runs the steps, for people."""
+        device = super().description()
+        return device if self._gathering is None else f"{device}, shards of {len(self._gathering.ranks)} ranks"
 
     @staticmethod
     def prepare(settings: Settings) -> _C.StepSettings:
@@ -38,7 +57,16 @@ class NativePlan(_C.StepPlan):
             track_updates=settings.track_updates,
             l1=settings.l1,
             agc=settings.clip_mode == "agc",
+            ema=None if settings.ema is None else _C.EmaRule(*settings.ema.numbers),
         )
+
+
+def _exchange(gathering: Gathering) -> _C.Exchange:
+    from torch.distributed.tensor import DTensor
+
+    return _C.Exchange(
+        DTensor, local_tensor, local_grad, gathering.gather, gathering.counts, processes=len(gathering.ranks)
+    )
 
 
 def _loss_scale_rule(policy: None | float | DynamicLossScale) -> _C.LossScaleRule | None:

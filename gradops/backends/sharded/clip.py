@@ -27,8 +27,9 @@ def clip_sharded_grads_(grads: list[Tensor], max_norm: float, norm_type: float, 
     measured = [sizes(grad) if grad.is_complex() else grad for grad in local]
     _, norms, abs_max, _ = operators_for(measured).grad_stats(measured, norm_type=norm_type)
     gathering = Gathering(grads)
-    gathered = gathering.gather(torch.stack([norms, abs_max]).to(torch_math.wide_dtype(norms.device)))
-    counted = torch.where(gathering.counts(norms.device), gathered[:, 0], 0.0)
+    numbers = torch.nn.functional.pad(torch.stack([norms, abs_max]).to(torch_math.wide_dtype(norms.device)), (0, 1))
+    gathered = gathering.gather(numbers, "nm", norm_type)
+    counted = gathering.counted(gathered[:, 0, :-1])
     merged = torch_math.merge_norms(torch_math.merge_norms(counted, norm_type), norm_type)
     largest = gathered[:, 1].amax()
     norm = torch.where(largest.isfinite(), merged, largest)

@@ -2,15 +2,16 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gradops.backends.call import Backend
 from gradops.backends.checks import check_tensor, takes_part
 from gradops.backends.plan import StepPlan
-from gradops.backends.sharded.step import MeshStep
+from gradops.backends.sharded.exchange import Exchange
 from gradops.distributed.shards import is_sharded, local_grad, local_tensor
 from gradops.settings import Settings
 from gradops.stats import StepBuffers
@@ -58,7 +59,7 @@ class _Shard:
         return all(value is known and local_tensor(value) is local for value, (known, local) in pairs)
 
 
-def _shard_of(param: Tensor, name: str) -> _Shard:
+def _shard_of(param: Tensor) -> _Shard:
     if not is_sharded(param):
         return _Shard(param, param)
     local = local_tensor(param).detach()
@@ -66,64 +67,40 @@ def _shard_of(param: Tensor, name: str) -> _Shard:
     return _Shard(param, local)
 
 
-# What `MeshStep` does. Whatever else comes to be set is refused rather than left out of the step.
-_SUPPORTED = {
-    "max_norm",
-    "norm_type",
-    "clip_value",
-    "max_relative_step",
-    "loss_scale",
-    "backend",
-    "master_weights",
-    "guard",
-    "moments_dtype",
-    "track_updates",
-    "l1",
-    "protect",
-}
-_DEFAULTS = asdict(Settings())
-
-
 class ShardedPlan:
     """The interface of `gradops.backends.plan.StepPlan` for parameters of which some are DTensors.
 
     Args:
-        ops: who has the operators of `gradops.ops`.
+        backend: what carries out the steps.
         rule: the update rule.
     """
 
-    def __init__(self, ops: Any, rule: UpdateRule) -> None:
-        self._backend = MeshStep(ops, rule)
-        self._plan = StepPlan(self._backend, rule)
+    def __init__(self, backend: Backend, rule: UpdateRule) -> None:
+        self._backend = backend
+        self._plan = StepPlan(backend, rule)
         self._shards: list[_Shard] = []
+        self._exchange: Exchange | None = None
         self._local_state: dict[Tensor, Any] = {}
 
     @staticmethod
     def prepare(settings: Settings) -> Settings:
-        """As StepPlan's.
-
-        Raises:
-            ValueError: a setting asks for what only the one pass over whole parameters does.
-        """
-        for name, default in _DEFAULTS.items():
-            if name not in _SUPPORTED and getattr(settings, name) != default:
-                raise ValueError(f"{name} cannot be set where parameters are sharded (DTensors)")
+        """As StepPlan's."""
         return settings
 
     def bind_params(self, param_groups: list[dict[str, Any]], names: tuple[str, ...], buffers: StepBuffers) -> None:
         """As StepPlan's."""
         before = {id(shard.param): shard for shard in self._shards}
         params = [param for group in param_groups for param in group["params"]]
-        shards = [before.get(id(param)) or _shard_of(param, name) for param, name in zip(params, names, strict=True)]
+        shards = [before.get(id(param)) or _shard_of(param) for param in params]
         for index, shard in enumerate(shards):
             shard.follow()
             # The plan takes local tensors for frozen ones, since they require no gradient.
             if shard.local is not shard.param and takes_part(shard.param):
                 check_tensor(shard.local, buffers.scalars.device, "parameter", names[index], self._backend.DTYPES)
-        self._plan.bind_params(self._local_groups(param_groups, shards), names, buffers)
-        if shards != self._shards:
-            self._backend.set_full_params(params, buffers.scalars.device)
-        self._shards = shards
+        same = [id(shard.param) for shard in shards] == [id(shard.param) for shard in self._shards]
+        exchange = self._exchange if same and self._exchange is not None else Exchange(params)
+        self._plan.bind_params(self._local_groups(param_groups, shards), names, buffers, exchange)
+        self._shards, self._exchange = shards, exchange
 
     def bind_state(self, state: dict[Tensor, Any]) -> None:
         """As StepPlan's."""
@@ -164,7 +141,8 @@ class ShardedPlan:
 
     def description(self) -> str:
         """As StepPlan's."""
-        return self._backend.description()
+        processes = 0 if self._exchange is None else self._exchange.processes
+        return f"{self._backend.description()}, shards of {processes} ranks"
 
     def refresh(self) -> None:
         """As StepPlan's."""

@@ -26,13 +26,15 @@ def unit_norms(values: Tensor) -> Tensor:
     return norms.view(-1, *[1] * (values.ndim - 1))
 
 
-def unit_coefs(weight: Tensor, grad: Tensor, ratio: float) -> Tensor:
+def unit_coefs(weight: Tensor, grad: Tensor, ratio: float, norms: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """What each unit of a gradient is multiplied by: in its dtype, at most 1, in the shape of `unit_norms`.
 
     Args:
         weight: the parameter, or its master.
         grad: unscaled and clamped, in its arithmetic's dtype.
         ratio: the largest norm of a unit's gradient, relative to that of its weights.
+        norms: of gradient and weights, 0-d, where these are only a part of one unit.
     """
-    limit, norm = ratio * unit_norms(weight).clamp(min=EPS), unit_norms(grad)
-    return torch.where(norm > limit, limit / norm, 1.0).to(grad.dtype)
+    grad_norms, weight_norms = norms or (unit_norms(grad), unit_norms(weight))
+    limit = ratio * weight_norms.clamp(min=EPS)
+    return torch.where(grad_norms > limit, limit / grad_norms, 1.0).to(grad.dtype)

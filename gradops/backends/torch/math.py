@@ -1,4 +1,4 @@
-"""The rules of csrc/math in torch's own operations, on tensors of any device and without waiting for it.
+"""csrc/math in torch's own operations, on tensors of any device and without waiting for it.
 
 What depends on the gradients stays a tensor; a skipped step writes what was there.
 """
@@ -26,6 +26,25 @@ def wide_dtype(device: torch.device) -> torch.dtype:
 def arithmetic_of(tensor: Tensor) -> torch.dtype:
     """The dtype of an update's arithmetic: float64 for what is float64, float32 for everything else."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def of_each(params: list[Tensor], columns: list[Tensor]) -> list[tuple[Tensor, ...]]:
+    """Of each parameter its number of every column, 0-d and rounded to its arithmetic's dtype."""
+    numbers = torch.stack([column.to(columns[0].dtype) for column in columns], dim=1)
+    dtypes = [arithmetic_of(param) for param in params]
+    rounded = {dtype: numbers.to(dtype).unbind() for dtype in set(dtypes)}
+    return [rounded[dtype][index].unbind() for index, dtype in enumerate(dtypes)]
+
+
+def bias_correction(beta: float, step: Tensor) -> Tensor:
+    """1 - beta^step; by expm1, because float32 would lose it for the first steps."""
+    return -torch.expm1(step * (math.log(beta) if beta > 0 else -math.inf))
+
+
+def lerp(average: Tensor, value: Tensor, beta: float) -> Tensor:
+    """beta * average + (1 - beta) * value in the dtype of `value`, from the end that weighs more, as torch.lerp."""
+    begin, coef = (average, 1.0 - beta) if beta > 0.5 else (value, -beta)
+    return value.sub(average).mul_(coef).add_(begin)
 
 
 @dataclass(slots=True)

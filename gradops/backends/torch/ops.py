@@ -4,6 +4,7 @@ Signatures are the operators' schemas where no native code defines them; the arg
 """
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from gradops.backends.checks import check_like, check_writable
 from gradops.backends.torch import math as torch_math
 from gradops.backends.torch import rules
 from gradops.backends.torch.math import GradStats
-from gradops.backends.torch.update import Options, Tensors, update_
+from gradops.backends.torch.update import Options, Tensors, move_scalars_, update_, values_of
 from gradops.policies.loss_scale import DynamicLossScale
 
 _increment = torch.autograd.graph.increment_version
@@ -51,8 +52,8 @@ def _measured(
     return GradStats(zero, zero, zero.long()), rows
 
 
-def _told(values: Tensor, tensors: list[Tensor]) -> Tensor:
-    """What was measured of these tensors as it is handed out: float64 where one of them is, else float32."""
+def _returned(values: Tensor, tensors: list[Tensor]) -> Tensor:
+    """What was measured of these tensors, in float64 where one of them is, else in float32."""
     return values.to(torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32)
 
 
@@ -74,7 +75,7 @@ def grad_stats(
     norms, abs_max, nonfinite = (
         torch.stack([getattr(row, name) for row in rows]) for name in ("norm", "abs_max", "nonfinite")
     )
-    return _told(every.norm, grads), _told(norms, grads), _told(abs_max, grads), nonfinite
+    return _returned(every.norm, grads), _returned(norms, grads), _returned(abs_max, grads), nonfinite
 
 
 def _update_(
@@ -83,6 +84,7 @@ def _update_(
     grads: list[Tensor],
     moments: list[Tensor],
     steps: list[Tensor],
+    scalars: list[Tensor],
     lr: Tensor,
     *,
     hyper: list[float],
@@ -94,11 +96,14 @@ def _update_(
     decoupled: bool = False,
     maximize: bool = False,
     l1: float = 0.0,
+    grad_factors: Tensor | None = None,
 ) -> None:
     _check(params, "params", writable=True)
     _check(grads, "grads", writable=False, leaders=params)
     columns = _moment_by_moment(moments, params)
-    _check_steps(steps, params)
+    update_rule = rules.load(rule)
+    _check_numbers("steps", steps, params)
+    _check_numbers("scalars", scalars, params if hasattr(update_rule, "next_scalar") else [])
     if not params:
         return
     device = params[0].device
@@ -107,17 +112,27 @@ def _update_(
     numbers = torch.stack([step.reshape(()) for step in steps]).to(wide) + 1
     rates = lr.to(device, wide).reshape(()).expand_as(numbers)
     options = Options(hyper, weight_decay, decoupled, maximize, l1)
-    update_rule = rules.load(rule)
-    coefs = update_rule.coefs(params, hyper, rates, numbers)
+    values = values_of(scalars)
+    coefs = update_rule.coefs(params, hyper, rates, numbers, *values)
+    factors = _factors(update_rule, grad_factors, params)
     inv_scale = _inverse(grad_scale)
     for index, param in enumerate(params):
         grad = torch_math.clamp(torch_math.unscale(grads[index], inv_scale), clip_value)
         grad = grad if clip_coef is None else grad * clip_coef.reshape(()).to(grad.dtype)
         tensors = Tensors(param, [column[index] for column in columns])
-        update_(update_rule, tensors, grad, options, rates[index], coefs[index], skip)
+        update_(update_rule, tensors, grad, options, rates[index], coefs[index], factors[index], skip)
         steps[index].add_(~skip)
-    for written in (params, steps, moments):
+    move_scalars_(update_rule, scalars, values, hyper, numbers, skip)
+    for written in (params, steps, scalars, moments):
         _increment(written)
+
+
+def _factors(rule: Any, grad_factors: Tensor | None, params: list[Tensor]) -> Sequence[Tensor | None]:
+    """What each gradient is multiplied by."""
+    wanted = len(params) if hasattr(rule, "grad_factor") else None
+    if (None if grad_factors is None else grad_factors.numel()) != wanted:
+        raise ValueError("grad_factors must have one value a parameter for a rule that scales gradients, and none else")
+    return [None] * len(params) if grad_factors is None else grad_factors.to(params[0].device).unbind()
 
 
 def _moment_by_moment(moments: list[Tensor], params: list[Tensor]) -> list[list[Tensor]]:
@@ -131,14 +146,15 @@ def _moment_by_moment(moments: list[Tensor], params: list[Tensor]) -> list[list[
     return columns
 
 
-def _check_steps(steps: list[Tensor], params: list[Tensor]) -> None:
-    if len(steps) != len(params):
-        raise ValueError(f"steps must have one tensor a parameter, {len(params)}, got {len(steps)}")
-    for step, param in zip(steps, params, strict=True):
-        if step.numel() != 1 or step.dtype != torch.float32:
-            raise ValueError("steps must be single Floats")
-        if step.device != param.device:
-            raise ValueError(f"steps must be on the device of params, {param.device}, got {step.device}")
+def _check_numbers(role: str, numbers: list[Tensor], params: list[Tensor]) -> None:
+    """`params` are those that have such a number."""
+    if len(numbers) != len(params):
+        raise ValueError(f"{role} must have one tensor a parameter, {len(params)}, got {len(numbers)}")
+    for number, param in zip(numbers, params, strict=True):
+        if number.numel() != 1 or number.dtype != torch.float32:
+            raise ValueError(f"{role} must be single Floats")
+        if number.device != param.device:
+            raise ValueError(f"{role} must be on the device of params, {param.device}, got {number.device}")
 
 
 def clip_grad_norm_(grads: list[Tensor], max_norm: float, norm_type: float = 2.0) -> Tensor:
@@ -149,7 +165,7 @@ def clip_grad_norm_(grads: list[Tensor], max_norm: float, norm_type: float = 2.0
     if max_norm != float("inf"):
         coef = torch_math.clip_coef(every.norm, max_norm)
         _scale(grads, torch.where(every.nonfinite > 0, 1.0, coef))
-    return _told(every.norm, grads)
+    return _returned(every.norm, grads)
 
 
 def unscale_(grads: list[Tensor], grad_scale: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gradops.backends.torch.math import arithmetic_of
-from gradops.update_rule import UpdateRule
+from gradops.update_rule import UpdateRule, number_of
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ def options_of(rule: UpdateRule, group: Mapping[str, Any]) -> Options:
     """The options of a param group with its "l1"."""
     return Options(
         hyper=rule.hyper_of(group),
-        weight_decay=float(group["weight_decay"]),
+        weight_decay=number_of(group, "weight_decay"),
         decoupled=rule.decouples(group),
         maximize=bool(group["maximize"]),
-        l1=float(group["l1"]),
+        l1=number_of(group, "l1"),
     )
 
 
@@ -55,7 +55,16 @@ class Tensors:
     compensation: Tensor | None = None
 
 
-def update_(rule: Any, tensors: Tensors, grad: Tensor, options: Options, lr: Tensor, coefs: Any, skip: Tensor) -> None:
+def update_(
+    rule: Any,
+    tensors: Tensors,
+    grad: Tensor,
+    options: Options,
+    lr: Tensor,
+    coefs: Any,
+    grad_factor: Tensor | None,
+    skip: Tensor,
+) -> None:
     """Updates a parameter and its state in place, or leaves them.
 
     Args:
@@ -65,6 +74,7 @@ def update_(rule: Any, tensors: Tensors, grad: Tensor, options: Options, lr: Ten
         options: of the parameter's group.
         lr: the rate that this parameter takes; 0-d.
         coefs: the rule's, for this parameter.
+        grad_factor: what the regularised gradient is multiplied by, 0-d; None for 1.
         skip: bool, 0-d; whether everything stays as it was.
     """
     param, compensation = tensors.param, tensors.compensation
@@ -73,6 +83,8 @@ def update_(rule: Any, tensors: Tensors, grad: Tensor, options: Options, lr: Ten
     if compensation is not None:
         weight = weight + compensation
     weight, grad = _regularise(weight, grad.to(weight.dtype), options, lr)
+    if grad_factor is not None:
+        grad = grad * grad_factor.to(grad.dtype)
     weight, moved = rule.update(weight, grad, tensors.moments, options.hyper, coefs)
     for moment, value in zip(tensors.moments, moved, strict=True):
         torch.where(skip, moment, value.to(moment.dtype), out=moment)
@@ -83,6 +95,29 @@ def update_(rule: Any, tensors: Tensors, grad: Tensor, options: Options, lr: Ten
         left = torch.where(left.isfinite(), left, 0.0).to(param.dtype)
         torch.where(skip, compensation, left, out=compensation)
     torch.where(skip, param, weight.to(param.dtype), out=param)
+
+
+def values_of(scalars: list[Tensor]) -> list[Tensor]:
+    """The numbers that a rule's state has of each parameter beside its step, as one tensor; none for most rules."""
+    return [torch.stack([scalar.reshape(()) for scalar in scalars])] if scalars else []
+
+
+def move_scalars_(
+    rule: Any, scalars: list[Tensor], values: list[Tensor], hyper: list[float], step: Tensor, skip: Tensor
+) -> None:
+    """Makes of these numbers what they are after the update, or leaves them.
+
+    Args:
+        rule: a module of `gradops.backends.torch.rules`.
+        scalars: of a group's parameters.
+        values: `values_of` them.
+        hyper, step: as for the rule's `coefs`.
+        skip: bool, 0-d; whether they stay as they were.
+    """
+    for value in values:
+        moved = torch.where(skip, value, rule.next_scalar(hyper, step, value))
+        for scalar, number in zip(scalars, moved.unbind(), strict=True):
+            scalar.copy_(number.expand_as(scalar))
 
 
 def _regularise(weight: Tensor, grad: Tensor, options: Options, lr: Tensor) -> tuple[Tensor, Tensor]:

@@ -58,6 +58,37 @@ def unit_norm(row, layouts, words, unit, scale, clip_value, TENSOR: tl.constexpr
 
 
 @triton.jit
+def unit_dtypes(row, MASTERS: tl.constexpr):
+    """The codes of a row's gradient and of what is updated."""
+    return tl.load(row + KIND) // 3 % 3, tl.where(MASTERS, 0, tl.load(row + KIND) % 3)
+
+
+@triton.jit
+def norms_of_unit(
+    row,
+    layouts,
+    words,
+    unit,
+    dtypes,
+    inv_scale,
+    clip_value,
+    DTYPES: tl.constexpr,
+    PARAM_DTYPES: tl.constexpr,
+):
+    """The L2 norms of a unit's clamped gradient and of what is updated, in float64; `dtypes` are `unit_dtypes`."""
+    grad_dtype, param_dtype = dtypes
+    grad_norm, param_norm = inv_scale.to(tl.float64) * 0, inv_scale.to(tl.float64) * 0
+    for dtype in tl.static_range(3):
+        if DTYPES & (1 << dtype):
+            if grad_dtype == dtype:
+                grad_norm = unit_norm(row, layouts, words, unit, inv_scale, clip_value, GRAD, dtype)
+        if PARAM_DTYPES & (1 << dtype):
+            if param_dtype == dtype:
+                param_norm = unit_norm(row, layouts, words, unit, 1.0, float("inf"), PARAM, dtype)
+    return grad_norm, param_norm
+
+
+@triton.jit
 def agc_coef(param_norm, grad_norm, ratio):
     """What a unit's gradient is multiplied by; a NaN fails the comparisons."""
     limit = ratio * tl.where(param_norm < EPS, EPS, param_norm)
@@ -74,30 +105,31 @@ def unit_coefs_kernel(
     decision,
     scalars,
     unit_coefs,
+    unit_norms,
     DTYPES: tl.constexpr,
     PARAM_DTYPES: tl.constexpr,
     MASTERS: tl.constexpr,
 ):
     """The factor of one unit. The smallest of all is written in place of the decision's, which precedes it.
 
-    `DTYPES` and `PARAM_DTYPES` have a bit for each dtype of gradients and of what is updated.
+    `DTYPES` and `PARAM_DTYPES` have a bit for each dtype of gradients and of what is updated. `unit_norms`, where rows
+    may be parts, has two norms a row as the exchange has merged them; negative ones are measured here.
     """
     at = tl.program_id(0)
     index = tl.load(rows_of_units + at).to(tl.int64)
     row, words = rows + index * ROW_WORDS, units + index * UNIT_WORDS
     if (tl.load(decision + SKIP) == 0) & (tl.load(row + TAKES_PART) != 0):
         unit = at + 1 - tl.load(words + FIRST)
-        grad_dtype, param_dtype = tl.load(row + KIND) // 3 % 3, tl.where(MASTERS, 0, tl.load(row + KIND) % 3)
+        dtypes = unit_dtypes(row, MASTERS)
         clip_value = tl.load(settings + CLIP_VALUE).to(tl.float32)
         inv_scale, clip_coef = tl.load(decision + INV_SCALE), tl.load(decision + CLIP_COEF)
-        grad_norm, param_norm = inv_scale.to(tl.float64) * 0, inv_scale.to(tl.float64) * 0
-        for dtype in tl.static_range(3):
-            if DTYPES & (1 << dtype):
-                if grad_dtype == dtype:
-                    grad_norm = unit_norm(row, layouts, words, unit, inv_scale, clip_value, GRAD, dtype)
-            if PARAM_DTYPES & (1 << dtype):
-                if param_dtype == dtype:
-                    param_norm = unit_norm(row, layouts, words, unit, 1.0, float("inf"), PARAM, dtype)
+        grad_norm, param_norm = norms_of_unit(
+            row, layouts, words, unit, dtypes, inv_scale, clip_value, DTYPES, PARAM_DTYPES
+        )
+        if unit_norms is not None:
+            whole = unit_norms + 2 * index
+            if tl.load(whole) >= 0:
+                grad_norm, param_norm = tl.load(whole), tl.load(whole + 1)
         coef = agc_coef(param_norm, grad_norm * clip_coef, tl.load(settings + AGC_RATIO))
         tl.store(unit_coefs + at + 1, coef)
         if coef < 1.0:

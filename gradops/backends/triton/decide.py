@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from gradops.backends.triton.ema import ema_weight_of
 from gradops.backends.triton.guard import guard_step
 from gradops.backends.triton.math import MERGE_LEVELS, clip_coef_of, merge_stats, norm_of
 from gradops.backends.triton.rows import (
@@ -14,6 +15,7 @@ from gradops.backends.triton.rows import (
     CLIP_VALUE,
     DECAY,
     DECOUPLED,
+    EMA_WEIGHT,
     FIRST_CHUNK,
     FLOOR,
     GRAD_SIGN,
@@ -34,6 +36,7 @@ from gradops.backends.triton.rows import (
     NUMEL,
     OWN_COEFS,
     OWN_HYPER,
+    SCALAR,
     SKIP,
     STEP,
     WARMUP_STEPS,
@@ -80,27 +83,45 @@ def plan_row(
     param_counts,
     chunk_count,
     grad_norm,
+    whole_norm,
+    whole_root,
     coefs,
     COEFFICIENTS: tl.constexpr,
+    NEXT_SCALAR: tl.constexpr,
+    ADAPTS: tl.constexpr,
+    GRAD_FACTOR: tl.constexpr,
     HYPER: tl.constexpr,
     CAPS: tl.constexpr,
+    AVERAGES: tl.constexpr,
 ):
     """How a row is updated unless the step is skipped: derived in float64, then rounded.
 
-    `COEFFICIENTS` is the rule's; `HYPER` is how many hyper-parameters of its own it has. `grad_norm` is the L2 norm of
-    the clipped gradient, for CAPS of a rule whose updates grow with it, and else None.
+    `COEFFICIENTS`, `NEXT_SCALAR`, `ADAPTS` and `GRAD_FACTOR` are the rule's, the last three None where it has none;
+    `HYPER` is how many hyper-parameters of its own it has. `grad_norm` is the L2 norm of the clipped gradient, for a
+    rule that scales gradients by norms and for CAPS of one whose updates grow with it, and else None. `whole_norm` and
+    `whole_root` are the L2 norm of what is updated and the root of its number of elements, where the row has only a
+    part of them, and else None.
     """
     group = groups + tl.load(row + GROUP) * (OWN_HYPER + HYPER)
     step = tl.load(tl.load(row + STEP).to(tl.pointer_type(tl.float32))).to(tl.float64) + 1.0
     lr = current_lr(group, tl.load(lr_pointers + tl.load(row + GROUP))) * lr_factor
     decay, decoupled = tl.load(group + WEIGHT_DECAY), tl.load(group + DECOUPLED) != 0
-    capped = 0.0
+    root = whole_root
+    if whole_root is None:
+        root = tl.sqrt(tl.maximum(tl.load(row + NUMEL), 1).to(tl.float64))
+    capped, rms, factor = 0.0, 0.0, 1.0
+    if CAPS or GRAD_FACTOR is not None:
+        rms = rms_of(row, param_sums, param_counts, chunk_count) if whole_norm is None else whole_norm / whole_root
+    if GRAD_FACTOR is not None:
+        with_l1 = grad_norm + tl.load(group + L1_OF) * root
+        factor = GRAD_FACTOR(group + OWN_HYPER, decay, lr, rms * root, with_l1)
     if CAPS:
-        rms = rms_of(row, param_sums, param_counts, chunk_count)
         limit = relative_limit(rms, step, settings)
         if grad_norm is not None:
-            grad_rms = grad_norm / tl.sqrt(tl.maximum(tl.load(row + NUMEL), 1).to(tl.float64))
-            per_rate = grad_rms + tl.where(decoupled, 0.0, decay) * rms + tl.load(group + L1_OF)
+            per_rate = grad_norm / root + tl.where(decoupled, 0.0, decay) * rms + tl.load(group + L1_OF)
+            per_rate *= factor
+            if ADAPTS is not None:
+                per_rate = tl.where(ADAPTS(group + OWN_HYPER, step), 1.0, per_rate)
             limit = tl.where(per_rate > 0, limit / tl.where(per_rate > 0, per_rate, 1.0), float("inf"))
         capped = tl.where(limit < lr, 1.0, 0.0)
         lr = tl.minimum(limit, lr)
@@ -109,7 +130,15 @@ def plan_row(
     tl.store(coefs + L2, tl.where(decoupled, 0.0, decay).to(tl.float32))
     tl.store(coefs + DECAY, tl.where(decoupled, lr * decay, 0.0).to(tl.float32))
     tl.store(coefs + CAPPED, capped)
-    own = COEFFICIENTS(group + OWN_HYPER, lr, step)
+    if AVERAGES:
+        tl.store(coefs + EMA_WEIGHT, ema_weight_of(settings, step).to(tl.float32))
+    if NEXT_SCALAR is not None:
+        scalar = tl.load(tl.load(row + SCALAR).to(tl.pointer_type(tl.float32))).to(tl.float64)
+        own = COEFFICIENTS(group + OWN_HYPER, lr, step, scalar)
+    elif GRAD_FACTOR is not None:
+        own = COEFFICIENTS(group + OWN_HYPER, lr, step, factor)
+    else:
+        own = COEFFICIENTS(group + OWN_HYPER, lr, step)
     for place in tl.static_range(len(own)):
         tl.store(coefs + OWN_COEFS + place, own[place].to(tl.float32))
 

@@ -1,4 +1,4 @@
-"""The rules of csrc/math for Triton: the one deliberate second copy, held to the same oracle by the same tests.
+"""csrc/math for Triton: the one deliberate second copy, held to the same oracle by the same tests.
 
 Sums are trees of pairs, so that their order depends neither on the dtype nor on the width of the accesses or the number
 of warps, and the interpreter adds as a GPU does. Every quotient and root of an element is the rounded one. `NORM` is 1
@@ -182,6 +182,19 @@ def integer_power(base, exponent):
         base = base * base
         left = left // 2
     return result
+
+
+@triton.jit
+def lerp_coef(beta):
+    """What `lerp` takes for beta."""
+    return tl.where(beta > 0.5, 1.0, 0.0) - beta
+
+
+@triton.jit
+def lerp(average, value, coef, FROM_VALUE: tl.constexpr):
+    """beta * average + (1 - beta) * value, from the end that weighs more, as torch.lerp; see csrc/math/lerp.h."""
+    change = (value - average) * coef
+    return value + change if FROM_VALUE else average + change
 
 
 @triton.jit

@@ -31,3 +31,16 @@ def write_updates(row, decision, param_sums, moved_sums, counts, chunk_count, up
     else:
         tl.store(update_ratio, 0.0)
         tl.store(param_rms, 0.0)
+
+
+@triton.jit
+def write_norms(row, decision, param_sums, moved_sums, counts, chunk_count, norms):
+    """For an exchange the norms of the move and of what was stored, two elements in float64; 0 where nothing moved."""
+    if (tl.load(decision + SKIP) == 0) & (tl.load(row + TAKES_PART) != 0):
+        norm = row_norm(param_sums, counts, chunk_count, row)
+        moved = row_norm(moved_sums, counts, chunk_count, row)
+        tl.store(norms, moved)
+        tl.store(norms + 1, norm)
+    else:
+        tl.store(norms, 0.0)
+        tl.store(norms + 1, 0.0)

@@ -29,13 +29,15 @@ class GroupForm(NamedTuple):
 
     variant: int
     moments: tuple[str | None, ...]  # by slot, the name of the state's entry
+    scalar: str | None  # of the number beside the step
 
     @classmethod
     def of(cls, group: dict[str, Any], rule: UpdateRule, code: Any) -> "GroupForm":
         """Of a group; `code` is the rule's module in `gradops.backends.triton.rules`."""
         variant = code.variant_of(rule.hyper_of(group))
         used = code.MOMENTS[variant]
-        return cls(variant, tuple(rule.moment_names[slot] if slot in used else None for slot in range(SLOTS)))
+        moments = tuple(rule.moment_names[slot] if slot in used else None for slot in range(SLOTS))
+        return cls(variant, moments, next((scalar.name for scalar in rule.scalars), None))
 
 
 class LinkedRow(NamedTuple):
@@ -133,7 +135,7 @@ def linked(row: Row, first_chunk: int, group: GroupForm) -> LinkedRow:
     numel = row.param.numel()
     place = [numel, first_chunk, chunks_of(numel), row.group]
     if row.grad is None or row.state is None:
-        return LinkedRow([0] * words.STEP.value + [0, *place, 0, 0, 0, 0], [], False)
+        return LinkedRow([0] * words.STEP.value + [0, *place, 0, 0, 0, 0, 0], [], False)
     tensors = tensors_of(row, group)
     dims = layout_of([tensor for tensor in tensors if tensor is not None])
     pointers = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
@@ -143,7 +145,8 @@ def linked(row: Row, first_chunk: int, group: GroupForm) -> LinkedRow:
     kind += 18 * group.variant
     in_vectors = int(fits and pointers[GRAD] % 16 == 0)
     layout = layout_words(dims, [place for place, tensor in enumerate(tensors) if tensor is not None])
-    return LinkedRow([*pointers, row.state["step"].data_ptr(), *place, 1, kind, in_vectors, 0], layout, fits)
+    step, scalar = row.state["step"].data_ptr(), 0 if group.scalar is None else row.state[group.scalar].data_ptr()
+    return LinkedRow([*pointers, step, *place, 1, kind, in_vectors, 0, scalar], layout, fits)
 
 
 def tensors_of(row: Row, group: GroupForm) -> list[Tensor | None]:
@@ -151,7 +154,7 @@ def tensors_of(row: Row, group: GroupForm) -> list[Tensor | None]:
     assert row.state is not None
     moments = [None if name is None else row.state[name] for name in group.moments]
     rounded = None if row.updated is row.param else row.param
-    return [row.updated, row.grad, rounded, row.state.get("compensation"), *moments]
+    return [row.updated, row.grad, rounded, row.state.get("compensation"), row.state.get("ema"), *moments]
 
 
 def moments_dtype(row: Row, group: GroupForm) -> torch.dtype:

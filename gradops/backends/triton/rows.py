@@ -18,29 +18,31 @@ SMALL_TILES = tl.constexpr(4)  # in a tile
 
 # The words of a row; addresses are 0 where there is nothing.
 # PARAM is what is updated: with a master that, and then ROUNDED is the parameter. COMPENSATION is what rounding took
-# off the parameter. The moments of the update rule follow, in the rule's order.
-PARAM, GRAD, ROUNDED, COMPENSATION, MOMENT0, MOMENT1, MOMENT2 = (tl.constexpr(i) for i in range(7))
-STEP = tl.constexpr(7)
-NUMEL = tl.constexpr(8)
-FIRST_CHUNK = tl.constexpr(9)
-CHUNKS = tl.constexpr(10)
-GROUP = tl.constexpr(11)
-TAKES_PART = tl.constexpr(12)
-KIND = tl.constexpr(13)
-IN_VECTORS = tl.constexpr(14)  # whether every tensor lies in one order without gaps and begins at 16 bytes
-LAYOUT = tl.constexpr(15)  # place of its layout
-ROW_WORDS = tl.constexpr(16)
+# off the parameter, EMA the average of what is updated. The moments of the update rule follow, in the rule's order.
+PARAM, GRAD, ROUNDED, COMPENSATION, EMA, MOMENT0, MOMENT1, MOMENT2 = (tl.constexpr(i) for i in range(8))
+STEP = tl.constexpr(8)
+NUMEL = tl.constexpr(9)
+FIRST_CHUNK = tl.constexpr(10)
+CHUNKS = tl.constexpr(11)
+GROUP = tl.constexpr(12)
+TAKES_PART = tl.constexpr(13)
+KIND = tl.constexpr(14)
+IN_VECTORS = tl.constexpr(15)  # whether every tensor lies in one order without gaps and begins at 16 bytes
+LAYOUT = tl.constexpr(16)  # place of its layout
+SCALAR = tl.constexpr(17)  # the number beside the step, where the rule's state has one
+ROW_WORDS = tl.constexpr(18)
 
 # A layout is the number of dimensions, then for each, innermost first, its size and the stride in each tensor.
-TENSORS = tl.constexpr(7)
+TENSORS = tl.constexpr(8)
 
 # A kind says which code a row takes: dtype of the parameter + 3 * dtype of the gradient + 9 * dtype of the moments,
 # which is not float16, + 18 * variant of the rule.
 FLOAT32, BFLOAT16, FLOAT16 = (tl.constexpr(i) for i in range(3))
 
-# What `plan_row` leaves for the update of a row: these, then the rule's own coefficients.
-GRAD_SIGN, L1, L2, DECAY, CAPPED = (tl.constexpr(i) for i in range(5))
-OWN_COEFS = tl.constexpr(5)
+# What `plan_row` leaves for the update of a row: these, then the rule's own coefficients. EMA_WEIGHT is only written
+# where there are averages.
+GRAD_SIGN, L1, L2, DECAY, CAPPED, EMA_WEIGHT = (tl.constexpr(i) for i in range(6))
+OWN_COEFS = tl.constexpr(6)
 
 # The words of a param group, in float64: these, then the rule's own hyper-parameters. A tensor lr stands in a table of
 # its own.
@@ -53,6 +55,8 @@ GROWTH_FACTOR, BACKOFF_FACTOR, GROWTH_INTERVAL, MIN_SCALE, MAX_SCALE = (tl.const
 RATIO, Z_SCORE, SKIPS, LR_CUT, LR_GROWTH, MIN_LR_FACTOR = (tl.constexpr(i) for i in range(11, 17))
 HISTORY, GUARD_WARMUP = (tl.constexpr(i) for i in range(17, 19))
 AGC_RATIO = tl.constexpr(19)
+EMA_DECAY, EMA_MIN_DECAY, EMA_INV_GAMMA, EMA_POWER = (tl.constexpr(i) for i in range(20, 24))
+EMA_TAU, EMA_START, EMA_EVERY = (tl.constexpr(i) for i in range(24, 27))
 
 # The guard's scalars, behind the loss scale; norms seen are the counter behind its tracker.
 GUARDED, LR_FACTOR_USED, LR_FACTOR, USUAL_NORM, DEVIATION = (tl.constexpr(i) for i in range(5, 10))

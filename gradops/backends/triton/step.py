@@ -1,4 +1,4 @@
-"""The step in Triton: two launches, or three, whatever the number of tensors."""
+"""The step in Triton: a few launches, whatever the number of tensors; most steps are two."""
 
 import warnings
 from contextlib import AbstractContextManager, nullcontext
@@ -10,12 +10,14 @@ from torch import Tensor
 
 from gradops.backends.call import Row, StepCall
 from gradops.backends.checks import DTYPES
+from gradops.backends.torch.rates import lr_of
 from gradops.backends.triton import rows as words
 from gradops.backends.triton import rules
 from gradops.backends.triton.agc import unit_coefs_kernel
 from gradops.backends.triton.grad_stats import grad_stats_kernel
 from gradops.backends.triton.plan_rows import plan_rows_kernel
 from gradops.backends.triton.row_table import GroupForm, RowTable
+from gradops.backends.triton.shared_step import NOTHING_SHARED, SharedStep
 from gradops.backends.triton.tables import DeviceTable, group_words, is_capturing, setting_words
 from gradops.backends.triton.units import UnitTable
 from gradops.backends.triton.update_step import update_step_kernel
@@ -37,9 +39,9 @@ def launch(kernel: Any, programs: int, arguments: dict[str, Any]) -> None:
     kernel[(programs,)](**arguments, **OPTIONS)
 
 
-def taken(kernel: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Those of the arguments that a kernel has."""
-    return {name: arguments[name] for name in kernel.arg_names}
+def _launch_taken(kernel: Any, programs: int, arguments: dict[str, Any]) -> None:
+    """Starts a kernel with those of the arguments that it has."""
+    launch(kernel, programs, {name: arguments[name] for name in kernel.arg_names})
 
 
 class Workspace:
@@ -79,7 +81,7 @@ class TritonStep:
         self._chunk_rows = DeviceTable(torch.int32)
         self._groups, self._lr_pointers = DeviceTable(torch.float64), DeviceTable(torch.int64)
         self._settings = DeviceTable(torch.float64)
-        self._units = UnitTable()
+        self._units, self._shared = UnitTable(), SharedStep()
         self._in_graphs: list[Any] = []
         self._device, self._launches = "none yet", 2
         self._warned = False
@@ -92,7 +94,8 @@ class TritonStep:
         self._measured: set[int] = set()
 
     def description(self) -> str:
-        return f"{self._device}, triton {triton.__version__}, {('two', 'three')[self._launches - 2]} launches"
+        launches = ("two", "three", "four", "five", "six")[self._launches - 2]
+        return f"{self._device}, triton {triton.__version__}, {launches} launches"
 
     def step(self, call: StepCall) -> None:
         device = call.buffers.scalars.device
@@ -100,7 +103,11 @@ class TritonStep:
         with _current(device):
             work = self._link(call, device)
             held, tables = self._tables(call, device)
-            self._launch_all({**tables, **vars(work), **self._rest(call, device)}, len(call.rows))
+            arguments = {**tables, **vars(work), **NOTHING_SHARED, **self._rest(call, device)}
+            if call.exchange is None:
+                self._launch_all(arguments, len(call.rows))
+            else:
+                self._launches = self._shared.launch_all(call, call.exchange, arguments, _launch_taken)
         if is_capturing(device):
             self._captured(held, call.groups)
 
@@ -117,7 +124,7 @@ class TritonStep:
 
     def _tables(self, call: StepCall, device: torch.device) -> tuple[list[Tensor], dict[str, Any]]:
         """The tables on the device, the scalars beside them, and of all these the tensors that only this step holds."""
-        lrs = [_lr_on(group["lr"], device) for group in call.groups]
+        lrs = [_lr_on(lr_of(group), device) for group in call.groups]
         loss_scale, found_inf = (_scalar_on(value, device) for value in (call.loss_scale, call.found_inf))
         groups = [w for group, lr in zip(call.groups, lrs, strict=True) for w in group_words(group, lr, self._rule)]
         tables = {
@@ -137,6 +144,8 @@ class TritonStep:
         """What kernels write, what they are compiled for, and how much there is."""
         settings, buffers, kinds = call.settings, call.buffers, self._table.kinds
         caps, masters = settings.max_relative_step is not None, settings.master_weights
+        measures = settings.measures_params(self._rule)
+        by_grads = not self._rule.scale_free or self._rule.needs_norms
         return {
             "scalars": buffers.scalars,
             "counters": buffers.counters,
@@ -146,7 +155,7 @@ class TritonStep:
             "capped": buffers.capped,
             "update_ratio": buffers.update_ratio,
             "param_rms": buffers.param_rms,
-            "unmeasured": self._unmeasured(call.rows, caps, device),
+            "unmeasured": self._unmeasured(call.rows, measures, device),
             "row_count": len(call.rows),
             "chunk_count": self._table.first_chunks[-1],
             "DTYPES": _bits(kind // 3 % 3 for kind in kinds),
@@ -154,24 +163,30 @@ class TritonStep:
             "KINDS_HERE": _bits(kinds),
             "NORM": _norm_code(settings.norm_type),
             "COEFFICIENTS": self._code.coefficients,
+            "GRAD_FACTOR": self._code.grad_factor if self._rule.needs_norms else None,
             "ELEMENT": self._code.element,
+            "ADAPTS": getattr(self._code, "adapts", None),
+            "NEXT_SCALAR": getattr(self._code, "next_scalar", None),
             "COEFS": self._code.COEFS,
             "MOMENTS": self._code.MOMENTS,
             "HYPER": len(self._rule.hyper),
-            "PLANS": self._rule.scale_free or not caps,
+            "PLANS": not measures or not (by_grads or call.exchange is not None),
+            "BY_GRADS": by_grads,
             "CAPS": caps,
+            "SQUARES": measures or settings.track_updates,
             "TRACKS": settings.track_updates,
             "MASTERS": masters,
+            "AVERAGES": settings.ema is not None,
             "COMPENSATES": settings.rounding == "kahan",
             "SCALED": call.grads_scaled,
             "GUARDS": settings.guard is not None,
             "MOVES_LOSS_SCALE": isinstance(loss_scale_policy(settings.loss_scale), DynamicLossScale),
         }
 
-    def _unmeasured(self, rows: list[Row], caps: bool, device: torch.device) -> Tensor | None:
+    def _unmeasured(self, rows: list[Row], measures: bool, device: torch.device) -> Tensor | None:
         """A flag for each row whose parameter no step has measured as it is now; None where none is wanted."""
         part, measured = self._table.part, self._measured
-        if not caps:
+        if not measures:
             measured.difference_update(part)  # they are about to change, and nothing will measure them
             return None
         wanted = {index for index in part if not rows[index].squares_known or index not in measured}
@@ -182,12 +197,12 @@ class TritonStep:
 
     def _launch_all(self, arguments: dict[str, Any], rows: int) -> None:
         chunks, units = arguments["chunk_count"], self._units.count
-        launch(grad_stats_kernel, chunks, taken(grad_stats_kernel, arguments))
+        _launch_taken(grad_stats_kernel, chunks, arguments)
         if units:  # the factor of each
-            launch(unit_coefs_kernel, units, taken(unit_coefs_kernel, arguments))
+            _launch_taken(unit_coefs_kernel, units, arguments)
         if not arguments["PLANS"]:  # the rates that depend on how the gradients are clipped
-            launch(plan_rows_kernel, rows, taken(plan_rows_kernel, arguments))
-        launch(update_step_kernel, chunks, taken(update_step_kernel, arguments))
+            _launch_taken(plan_rows_kernel, rows, arguments)
+        _launch_taken(update_step_kernel, chunks, arguments)
         self._launches = 2 + bool(units) + (not arguments["PLANS"])
 
     def _captured(self, held: list[Tensor], groups: list[dict[str, Any]]) -> None:
@@ -195,7 +210,7 @@ class TritonStep:
         tables = (self._rows, self._layouts, self._chunk_rows, self._groups, self._lr_pointers, self._settings)
         for table in (*tables, self._units):
             table.captured()
-        self._in_graphs += [self._work, *held]
+        self._in_graphs += [self._work, *held, *self._shared.captured()]
         if not self._warned and not all(isinstance(group["lr"], Tensor) for group in groups):
             self._warned = True
             warnings.warn(FLOAT_LR, stacklevel=2)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gradops.policies.loss_scale import DynamicLossScale
 from gradops.settings import Settings, loss_scale_policy, relative_step_cap
-from gradops.update_rule import UpdateRule
+from gradops.update_rule import UpdateRule, number_of
 
 
 class DeviceTable:
@@ -58,10 +58,10 @@ def group_words(group: dict[str, Any], lr: float | Tensor, rule: UpdateRule) -> 
     return [
         0.0 if isinstance(lr, Tensor) else float(lr),
         float(isinstance(lr, Tensor) and lr.dtype == torch.float64),
-        float(group["weight_decay"]),
+        number_of(group, "weight_decay"),
         float(rule.decouples(group)),
         float(group["maximize"]),
-        float(group["l1"]),
+        number_of(group, "l1"),
         *rule.hyper_of(group),
     ]
 
@@ -85,4 +85,5 @@ def setting_words(settings: Settings) -> list[float]:
     else:
         numbers += [guard.ratio, guard.z_score, float(guard.skips), guard.lr_cut, guard.lr_growth, guard.min_lr_factor]
         numbers += [float(guard.history), float(guard.warmup_steps)]
-    return [*numbers, float(settings.max_norm) if agc and settings.max_norm is not None else math.inf]
+    numbers.append(float(settings.max_norm) if agc and settings.max_norm is not None else math.inf)
+    return [*numbers, *([0.0] * 7 if settings.ema is None else settings.ema.numbers)]

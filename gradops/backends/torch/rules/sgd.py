@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from gradops.backends.torch.math import arithmetic_of
+from gradops.backends.torch.math import of_each
 
 
 @dataclass(slots=True)
@@ -21,10 +20,8 @@ def coefs(params: list[Tensor], hyper: list[float], lr: Tensor, step: Tensor) ->
     """Of each of a group's parameters."""
     momentum, dampening, _ = hyper
     later = (step > 1.0).to(lr.dtype)
-    scalars = torch.stack([lr, momentum * later, 1.0 - dampening * later], dim=1)
-    dtypes = [arithmetic_of(param) for param in params]
-    rounded = {dtype: scalars.to(dtype).unbind() for dtype in set(dtypes)}
-    return [Coefs(*rounded[dtype][index].unbind()) for index, dtype in enumerate(dtypes)]
+    columns = [lr, momentum * later, 1.0 - dampening * later]
+    return [Coefs(*numbers) for numbers in of_each(params, columns)]
 
 
 def update(

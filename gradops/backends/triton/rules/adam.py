@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import triton
 import triton.language as tl
 
-from gradops.backends.triton.math import integer_power
+from gradops.backends.triton.math import integer_power, lerp, lerp_coef
 
 # Variants: + 1 for AMSGrad, + 2 where the gradient weighs more in the first moment than the old one does.
 MOMENTS = ((0, 1), (0, 1, 2), (0, 1), (0, 1, 2))
@@ -20,23 +20,16 @@ def variant_of(hyper: Sequence[float]) -> int:
 @triton.jit
 def coefficients(hyper, lr, step):
     beta1, beta2, eps = tl.load(hyper), tl.load(hyper + 1), tl.load(hyper + 2)
-    exp_avg_coef = tl.where(beta1 > 0.5, 1.0, 0.0) - beta1
     step_size = lr / (1.0 - integer_power(beta1, step))
     inv_bias_correction2_sqrt = 1.0 / tl.sqrt(1.0 - integer_power(beta2, step))
-    return exp_avg_coef, beta2, 1.0 - beta2, eps, step_size, inv_bias_correction2_sqrt
+    return lerp_coef(beta1), beta2, 1.0 - beta2, eps, step_size, inv_bias_correction2_sqrt
 
 
 @triton.jit
 def element(param, grad, moments, coefs, VARIANT: tl.constexpr):
     exp_avg_coef, beta2, one_minus_beta2, eps, step_size, inv_bias_correction2_sqrt = coefs
-    exp_avg, exp_avg_sq = moments[0], moments[1]
-    # From the end that weighs more, as torch.lerp.
-    change = (grad - exp_avg) * exp_avg_coef
-    if VARIANT >= 2:
-        exp_avg = grad + change
-    else:
-        exp_avg += change
-    exp_avg_sq = exp_avg_sq * beta2 + one_minus_beta2 * grad * grad
+    exp_avg = lerp(moments[0], grad, exp_avg_coef, VARIANT >= 2)
+    exp_avg_sq = moments[1] * beta2 + one_minus_beta2 * grad * grad
     second_moment = exp_avg_sq
     new_moments = (exp_avg, exp_avg_sq)
     if VARIANT % 2 == 1:
