@@ -1,5 +1,5 @@
 """What recording a ResNet-18's training costs: gradients' side under 1 % of a step, activations' side under 5 %, on
-batches of 16; on batches of 2, where a step has little else to do, it is told and not limited.
+batches of 16; on batches of 2, where a step has little else to do, it is printed and not limited.
 
 Each side is timed where it is at work, with and without in turns: the gradients' side in the optimizer's step, the
 activations' side in the forward pass; the difference is set against a whole step. Whole steps are compared, too. Times

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import gpu_tables
+from benchmarks import gpu_tables, scale_tables
 from benchmarks.gpu_tables import markdown
 from gradops.bench import plot
 from gradops.bench.machine import sentence as machine_sentence
@@ -28,6 +28,7 @@ PAGES = [
     ROOT / "docs" / "bench-and-profile.md",
     ROOT / "docs" / "cuda.md",
     ROOT / "docs" / "gpu.md",
+    ROOT / "docs" / "scale.md",
 ]
 SCALING_PICTURE = ROOT / "docs" / "scaling.png"
 
@@ -190,6 +191,28 @@ def ranges(results: Results) -> str:
     )
 
 
+def optimizers(results: Results) -> str:
+    """Every optimizer beside its fastest native recipe."""
+    document = results.documents.get("optimizers")
+    if document is None:
+        return "Not taken yet: `make bench` does it."
+    rows = document["rows"]
+    ours = {(row["case"], row["optimizer"], row["recipe"]): row for row in rows if row["seconds"]}
+    header = ["model", "optimizer", "recipe", "time", "bytes/param", "gradops", "bytes/param", "is faster by", "share"]
+    body = []
+    for row in rows:
+        mine = ours.get((row["case"], row["optimizer"], row["versus"]))
+        if mine is None or not row["seconds"]:
+            continue
+        times = [duration(row["seconds"]), str(row["bytes_per_param"]), duration(mine["seconds"])]
+        share = f"{mine['share_of_stream']:.2f}" if mine["share_of_stream"] else ""
+        faster = f"{row['gradops_speedup']:.2f}x"
+        moved = str(mine["bytes_per_param"])
+        body.append([row["case"], row["optimizer"], row["recipe"], *times, moved, faster, share])
+    note = "share: of the GB/s of the fastest plain stream, by gradops."
+    return f"{source(document)} {note}\n\n{markdown(header, body)}"
+
+
 def scaling(results: Results) -> str:
     """Every recipe's cost per parameter where parameters are few and many, and per tensor where tensors are."""
     document = results.documents["scaling"]
@@ -243,9 +266,11 @@ FIGURES: dict[str, Callable[[Results], str]] = {
     "headline": headline,
     "threads": threads,
     "ranges": ranges,
+    "optimizers": optimizers,
     "scaling": scaling,
     "profile": profile,
     **{name: lambda results, make=make: make(results.gpu) for name, make in gpu_tables.FIGURES.items()},
+    **{name: lambda results, make=make: make(results.documents) for name, make in scale_tables.FIGURES.items()},
 }
 
 

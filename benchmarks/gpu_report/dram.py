@@ -70,11 +70,12 @@ def _step(model: str, device: str) -> None:
     import torch
 
     from gradops.bench.models import shapes
+    from gradops.bench.optimizers import subject
     from gradops.bench.recipes import gradops_clipped, make_grads, make_params
 
     shape_list = shapes(model)
     params = make_params(shape_list, [grad.to(device) for grad in make_grads(shape_list)])
-    step = gradops_clipped()(params)
+    step = gradops_clipped(subject("AdamW"))(params)
     for _ in range(3):
         step()
     found: dict[str, Any] = {"params": sum(map(math.prod, shape_list)), "estimate": None}

@@ -1,7 +1,8 @@
 """Stage 2: the tests of the step on the GPU, for native code in both forms and for Triton; and what only a GPU shows.
 
-tests/test_cuda_device.py has streams, capture and 100 replays, the absence of synchronisation, and the profiler's count
-of kernels; tests/test_same_result.py compares each backend and the operators with the CPU's.
+tests/backends/test_cuda_device.py has streams, capture and 100 replays, the absence of synchronisation, and the
+profiler's count of kernels, test_cuda_shards.py the steps of shards; test_same_result.py compares each backend
+and the operators with the CPU's.
 """
 
 import os
@@ -16,59 +17,62 @@ from benchmarks.gpu_report.said import junit
 # Each process computes its oracle on the CPU, with two threads.
 NAME, AT_ONCE = "right", max(1, min(8, (os.cpu_count() or 2) // 2))
 FILES = (
-    "adam_step",
-    "agc",
-    "checkpoint",
-    "clip",
-    "decide",
-    "first_moment",
-    "grad_scaler",
-    "grad_stats",
-    "l1",
-    "loss_scale",
-    "master_weights",
-    "moments_dtype",
-    "native_faults",
-    "own_grad_scaler",
-    "recorder",
-    "relative_step",
-    "rounding",
-    "same_bits",
-    "same_result",
-    "spike_guard",
-    "stats",
-    "step_plan",
-    "update_stats",
+    "tests/backends/test_same_bits.py",
+    "tests/backends/test_same_result.py",
+    "tests/optimizer/test_checkpoint.py",
+    "tests/optimizer/test_grad_scaler.py",
+    "tests/optimizer/test_native_faults.py",
+    "tests/optimizer/test_own_grad_scaler.py",
+    "tests/optimizer/test_stats.py",
+    "tests/step/test_adam_step.py",
+    "tests/step/test_agc.py",
+    "tests/step/test_clip.py",
+    "tests/step/test_decide.py",
+    "tests/step/test_first_moment.py",
+    "tests/step/test_grad_stats.py",
+    "tests/step/test_l1.py",
+    "tests/step/test_loss_scale.py",
+    "tests/step/test_master_weights.py",
+    "tests/step/test_moments_dtype.py",
+    "tests/step/test_relative_step.py",
+    "tests/step/test_rounding.py",
+    "tests/step/test_spike_guard.py",
+    "tests/step/test_step_plan.py",
+    "tests/step/test_update_stats.py",
+    "tests/tools/test_recorder.py",
 )
-REHEARSED = ("same_result", "decide")
+REHEARSED = ("tests/backends/test_same_result.py", "tests/step/test_decide.py")
+ON_THE_DEVICE = ("tests/backends/test_cuda_device.py", "tests/backends/test_cuda_shards.py")
 TWO_LAUNCHES = ("-p", "benchmarks.gpu_report.two_launches")
 INTERPRETED = {"TRITON_INTERPRET": "1"}
 
 
 def commands(target: Target) -> list[Command]:
     device, files = target.device, REHEARSED if target.rehearsal else FILES
-    found = [] if target.rehearsal else [_tests(target, "on the device", ["cuda_device"])]
+    found = [] if target.rehearsal else [_tests(target, "on the device", ON_THE_DEVICE)]
     for backend, options, environ in (
         ("native", (), {}),
         ("triton", (), INTERPRETED if target.rehearsal else {}),
         ("two launches", TWO_LAUNCHES, {}),
     ):
-        name = "triton" if backend == "triton" else "native"
-        found += [
-            _tests(target, f"{backend}: {file}", [file], ("-k", f"{name}-{device}", *options), environ)
-            for file in files
-        ]
+        chosen = ("-k", f"{'triton' if backend == 'triton' else 'native'}-{device}")
+        for file in files:
+            part = f"{backend}: {Path(file).stem.removeprefix('test_')}"
+            found.append(_tests(target, part, (file,), (*chosen, *options), environ))
     return found
 
 
 def _tests(
-    target: Target, part: str, files: list[str], options: tuple[str, ...] = (), environ: dict[str, str] | None = None
+    target: Target,
+    part: str,
+    files: tuple[str, ...],
+    options: tuple[str, ...] = (),
+    environ: dict[str, str] | None = None,
 ) -> Command:
     report = target.file(f"{part.replace(': ', '-').replace(' ', '-')}.xml")
     # The project's own options ask for plugins that may not be there.
     fixed = ("-q", "-o", "addopts=", "-m", "not slow", "-p", "no:cacheprovider", "--tb=short", f"--junitxml={report}")
-    paths = tuple(f"tests/test_{file}.py" for file in files)
-    argv = (sys.executable, "-m", "pytest", *fixed, *options, *paths)
+    argv = (sys.executable, "-m", "pytest", *fixed, *options, *files)
     # Several run at once.
     return Command(part, argv, reader(report), environ={"OMP_NUM_THREADS": "2", **(environ or {})})
 

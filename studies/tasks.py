@@ -6,10 +6,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from benchmarks.residual_mlp import ResidualMLP
 from gradops.demo import digits, make_task
 from gradops.demo.digits import CLASSES, Canvases, Digits
 from gradops.demo.training import Task
+from studies.residual_mlp import ResidualMLP
 
 BRIGHTNESS = 20.0
 

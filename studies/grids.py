@@ -1,22 +1,25 @@
-"""What benchmarks/sweep.py runs: remedies, networks, and the cells of each study, as data."""
+"""What studies/sweep.py runs: remedies, networks, and the cells of each study, as data."""
 
+import functools
 import pathlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.agc import AdaptiveGradientClip
-from benchmarks.residual_mlp import ResidualMLP
-from benchmarks.zclip import ZClip
+import torch
+
 from gradops import RelativeStepCap, SpikeGuard
 from gradops.demo.network import ResidualNet
+from studies.agc import AdaptiveGradientClip
+from studies.residual_mlp import ResidualMLP
+from studies.zclip import ZClip
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
-class Rule:
-    """What is added to AdamW.
+class Remedy:
+    """What is added to the optimizer.
 
     Args:
         settings: keywords of `gradops.wrap`.
@@ -42,26 +45,32 @@ class Cell:
 
 @dataclass(frozen=True)
 class Study:
-    """Rules by cells, in the order of the runs: what tells most comes first.
+    """Remedies by cells, in the order of the runs: what answers most comes first.
 
     Args:
-        later_rules: rules whose runs come after all the others'.
+        later_remedies: those whose runs come after all the others'.
         steps: length of a run.
         batch_size: pictures per step.
         results: where each finished run is a JSON line.
         page: where the table stands.
+        optimizer: a key of `OPTIMIZERS`.
     """
 
     name: str
-    rules: dict[str, Rule]
+    remedies: dict[str, Remedy]
     cells: tuple[Cell, ...]
-    later_rules: tuple[str, ...]
+    later_remedies: tuple[str, ...]
     steps: int
     batch_size: int
     results: pathlib.Path
     page: pathlib.Path
+    optimizer: str = "AdamW"
 
 
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "AdamW": torch.optim.AdamW,
+    "SGD": functools.partial(torch.optim.SGD, momentum=0.9),
+}
 # Networks of convolutions learn the demo's canvases, those of linear layers single digits.
 NETWORKS: dict[str, Callable[[], ResidualNet | ResidualMLP]] = {
     "12 blocks, not normalised": lambda: ResidualNet(12, normalise=False),
@@ -70,17 +79,23 @@ NETWORKS: dict[str, Callable[[], ResidualNet | ResidualMLP]] = {
     "6 linear blocks, BatchNorm": lambda: ResidualMLP(6, normalise=True),
 }
 PLAIN, NORMALISED, LINEAR_PLAIN, LINEAR_NORMALISED = NETWORKS
-WARM_CAP = {"max_relative_step": RelativeStepCap(0.1, warmup_steps=100)}
+
+
+def _warm_cap(cap: float) -> dict[str, Any]:
+    return {"max_relative_step": RelativeStepCap(cap, warmup_steps=100)}
+
+
+WARM_CAP = _warm_cap(0.1)
 
 CAP = Study(
     "cap",
-    rules={
-        "AdamW": Rule(),
-        "cap 0.05": Rule({"max_relative_step": RelativeStepCap(0.05)}),
-        "cap 0.1, warm-up 50": Rule({"max_relative_step": RelativeStepCap(0.1, warmup_steps=50)}),
-        "cap 0.1, warm-up 100": Rule(WARM_CAP),
-        "cap 0.05, floor 0.03": Rule({"max_relative_step": RelativeStepCap(0.05, floor=0.03)}),
-        "clip 0.3": Rule({"max_norm": 0.3}),
+    remedies={
+        "AdamW": Remedy(),
+        "cap 0.05": Remedy({"max_relative_step": RelativeStepCap(0.05)}),
+        "cap 0.1, warm-up 50": Remedy({"max_relative_step": RelativeStepCap(0.1, warmup_steps=50)}),
+        "cap 0.1, warm-up 100": Remedy(WARM_CAP),
+        "cap 0.05, floor 0.03": Remedy({"max_relative_step": RelativeStepCap(0.05, floor=0.03)}),
+        "clip 0.3": Remedy({"max_norm": 0.3}),
     },
     cells=(
         Cell(PLAIN, 0.01),
@@ -92,10 +107,10 @@ CAP = Study(
         Cell(NORMALISED, 0.003),
         Cell(NORMALISED, 0.1),
     ),
-    later_rules=("cap 0.05, floor 0.03", "clip 0.3"),
+    later_remedies=("cap 0.05, floor 0.03", "clip 0.3"),
     steps=320,
     batch_size=64,
-    results=ROOT / "benchmarks" / "sweep.jsonl",
+    results=ROOT / "studies" / "cap.jsonl",
     page=ROOT / "docs" / "relative-step.md",
 )
 
@@ -106,17 +121,17 @@ def _guard(action: str, **arguments: float) -> dict[str, Any]:
 
 SPIKES = Study(
     "spikes",
-    rules={
-        "AdamW": Rule(),
-        "guard: skip and cut": Rule(_guard("skip")),
-        "guard: skip alone": Rule(_guard("skip", lr_cut=1.0)),
-        "guard: clip and cut": Rule(_guard("clip")),
-        "cap 0.1, warm-up 100": Rule(WARM_CAP),
-        "clip 0.3": Rule({"max_norm": 0.3}),
-        "cap and guard: skip and cut": Rule({**WARM_CAP, **_guard("skip")}),
-        "ZClip": Rule(hook=ZClip),
-        "AGC 0.02": Rule(hook=AdaptiveGradientClip),
-        "guard: z-score 8": Rule(_guard("skip", ratio=1.5, z_score=8.0)),
+    remedies={
+        "AdamW": Remedy(),
+        "guard: skip and cut": Remedy(_guard("skip")),
+        "guard: skip alone": Remedy(_guard("skip", lr_cut=1.0)),
+        "guard: clip and cut": Remedy(_guard("clip")),
+        "cap 0.1, warm-up 100": Remedy(WARM_CAP),
+        "clip 0.3": Remedy({"max_norm": 0.3}),
+        "cap and guard: skip and cut": Remedy({**WARM_CAP, **_guard("skip")}),
+        "ZClip": Remedy(hook=ZClip),
+        "AGC 0.02": Remedy(hook=AdaptiveGradientClip),
+        "guard: z-score 8": Remedy(_guard("skip", ratio=1.5, z_score=8.0)),
     },
     cells=(
         Cell(PLAIN, 0.01, bad_batches=3),
@@ -132,10 +147,35 @@ SPIKES = Study(
         Cell(LINEAR_NORMALISED, 0.1),
         Cell(LINEAR_NORMALISED, 0.01),
     ),
-    later_rules=(),
+    later_remedies=(),
     steps=160,
     batch_size=32,
-    results=ROOT / "benchmarks" / "results" / "spikes.jsonl",
+    results=ROOT / "studies" / "spikes.jsonl",
     page=ROOT / "docs" / "spike-guard.md",
 )
-STUDIES = {study.name: study for study in (CAP, SPIKES)}
+
+SGD = Study(
+    "sgd",
+    remedies={
+        "SGD": Remedy(),
+        **{f"cap {cap}, warm-up 100": Remedy(_warm_cap(cap)) for cap in (0.01, 0.02, 0.05, 0.1, 0.2)},
+    },
+    cells=(
+        Cell(LINEAR_PLAIN, 3.0),
+        Cell(LINEAR_NORMALISED, 3.0),
+        Cell(LINEAR_PLAIN, 1.0),
+        Cell(LINEAR_NORMALISED, 1.0),
+        Cell(LINEAR_PLAIN, 0.3),
+        Cell(LINEAR_NORMALISED, 0.3),
+        Cell(PLAIN, 1.0),
+        Cell(NORMALISED, 1.0),
+        Cell(PLAIN, 0.3),
+    ),
+    later_remedies=(),
+    steps=160,
+    batch_size=32,
+    results=ROOT / "studies" / "sgd.jsonl",
+    page=ROOT / "docs" / "relative-step.md",
+    optimizer="SGD",
+)
+STUDIES = {study.name: study for study in (CAP, SPIKES, SGD)}

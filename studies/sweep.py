@@ -1,9 +1,9 @@
 """Sweeps remedies over learning rates, networks and seeds, on the demo's digits.
 
-    python -m benchmarks.sweep [cap|spikes] [--jobs N] [--seeds N]    # runs what has not been run yet
-    python -m benchmarks.sweep [cap|spikes] --table                   # writes the table of the study's page
+    python -m studies.sweep [cap|spikes|sgd] [--jobs N] [--seeds N]    # runs what has not been run yet
+    python -m studies.sweep [cap|spikes|sgd] --table                   # writes the table of the study's page
 
-benchmarks/studies.py says what each study runs. Each finished run appends one JSON line, so a sweep can be stopped at
+studies/grids.py says what each study runs. Each finished run appends one JSON line, so a sweep can be stopped at
 any time and goes on where it was.
 """
 
@@ -20,44 +20,46 @@ from dataclasses import dataclass, replace
 import torch
 
 import gradops
-from benchmarks.studies import CAP, NETWORKS, STUDIES, Cell, Rule, Study
-from benchmarks.tasks import spoil, task_for
 from gradops.demo.recipes import GradopsRecipe
 from gradops.demo.training import Run, train
+from studies.grids import CAP, NETWORKS, OPTIMIZERS, STUDIES, Cell, Remedy, Study
+from studies.tasks import spoil, task_for
 
-RULES = {name: rule for study in STUDIES.values() for name, rule in study.rules.items()}
+REMEDIES = {name: remedy for study in STUDIES.values() for name, remedy in study.remedies.items()}
 
 
 @dataclass(frozen=True)
 class Job:
     """One run of a sweep."""
 
-    rule: str
+    remedy: str
     network: str
     lr: float
     seed: int
     steps: int = CAP.steps
     bad_batches: int = 0
     batch_size: int = CAP.batch_size
+    optimizer: str = CAP.optimizer
 
 
 def jobs(study: Study, seeds: int) -> Iterator[Job]:
     """All runs, seed by seed, so that every cell has about as many seeds whenever the sweep is stopped."""
-    first = [rule for rule in study.rules if rule not in study.later_rules]
-    for rules in (first, study.later_rules):
+    shared = {"steps": study.steps, "batch_size": study.batch_size, "optimizer": study.optimizer}
+    first = [remedy for remedy in study.remedies if remedy not in study.later_remedies]
+    for remedies in (first, study.later_remedies):
         for seed in range(seeds):
             for cell in study.cells:
-                for rule in rules:
-                    yield Job(rule, cell.network, cell.lr, seed, study.steps, cell.bad_batches, study.batch_size)
+                for remedy in remedies:
+                    yield Job(remedy, cell.network, cell.lr, seed, bad_batches=cell.bad_batches, **shared)
 
 
-def recipe_of(rule: Rule, network: torch.nn.Module, lr: float) -> GradopsRecipe:
-    recipe = GradopsRecipe(network, lr, scaled=False)
-    for name, value in rule.settings.items():
-        setattr(recipe.optimizer, name, value)
-    if rule.hook is not None:
-        recipe.optimizer.register_step_pre_hook(rule.hook())
-    return recipe
+class StudyRecipe(GradopsRecipe):
+    """The demo's recipe with a study's optimizer and remedy."""
+
+    def __init__(self, optimizer: str, remedy: Remedy, network: torch.nn.Module, lr: float) -> None:
+        self.optimizer = gradops.wrap(OPTIMIZERS[optimizer](network.named_parameters(), lr=lr), **remedy.settings)
+        if remedy.hook is not None:
+            self.optimizer.register_step_pre_hook(remedy.hook())
 
 
 def run(job: Job, train_canvases: int = 6000, held_out_canvases: int = 1000) -> dict[str, object]:
@@ -67,8 +69,8 @@ def run(job: Job, train_canvases: int = 6000, held_out_canvases: int = 1000) -> 
     network = NETWORKS[job.network]()
     task = task_for(network, job.seed, train_canvases, held_out_canvases)
     task = spoil(replace(task, steps=job.steps, lr=job.lr, batch_size=job.batch_size), job.bad_batches)
-    recipe = recipe_of(RULES[job.rule], network, job.lr)
-    result = Run(job.rule, units=network.head.out_features)
+    recipe = StudyRecipe(job.optimizer, REMEDIES[job.remedy], network, job.lr)
+    result = Run(job.remedy, units=network.head.out_features)
     guarded = 0.0
 
     def count(_: Run) -> None:
@@ -131,18 +133,18 @@ def table(study: Study, results: list[dict[str, object]]) -> str:
     lines = []
     for network in dict.fromkeys(cell.network for cell in study.cells):
         columns = sorted((cell for cell in study.cells if cell.network == network), key=lambda c: (c.bad_batches, c.lr))
-        lines += [f"**{network}**", "", "| rule | " + " | ".join(cell.heading for cell in columns) + " |"]
+        lines += [f"**{network}**", "", "| remedy | " + " | ".join(cell.heading for cell in columns) + " |"]
         lines.append("|---" * (len(columns) + 1) + "|")
-        for rule in study.rules:
-            cells = [_cell(results, rule, cell) for cell in columns]
+        for remedy in study.remedies:
+            cells = [_cell(results, remedy, cell) for cell in columns]
             if any(cells):
-                lines.append(f"| {rule} | " + " | ".join(cells) + " |")
+                lines.append(f"| {remedy} | " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
 
 
-def _cell(results: list[dict[str, object]], rule: str, cell: Cell) -> str:
-    chosen = [r for r in results if (job := job_of(r)).rule == rule and cell == _cell_of(job)]
+def _cell(results: list[dict[str, object]], remedy: str, cell: Cell) -> str:
+    chosen = [r for r in results if (job := job_of(r)).remedy == remedy and cell == _cell_of(job)]
     chosen.sort(key=lambda r: r["seed"])
     if not chosen:
         return ""
@@ -161,19 +163,28 @@ def _short(loss: float) -> str:
     return f"{loss:.3f}" if loss < 100 else f"{loss:.3g}"
 
 
-def begin_mark(study: Study) -> str:
-    return f"<!-- table: python -m benchmarks.sweep {study.name} --table -->"
+def begin_mark(command: str) -> str:
+    return f"<!-- table: {command} -->"
 
 
 END = "<!-- end of table -->"
 
 
+def command(study: Study) -> str:
+    return f"python -m studies.sweep {study.name} --table"
+
+
 def write_table(study: Study, results: list[dict[str, object]], page: pathlib.Path) -> None:
-    """Replaces what stands between the two marks of `page`."""
-    begin = begin_mark(study)
+    """Replaces the study's table in `page`."""
+    write_between(page, command(study), table(study, results))
+
+
+def write_between(page: pathlib.Path, command: str, text: str) -> None:
+    """Replaces what stands between the two marks of a page's table, by the command that makes it."""
+    begin = begin_mark(command)
     before, rest = page.read_text().split(begin)
-    after = rest.split(END)[1]
-    page.write_text(f"{before}{begin}\n\n{table(study, results)}\n{END}{after}")
+    after = rest.split(END, 1)[1]
+    page.write_text(f"{before}{begin}\n\n{text}\n{END}{after}")
 
 
 def main() -> None:
