@@ -5,6 +5,8 @@ import pathlib
 import re
 from typing import Any
 
+from tools.tested_with import filled, noted
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Pages of the site that are files outside docs/, with what their links are relative to.
 ELSEWHERE = {"index.md": ROOT / "README.md", "benchmarks.md": ROOT / "benchmarks" / "README.md"}
@@ -34,7 +36,10 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Makes links relative to the site; what is not on it becomes the path of the file in the repository."""
+    """Makes links relative to the site; what is not on it becomes the path of the file in the repository.
+
+    The versions in the tables are those that the tests last passed with here.
+    """
     if page.file.src_uri == "api.md":
         return completed(markdown)
     source = ELSEWHERE.get(page.file.src_uri, pathlib.Path(config["docs_dir"]) / page.file.src_uri)
@@ -47,9 +52,12 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
             here = path.relative_to(config["docs_dir"]).as_posix()
         if here is not None:
             return f"{picture}[{text}]({here}{anchor})"
-        return f"{text} (`{path.relative_to(ROOT).as_posix()}`)" if path.exists() else match[0]
+        if not path.exists():
+            return match[0]
+        where = f"`{path.relative_to(ROOT).as_posix()}`"
+        return where if text in where else f"{text} ({where})"
 
-    return LINK.sub(relinked, markdown)
+    return LINK.sub(relinked, filled(markdown, noted()))
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:

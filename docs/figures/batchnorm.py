@@ -1,4 +1,4 @@
-"""The loss of each learning rate, with and without BatchNorm, from the sweep in benchmarks/."""
+"""The loss of each learning rate, with and without BatchNorm, from the study in studies/."""
 
 import json
 import pathlib
@@ -7,7 +7,7 @@ from typing import Any
 
 from docs.figures.style import LOOKS, PALE, label, new_figure, save
 
-SWEEP = pathlib.Path(__file__).resolve().parents[2] / "benchmarks" / "sweep.jsonl"
+SWEEP = pathlib.Path(__file__).resolve().parents[2] / "studies" / "cap.jsonl"
 GUESSING = 0.53
 LINES = {
     "not normalised, AdamW": ("12 blocks, not normalised", "AdamW"),
@@ -22,10 +22,10 @@ def draw(path: pathlib.Path) -> dict[str, Any]:
     runs = [json.loads(line) for line in SWEEP.read_text().splitlines()]
     figure, (axes,) = new_figure(7.4, 4.2)
     facts = {}
-    for (name, (network, rule)), look in zip(LINES.items(), LOOKS, strict=True):
+    for (name, (network, remedy)), look in zip(LINES.items(), LOOKS, strict=True):
         cells: dict[float, list[float]] = {}
         for run in runs:
-            if (run["network"], run["rule"]) == (network, rule):
+            if (run["network"], run["remedy"]) == (network, remedy):
                 cells.setdefault(run["lr"], []).append(run["loss"])
         rates = sorted(cells)
         middles = [statistics.median(cells[rate]) for rate in rates]
