@@ -69,7 +69,7 @@ void every_instruction_set_gives_the_same_bits() {
     std::vector<float> param = random_values(n, 1.0f, 2), m = random_values(n, 0.1f, 3), v(n, 0.01f), vmax(n, 0.02f);
     const HyperParams hyper{.weight_decay = 0.1, .own = {0.9, 0.999, 1e-8, 1.0}, .variant = Adam::kAmsgrad};
     update_chunk<Adam>({param.data(), grad.data(), {m.data(), v.data(), vmax.data()}}, n, StepDecision{},
-                       row_rule<Adam>(hyper, 1e-2, 3.0));
+                       row_rule<Adam>(hyper, {1e-2, 3.0}));
     params.push_back(param);
   }
   for (size_t i = 1; i < sets.size(); ++i) {

@@ -5,6 +5,8 @@
 #include "math/loss_scale.h"
 #include "math/relative_step.h"
 #include "math/rules/adam.h"
+#include "math/rules/lars.h"
+#include "math/rules/lion.h"
 
 using namespace gradops;
 
@@ -101,12 +103,12 @@ Adam::Coefs adam_coefs(const RowRule& rule) { return own_numbers<Adam::Coefs>(ru
 
 template <WeightDecay kDecay>
 float first_adam_step(float param, float grad, float (&moments)[Adam::kMoments], const HyperParams& hyper) {
-  const RowRule rule = row_rule<Adam>(hyper, hyper.lr, 1.0);
+  const RowRule rule = row_rule<Adam>(hyper, {hyper.lr, 1.0});
   return update_element<Adam, Adam::kPlain, kDecay>(param, grad, moments, StepDecision(), rule, adam_coefs(rule));
 }
 
 void constants_are_rounded_once_from_float64() {
-  const Adam::Coefs coefs = adam_coefs(row_rule<Adam>(adam(), 1e-3, 1.0));
+  const Adam::Coefs coefs = adam_coefs(row_rule<Adam>(adam(), {1e-3, 1.0}));
   CHECK(coefs.one_minus_beta2 == static_cast<float>(1.0 - 0.999));
   CHECK(coefs.one_minus_beta2 != 1.0f - 0.999f);
   CHECK(near(coefs.step_size, 1e-3 / (1.0 - 0.9), 1e-7));
@@ -134,10 +136,46 @@ void decoupled_decay_leaves_the_moments_alone_and_l2_does_not() {
 }
 
 void first_moment_starts_where_more_weight_is() {
-  CHECK(Adam::lerp(30.0f, 0.0144f, Adam::exp_avg_coef(0.0)) == 0.0144f);
-  CHECK(Adam::lerp(0.0144f, 30.0f, Adam::exp_avg_coef(1.0 - 1e-12)) == 0.0144f);
-  CHECK(Adam::exp_avg_coef(0.5) == -0.5f && Adam::exp_avg_coef(0.75) == 0.25f);
-  CHECK(near(Adam::lerp(4.0f, -2.0f, Adam::exp_avg_coef(0.25)), -0.5, 1e-7));
+  CHECK(lerp(30.0f, 0.0144f, lerp_coef(0.0)) == 0.0144f);
+  CHECK(lerp(0.0144f, 30.0f, lerp_coef(1.0 - 1e-12)) == 0.0144f);
+  CHECK(lerp_coef(0.5) == -0.5f && lerp_coef(0.75) == 0.25f);
+  CHECK(near(lerp(4.0f, -2.0f, lerp_coef(0.25)), -0.5, 1e-7));
+}
+
+Lars::Hyper lars() { return {.sgd = {}, .trust_coeff = 0.5, .eps = 0.0, .trust_clip = 0.0, .always_adapt = 0.0}; }
+
+void a_trust_ratio_is_of_the_weights_and_of_all_that_the_rate_multiplies() {
+  CHECK(near(Lars::grad_factor(lars(), 0.25, 1.0, {4.0, 3.0}), 0.5 * 4.0 / (3.0 + 0.25 * 4.0), 1e-12));
+  HyperParams hyper{.weight_decay = 0.25, .l1 = 2.0, .own = {0.0, 0.0, 0.0, 0.5, 0.0, 0.0, 0.0}};
+  CHECK(near(grad_factor<Lars>(hyper, 1.0, 4.0, 3.0, 9), 0.5 * 4.0 / (3.0 + 2.0 * 3.0 + 0.25 * 4.0), 1e-12));
+}
+
+void a_trust_ratio_is_one_where_nothing_is_adapted() {
+  CHECK(Lars::grad_factor(lars(), 0.0, 1.0, {4.0, 3.0}) == 1.0);
+  CHECK(Lars::grad_factor(lars(), 0.25, 1.0, {0.0, 3.0}) == 1.0);
+  CHECK(Lars::grad_factor(lars(), 0.25, 1.0, {4.0, 0.0}) == 1.0);
+  Lars::Hyper always = lars();
+  always.always_adapt = 1.0;
+  CHECK(near(Lars::grad_factor(always, 0.0, 1.0, {4.0, 3.0}), 0.5 * 4.0 / 3.0, 1e-12));
+}
+
+void clipped_trust_bounds_the_rate() {
+  Lars::Hyper clips = lars();
+  clips.trust_clip = 1.0;
+  CHECK(near(Lars::grad_factor(clips, 0.25, 4.0, {4.0, 3.0}), 0.5 / 4.0, 1e-12));
+  CHECK(Lars::grad_factor(clips, 0.25, 0.25, {4.0, 3.0}) == 1.0);
+  CHECK(Lars::grad_factor(clips, 0.25, 0.0, {4.0, 3.0}) == 1.0);
+}
+
+void lion_moves_by_the_rate_or_not_at_all() {
+  const Lion::Coefs coefs = Lion::coefs({0.9, 0.99}, {0.125});
+  float moments[Lion::kMoments] = {0.0f};
+  CHECK(Lion::update<Lion::kPlain>(1.0f, 1e-30f, moments, coefs) == 0.875f);
+  CHECK(near(moments[Lion::kExpAvg], 0.01 * 1e-30, 1e-6));
+  moments[Lion::kExpAvg] = 1.0f;
+  CHECK(Lion::update<Lion::kPlain>(1.0f, -30.0f, moments, coefs) == 1.125f);
+  moments[Lion::kExpAvg] = 0.0f;
+  CHECK(Lion::update<Lion::kPlain>(1.0f, 0.0f, moments, coefs) == 1.0f);
 }
 
 void a_units_gradient_is_clipped_to_its_share_of_the_weights() {
@@ -161,6 +199,10 @@ int main() {
   first_step_moves_by_the_learning_rate_against_the_gradient();
   decoupled_decay_leaves_the_moments_alone_and_l2_does_not();
   first_moment_starts_where_more_weight_is();
+  a_trust_ratio_is_of_the_weights_and_of_all_that_the_rate_multiplies();
+  a_trust_ratio_is_one_where_nothing_is_adapted();
+  clipped_trust_bounds_the_rate();
+  lion_moves_by_the_rate_or_not_at_all();
   a_units_gradient_is_clipped_to_its_share_of_the_weights();
   return done("test_math");
 }

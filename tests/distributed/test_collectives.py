@@ -31,16 +31,17 @@ def watched_steps(layout, world, settings):
 
     gather._all_gather = counted
     try:
-        # torch's own operations, since native code for the CPU may read what lies on the CPU.
+        # A backend in Python, since native code for the CPU may read what lies on the CPU.
         where = layouts.placements_of(layout, world)
         params = [
-            torch.nn.Parameter(layouts.spread(value, where(index))) for index, value in enumerate(layouts.parameters())
+            torch.nn.Parameter(layouts.spread(value, where(index)))
+            for index, value in enumerate(layouts.parameters(shapes=layouts.SMALL))
         ]
-        optimizer = gradops.AdamW(params, backend="torch", **settings)
+        optimizer = gradops.AdamW(params, backend=layouts.IN_PYTHON, **settings)
         waits = []
         for step in range(3):
             sent.append([])
-            for index, grad in enumerate(layouts.gradients(step)):
+            for index, grad in enumerate(layouts.gradients(step, shapes=layouts.SMALL)):
                 params[index].grad = layouts.spread(grad, where(index))
             optimizer.scale(torch.zeros(()))
             with _Waits() as mode:
@@ -53,11 +54,19 @@ def watched_steps(layout, world, settings):
 
 def test_a_step_gathers_once_a_few_numbers_a_parameter_and_waits_for_nothing(workers):
     settings = {"max_norm": 1.0, "max_relative_step": 0.1, "loss_scale": "dynamic"}
-    for sent, waits in workers.run(4, watched_steps, "mixed_meshes", 4, settings):
-        assert sent == [[4 * (len(layouts.SHAPES) + 1)]] * 3
+    for sent, waits in workers.run(2, watched_steps, "replicated_beside", 2, settings):
+        assert sent == [[4 * (len(layouts.SMALL) + 1)]] * 3
+        assert waits[1:] == [0, 0]
+
+
+def test_clipping_by_units_and_tracking_gather_once_more_and_wait_for_nothing(workers):
+    settings = {"clip_mode": "agc", "max_norm": 0.01, "track_updates": True, "loss_scale": "dynamic"}
+    columns = len(layouts.SMALL) + 1
+    for sent, waits in workers.run(2, watched_steps, "replicated_beside", 2, settings):
+        assert sent == [[5 * columns, 3 * columns]] * 3
         assert waits[1:] == [0, 0]
 
 
 def test_without_a_cap_the_sizes_of_parameters_do_not_travel(workers):
     for sent, _ in workers.run(2, watched_steps, "fsdp", 2, {}):
-        assert sent == [[3 * (len(layouts.SHAPES) + 1)]] * 3
+        assert sent == [[3 * (len(layouts.SMALL) + 1)]] * 3

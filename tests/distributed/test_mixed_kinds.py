@@ -6,7 +6,7 @@ import torch
 from beside import assert_close
 from layouts import train
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor import Shard, distribute_tensor
 
 import gradops
 
@@ -26,7 +26,7 @@ def test_sharded_float64_steps_as_unsharded_float64_does(settings, workers):
 
 
 def beside_frozen_ones():
-    """What is stepped, the rows of statistics, and what is said when a frozen parameter gets a gradient."""
+    """What is stepped, the rows of statistics, and the number of states."""
     mesh = init_device_mesh("cpu", (2,))
 
     def spread(tensor, **options):
@@ -43,16 +43,10 @@ def beside_frozen_ones():
     for _ in range(2):
         weight.grad = distribute_tensor(torch.ones(4, 3), mesh, [Shard(0)])
         optimizer.step()
-    frozen["half"].grad = DTensor.from_local(torch.ones(2, dtype=torch.bfloat16), mesh, [Shard(0)])
-    messages = []
-    for attempt in ("half", "ghost"):
-        try:
-            optimizer.step()
-        except (ValueError, RuntimeError) as error:
-            messages.append(str(error))
-        if attempt == "half":
-            frozen["half"].grad, frozen["ghost"].grad = None, torch.ones(4, device="meta")
-    return weight.full_tensor().detach(), optimizer.stats.clone(), messages, len(optimizer.state)
+    frozen["ghost"].grad = torch.ones(4, device="meta")
+    with pytest.raises(RuntimeError, match="parameter of 'ghost' is on meta; wrap after materialising it"):
+        optimizer.step()
+    return weight.full_tensor().detach(), optimizer.stats.clone(), len(optimizer.state)
 
 
 def test_frozen_parameters_of_any_kind_stand_beside_sharded_ones(workers):
@@ -61,12 +55,10 @@ def test_frozen_parameters_of_any_kind_stand_beside_sharded_ones(workers):
     for _ in range(2):
         plain.grad = torch.ones(4, 3)
         usual.step()
-    for weight, stats, messages, states in workers.run(2, beside_frozen_ones):
+    for weight, stats, states in workers.run(2, beside_frozen_ones):
         torch.testing.assert_close(weight, plain.detach(), rtol=1e-6, atol=1e-7)
         assert stats.norms.tolist() == [0.0, 0.0, 0.0, 0.0, pytest.approx(12**0.5)]
         assert int(stats.steps_taken) == 2
-        assert "a sharded parameter in half precision can have no master" in messages[0]
-        assert "parameter of 'ghost' is on meta; wrap after materialising it" in messages[1]
         assert states == 1
 
 

@@ -5,7 +5,7 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.optim import ZeroRedundancyOptimizer
-from torch.distributed.tensor import DTensor, Partial, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 
 import gradops
 
@@ -33,10 +33,20 @@ def refusals():
     mesh = init_device_mesh("cpu", (2,))
     partial = torch.nn.Parameter(DTensor.from_local(torch.ones(4), mesh, [Partial()]))
     attempt("partial", lambda: gradops.AdamW([partial]))
-    for dtype in (torch.float32, torch.bfloat16):
-        shard = torch.nn.Parameter(distribute_tensor(torch.ones(4, dtype=dtype), mesh))
-        attempt(f"master, {dtype}", lambda shard=shard: gradops.AdamW([shard], master_weights=True))
-        attempt(f"kahan, {dtype}", lambda shard=shard: gradops.AdamW([shard], rounding="kahan"))
+    shard = torch.nn.Parameter(distribute_tensor(torch.ones(4), mesh))
+    agc = {"clip_mode": "agc", "max_norm": 0.01}
+    for backend in ("native", "torch"):
+        attempt(
+            f"all settings, {backend}", lambda of=backend: gradops.AdamW([shard], rounding="kahan", **agc, backend=of)
+        )
+    across = torch.nn.Parameter(distribute_tensor(torch.ones(4, 4), mesh, [Shard(1)]))
+    attempt("pieces of units", lambda: gradops.AdamW([("head.weight", across)], **agc))
+    attempt("pieces of units, torch", lambda: gradops.AdamW([("head.weight", across)], **agc, backend="torch"))
+    later = gradops.AdamW([("head.weight", across)], max_norm=0.01)
+    across.grad = distribute_tensor(torch.ones(4, 4), mesh, [Shard(1)])
+    later.clip_mode = "agc"
+    attempt("pieces of units, later", later.step)
+    attempt("spared", lambda: gradops.AdamW([{"params": [across], "agc": False}], **agc))
     return messages
 
 
@@ -44,11 +54,10 @@ def test_parts_that_would_step_apart_are_refused(workers):
     for messages in workers.run(2, refusals):
         assert set(messages) == {
             *("zero_of_ours", "wrapped_zero", "wrapped_inside_zero", "fsdp1, False", "fsdp1, True", "partial"),
-            *("master, torch.bfloat16", "kahan, torch.float32", "kahan, torch.bfloat16"),
+            *("pieces of units", "pieces of units, torch", "pieces of units, later"),
         }
-        for dtype in ("float32", "bfloat16"):
-            assert "rounding cannot be set where parameters are sharded" in messages[f"kahan, torch.{dtype}"]
-        assert "a sharded parameter in half precision can have no master" in messages["master, torch.bfloat16"]
+        assert "parameter 'head.weight' is sharded over dimension 1" in messages["pieces of units"]
+        assert messages["pieces of units, later"] == messages["pieces of units, torch"] == messages["pieces of units"]
         assert "ZeroRedundancyOptimizer hands each process's optimizer a part" in messages["zero_of_ours"]
         assert messages["wrapped_zero"] == messages["wrapped_inside_zero"] == messages["zero_of_ours"]
         for original in (False, True):

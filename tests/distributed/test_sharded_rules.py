@@ -3,7 +3,7 @@
 import pytest
 import torch
 from layouts import train
-from rules import CASE_NAMES, EVERY_CASE
+from rules import CASE_NAMES, EVERY_CASE, reference_of
 from test_sharded_step import assert_equals_unsharded, assert_ranks_agree
 
 import gradops
@@ -18,7 +18,8 @@ SETTINGS = {
 @pytest.mark.parametrize(("cls", "options"), EVERY_CASE, ids=CASE_NAMES)
 def test_step_of_shards_is_the_unsharded_one(workers, cls, options, settings):
     of_groups = {key: value for key, value in options.items() if key != "lr"}
-    arguments = ({**of_groups, **settings}, 3, None, 1.0, torch.float32, cls)
+    steps = 8 if hasattr(reference_of(cls), "adapts") else 3  # of either kind
+    arguments = ({**of_groups, **settings}, steps, None, 1.0, torch.float32, cls)
     results = workers.run(2, train, "fsdp", 2, *arguments)
     assert_ranks_agree(results)
     assert_equals_unsharded(results[0], train(None, 1, *arguments))

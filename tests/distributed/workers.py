@@ -2,6 +2,7 @@
 
 import datetime
 import io
+import os
 import queue
 import tempfile
 import traceback
@@ -22,6 +23,10 @@ def _packed(value):
 
 def _work(rank, tasks, results):
     torch.set_num_threads(1)
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        import interpreter
+
+        interpreter.install()
     while (task := tasks.get()) is not None:
         function, world, path, arguments = task
         try:

@@ -90,7 +90,7 @@ def _object(source, flags, sanitize):
     """Compiles one source. What it includes is taken to lie in its own folder and in those of the -I flags."""
     checks = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all"] if sanitize else []
     if source in RUNTIME:
-        # ThreadSanitizer is told of the runtime's barriers, and must not see how they are made.
+        # ThreadSanitizer learns of the runtime's barriers, and must not see how they are made.
         checks = ["-DEMU_TSAN"] if sanitize == "thread" else checks
         flags = [
             *FLAGS,

@@ -29,9 +29,11 @@ def _same(kind, names):
 
 
 View = _struct("View", data=Address, layout=Address, dtype=Int)
-MOMENTS, HYPERS = 3, 4  # csrc/tensors.h's and csrc/math/update.h's
-SLOTS = ("param", "rounded", "compensation", "grad", *range(MOMENTS))
-Row = _struct("Row", views=View * len(SLOTS), step=Address, **_same(Int, "numel group unit_run unit_count"))
+MOMENTS, HYPERS = 3, 7  # csrc/tensors.h's and csrc/math/update.h's
+SLOTS = ("param", "rounded", "compensation", "ema", "grad", *range(MOMENTS))
+Row = _struct(
+    "Row", views=View * len(SLOTS), step=Address, scalar=Address, **_same(Int, "numel group unit_run unit_count")
+)
 Group = _struct(
     "Group",
     **_same(Real, "lr weight_decay l1"),
@@ -50,6 +52,7 @@ Step = _struct(
     **_same(Int, "guards skips history guard_warmup_steps"),
     **_same(Address, "loss_scale found_inf"),
     **_same(Int, "grads_scaled inline_params"),
+    ema=Real * 7,
     **_same(Address, "scalars counters norms abs_max nonfinite capped update_ratio param_rms"),
 )
 
@@ -61,7 +64,8 @@ def library(**kwargs):
         CSRC / "cpu" / "isa.cpp",
         *sorted((CSRC / "cpu" / "rules").glob("*.cpp")),
     ]
-    lib = emulator.load([HERE / "test_step.cu", *kernels, *rules], flags=[f"-I{CSRC}"], **kwargs)
+    own = sorted(HERE.glob("test_*.cu"))
+    lib = emulator.load([*own, *kernels, *rules], flags=[f"-I{CSRC}"], **kwargs)
     lib.plan_new.argtypes = [ctypes.c_char_p, Address, Int, Int, Int, Int]
     lib.plan_new.restype = Address
     lib.plan_delete.argtypes = lib.plan_pieces.argtypes = lib.plan_chunks.argtypes = [Address]
@@ -114,10 +118,11 @@ class EmulatedPlan:
     def step(self, param_groups, state, _, loss_scale, grads_scaled, found_inf):
         params = [param for group in param_groups for param in group["params"]]
         for param, group in ((p, g) for g in param_groups for p in g["params"]):
-            needed = ["step", *self.optimizer.rule.moments_of(group)]
+            needed = [*self.optimizer.rule.number_names, *self.optimizer.rule.moments_of(group)]
             if param.dtype != torch.float32:
                 needed += ["master"] * self.optimizer.master_weights
                 needed += ["compensation"] * (self.optimizer.rounding == "kahan")
+            needed += ["ema"] * (self.optimizer.ema is not None)
             if param.grad is not None and any(name not in state.get(param, {}) for name in needed):
                 return False
         if any(param.grad is not None for param in params):
@@ -147,12 +152,12 @@ class EmulatedPlan:
         rule, used = self.optimizer.rule, self.optimizer.rule.moments_of(group)
         moments = [state.get(name) if name in used else None for name in rule.moment_names]
         updated, rounded = (state["master"], param) if "master" in state else (param, None)
-        tensors = (updated, rounded, state.get("compensation"), param.grad, *moments)
+        tensors = (updated, rounded, state.get("compensation"), state.get("ema"), param.grad, *moments)
         views = {slot: self._view(tensor, order) for slot, tensor in zip(SLOTS, tensors, strict=False)}
         views["grad"].data = None
-        step = state["step"].data_ptr() if "step" in state else None
+        step, scalar, *_ = (*(address_of(state.get(key)) for key in rule.number_names), None)
         units = units_of(param, order) if group.get("agc", True) else (1, 0)
-        return Row(views_of(views), step, param.numel(), index, *units)
+        return Row(views_of(views), step, scalar, param.numel(), index, *units)
 
     def _view(self, tensor, order):
         if tensor is None:
@@ -165,16 +170,12 @@ class EmulatedPlan:
         return View(tensor.data_ptr(), layout, DTYPES.index(tensor.dtype))
 
     def _run(self, params, param_groups, state, loss_scale, grads_scaled, found_inf):
-        grads = (Address * len(params))(*(address_of(param.grad) for param in params))
-        groups = with_l1(param_groups, self.optimizer.l1)
-        groups = (Group * len(groups))(*(group_of(self.optimizer.rule, group) for group in groups))
-        spec = spec_of(self.optimizer)
-        spec.loss_scale, spec.found_inf = address_of(loss_scale), address_of(found_inf)
-        spec.grads_scaled, spec.inline_params = int(grads_scaled), int(self.inline_params)
+        spec, grads, groups = self._call(params, param_groups, loss_scale, grads_scaled, found_inf)
+        measures = not math.isinf(spec.cap) or self.optimizer.rule.needs_norms
         marked = torch.tensor([self._squares_of(param) is None for param in params], dtype=torch.uint8)
         arrays = self._arrays(params, param_groups, state, marked, loss_scale, found_inf)
         with emulator.watching(self.lib, seed=self.seed, **arrays) as launches:
-            if not math.isinf(spec.cap) and marked.any():
+            if measures and marked.any():
                 self.lib.plan_param_stats(self.native, marked.data_ptr())
             self.lib.plan_step(
                 self.native, ctypes.addressof(spec), ctypes.addressof(grads), ctypes.addressof(groups), len(groups)
@@ -183,8 +184,18 @@ class EmulatedPlan:
         self.reports = launches
         for launch in launches:
             assert not launch.faults, launch.faults
-        if not math.isinf(spec.cap):
+        if measures:
             self.squares.update((param, (param.data_ptr(), param._version)) for param in params)
+
+    def _call(self, params, param_groups, loss_scale, grads_scaled, found_inf):
+        """The settings, gradients and groups as the kernels' host side takes them."""
+        grads = (Address * len(params))(*(address_of(param.grad) for param in params))
+        groups = with_l1(param_groups, self.optimizer.l1)
+        groups = (Group * len(groups))(*(group_of(self.optimizer.rule, group) for group in groups))
+        spec = spec_of(self.optimizer)
+        spec.loss_scale, spec.found_inf = address_of(loss_scale), address_of(found_inf)
+        spec.grads_scaled, spec.inline_params = int(grads_scaled), int(self.inline_params)
+        return spec, grads, groups
 
     def _squares_of(self, param):
         known = self.squares.get(param)
@@ -194,7 +205,8 @@ class EmulatedPlan:
         def all_of(name):
             return [memory_of(state[param][name]) for param in params if name in state.get(param, {})]
 
-        steps = {memory.ctypes.data: memory for memory in all_of("step")}  # views of one buffer
+        numbers = [memory for key in self.optimizer.rule.number_names for memory in all_of(key)]
+        numbers = {memory.ctypes.data: memory for memory in numbers}  # views of one buffer
         buffers = self.optimizer.engine.buffers
         read = [t for t in (marked, found_inf, *self.layouts.values()) if t is not None]
         read += [group["lr"] for group in param_groups if isinstance(group["lr"], torch.Tensor)]
@@ -203,8 +215,8 @@ class EmulatedPlan:
         return {
             "param": [memory_of(param.detach()) for param in params],
             "grad": [emulator.read_only(memory_of(p.grad)) for p in params if p.grad is not None],
-            **{name: all_of(name) for name in ("master", "compensation", *self.optimizer.rule.moment_names)},
-            "step": list(steps.values()),
+            **{name: all_of(name) for name in ("master", "compensation", "ema", *self.optimizer.rule.moment_names)},
+            "step": list(numbers.values()),
             "stats": [memory_of(buffer) for buffer in buffers.all()],
             "inputs": [emulator.read_only(memory_of(tensor)) for tensor in read],
         }
@@ -261,6 +273,8 @@ def spec_of(optimizer):
     for name in ("ratio", "z_score", "lr_cut", "lr_growth", "min_lr_factor", "skips", "history") if guard else ():
         setattr(spec, name, getattr(guard, name))
     spec.guard_warmup_steps = guard.warmup_steps if guard else 1
+    if optimizer.ema is not None:
+        spec.ema = (Real * 7)(*optimizer.ema.numbers)
     names = ("scalars", "counters", "norms", "abs_max", "nonfinite", "capped", "update_ratio", "param_rms")
     for name, buffer in zip(names, optimizer.engine.buffers.all(), strict=True):
         setattr(spec, name, buffer.data_ptr())

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from activation_oracle import agrees
 from test_activation_kernel import KERNEL, STRIP, library, measured
-from test_activation_stats import agrees
 
 
 class Fault(NamedTuple):

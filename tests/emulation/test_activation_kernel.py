@@ -7,9 +7,9 @@ import emulator
 import numpy as np
 import pytest
 import torch
+from activation_oracle import BETWEEN_FLOATS, COUNTED, agrees
 from cases import DTYPES, lay_out
 from one_pass import CSRC, HERE, PIECE
-from test_activation_stats import BETWEEN_FLOATS, COUNTED, agrees
 
 KERNEL = CSRC / "cuda" / "activation_stats.cu"
 STRIP = 4096
@@ -29,7 +29,7 @@ def lib():
 
 
 def layout_of(tensor):
-    """How the kernel is told of dimensions: their number, then size and stride of each; None where it needs none."""
+    """How dimensions are passed to the kernel: their number, then size and stride of each; None where it needs none."""
     if tensor.is_contiguous():
         return None
     pairs = zip(tensor.shape, tensor.stride(), strict=True)

@@ -7,10 +7,10 @@ from cases import ParamCase, draw_grad, group_options, param_cases, sequences, s
 from hypothesis import given
 from hypothesis import strategies as st
 from one_pass import PIECE, REGISTER_SLOTS, WARPS, EmulatedPlan, library
+from rules import CLASSES
 
 import gradops
 
-CLASSES = [gradops.Adam, gradops.AdamW]
 GUARDS = [
     gradops.SpikeGuard("skip", warmup_steps=3),
     gradops.SpikeGuard("clip", ratio=1.0, z_score=3.0, min_lr_factor=0.3, history=4, warmup_steps=2),
@@ -40,10 +40,10 @@ def forms():
 def test_any_sequence_of_steps_equals_the_oracle(cls, lib, data, form, seed):
     torch.manual_seed(seed)
     cases = data.draw(st.lists(param_cases(), min_size=1, max_size=5))
-    settings = data.draw(settings_of_the_step())
+    settings = data.draw(settings_of_the_step(cls))
     cut = data.draw(st.integers(1, len(cases)))
     params = [case.param() for case in cases]
-    groups = [{"params": part, **data.draw(group_options())} for part in (params[:cut], params[cut:]) if part]
+    groups = [{"params": part, **data.draw(group_options(cls))} for part in (params[:cut], params[cut:]) if part]
     optimizer = cls(groups, **settings)
     EmulatedPlan(lib, optimizer, **form)
     both = Beside(optimizer, **settings)
@@ -59,12 +59,12 @@ def test_guarded_steps_equal_the_oracle(lib, guard, form, seed, max_relative_ste
     cases = [ParamCase((31, 33)), ParamCase((PIECE + 1,), torch.bfloat16)]
     optimizer = gradops.AdamW([case.param() for case in cases], lr=0.1, **settings)
     EmulatedPlan(lib, optimizer, **form)
-    both, told = Beside(optimizer, **settings), []
+    both, steps = Beside(optimizer, **settings), []
     for scale in (1.0, 0.9, 1.1, 60.0, 1.0, float("inf"), 0.5, 80.0, 1.0):
-        told.append(both.step([case.grad(scale) for case in cases]))
-    assert sum(step.guarded for step in told) >= 2
-    assert min(step.lr_factor for step in told) < 1.0
-    assert sum(step.found_inf for step in told) == 1
+        steps.append(both.step([case.grad(scale) for case in cases]))
+    assert sum(step.guarded for step in steps) >= 2
+    assert min(step.lr_factor for step in steps) < 1.0
+    assert sum(step.found_inf for step in steps) == 1
 
 
 def step_all(lib, cases, form, settings, options, events=("grad",) * 2, seed=3, cls=gradops.AdamW):
@@ -203,27 +203,59 @@ def test_a_compensation_costs_one_read_and_one_write_of_it(lib, dtype):
 
 
 def element_bytes(report):
-    names = [
-        "param",
-        "master",
-        "compensation",
-        "grad",
-        *gradops.AdamW.rule.moment_names,
-        *gradops.SGD.rule.moment_names,
-    ]
-    traffic = [report.traffic[name] for name in names if name in report.traffic]
+    moments = {name for cls in CLASSES for name in cls.rule.moment_names}
+    names = {"param", "master", "compensation", "ema", "grad"} | moments
+    traffic = [report.traffic[name] for name in names & report.traffic.keys()]
     return sum(t.load_bytes + t.store_bytes for t in traffic)
 
 
-@pytest.mark.parametrize(("momentum", "moments"), [(0.0, 0), (0.9, 1)])
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize(("dtype", "parked"), [(torch.float32, 28), (torch.bfloat16, 22)])
 @pytest.mark.parametrize(("one_launch", "numel"), [(True, PIECE * 8), (False, PIECE * 64)])
-def test_a_moment_costs_one_read_and_one_write(lib, momentum, moments, one_launch, numel):
-    """With momentum 20 bytes for a parked element, 24 for one that is read twice."""
+def test_an_average_costs_one_read_and_one_write_where_it_moves(lib, one_launch, numel, dtype, parked, every):
+    """For Adam 36 bytes for a parked element, 40 for one that is read twice; nothing more where this step has none."""
     form = {"blocks": 1, "one_launch": one_launch, "shared_slots": 0, "seed": 4}
-    options = {"lr": 0.1, "momentum": momentum}
-    *_, plan = step_all(lib, [ParamCase((numel,))], form, {"max_norm": 1.0}, options, cls=gradops.SGD)
-    read_twice = 0 if one_launch else 4
-    assert sum(element_bytes(report) for report in plan.reports) == (12 + 8 * moments + read_twice) * numel
+    settings = {"max_norm": 1.0, "ema": gradops.WeightEma(0.9, every=every)}
+    *_, plan = step_all(lib, [ParamCase((numel,), dtype, grad_dtype=dtype)], form, settings, {})
+    assert len(plan.reports) == (1 if one_launch else 3)
+    read_twice = 0 if one_launch else dtype.itemsize
+    moves = 8 if every == 1 else 0
+    assert sum(element_bytes(report) for report in plan.reports) == (parked + moves + read_twice) * numel
+    loads = sum(report.traffic["ema"].loads for report in plan.reports if "ema" in report.traffic)
+    assert loads == (numel // 4 if moves else 0)
+
+
+# Of a float32 element whose gradient is read twice.
+BYTES = [
+    (gradops.Adagrad, {}, 24),
+    (gradops.Adam, {}, 32),
+    (gradops.Adam, {"amsgrad": True}, 40),
+    (gradops.Adamax, {}, 32),
+    (gradops.LARS, {"momentum": 0.9, "weight_decay": 0.1}, 24),  # its norms are free
+    (gradops.Lion, {}, 24),
+    (gradops.NAdam, {}, 32),
+    (gradops.RAdam, {}, 32),
+    (gradops.RMSprop, {}, 24),
+    (gradops.RMSprop, {"momentum": 0.9}, 32),
+    (gradops.RMSprop, {"centered": True}, 32),
+    (gradops.RMSprop, {"momentum": 0.9, "centered": True}, 40),
+    (gradops.SGD, {}, 16),
+    (gradops.SGD, {"momentum": 0.9}, 24),
+]
+
+
+@pytest.mark.parametrize(("cls", "options", "read_twice"), BYTES)
+@pytest.mark.parametrize(("one_launch", "numel"), [(True, PIECE * 8), (False, PIECE * 64)])
+def test_a_moment_costs_one_read_and_one_write(lib, cls, options, read_twice, one_launch, numel):
+    """Where the gradient is parked, 4 bytes less."""
+    form = {"blocks": 1, "one_launch": one_launch, "shared_slots": 0, "seed": 4}
+    *_, plan = step_all(lib, [ParamCase((numel,))], form, {"max_norm": 1.0}, {"lr": 0.1, **options}, cls=cls)
+    expected = read_twice - 4 * one_launch
+    assert sum(element_bytes(report) for report in plan.reports) == expected * numel
+
+
+def test_bytes_of_every_rule_are_counted():
+    assert {cls.rule.name for cls, *_ in BYTES} == {cls.rule.name for cls in CLASSES}
 
 
 @pytest.mark.parametrize(("one_launch", "slots"), [(True, 0), (True, 2), (False, 0)])

@@ -11,3 +11,21 @@ def learner(tmp_path):
     from learners import make_learner
 
     return partial(make_learner, tmp_path)
+
+
+@pytest.fixture
+def fresh_states():
+    """Accelerate keeps its state in classes."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    yield
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+@pytest.fixture
+def train(tmp_path, fresh_states):
+    """Trains with transformers' Trainer, or one made of it."""
+    from trainers import run_trainer
+
+    return partial(run_trainer, tmp_path)

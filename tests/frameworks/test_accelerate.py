@@ -12,21 +12,15 @@ from torch.utils.data import DataLoader, TensorDataset
 pytest.importorskip("accelerate")
 
 import accelerate
-from accelerate.state import AcceleratorState, GradientState, PartialState
 
 import gradops
 from gradops import accelerate as ga
+from gradops.optim.classes import classes, torchs_class
+
+pytestmark = pytest.mark.usefixtures("fresh_states")
 
 CLOSE = {"rtol": 2e-4, "atol": 2e-6}
 BATCHES = 6
-
-
-@pytest.fixture(autouse=True)
-def fresh_states():
-    """Accelerate keeps its state in classes."""
-    yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
 
 
 def with_scaler(accelerator, scaler_cls=gradops.GradScaler):
@@ -185,6 +179,19 @@ def test_clipping_by_value_is_done_in_the_step():
     assert training.optimizer.optimizer.clip_value is None
     assert results[1][0].abs().max() <= 0.001 * 1.0001
     assert training.model[0].weight.grad.abs().max() > 0.01
+
+
+@pytest.mark.parametrize("cls", classes().values(), ids=classes())
+def test_every_optimizer_is_wrapped_and_clips_in_its_step(cls):
+    torchs = torchs_class(cls)
+    if torchs is None:
+        pytest.skip("torch has no such optimizer")
+    theirs, ours = (
+        Training(make(kind), optimizer=torchs).run(0.1) for kind in (accelerate.Accelerator, ga.Accelerator)
+    )
+    assert type(ours.optimizer.optimizer) is cls
+    assert float(ours.optimizer.stats.clip_coef) < 1
+    torch.testing.assert_close(ours.weights(), theirs.weights(), **CLOSE)
 
 
 def test_optimizers_of_other_kinds_stay_accelerates():

@@ -11,23 +11,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 pytest.importorskip("accelerate")
 
 import accelerate
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from test_accelerate import CLOSE, Training, make, with_scaler
 
 import gradops
 from gradops import accelerate as ga
 from gradops._frameworks import clip_now_, measured_norm
 
+pytestmark = pytest.mark.usefixtures("fresh_states")
+
 BOTH = (accelerate.Accelerator, ga.Accelerator)
 SCALERS = {accelerate.Accelerator: torch.amp.GradScaler, ga.Accelerator: gradops.GradScaler}
-
-
-@pytest.fixture(autouse=True)
-def fresh_states():
-    """Accelerate keeps its state in classes."""
-    yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
 
 
 def trainings(scaled=False, optimizer=torch.optim.AdamW, **options):

@@ -19,6 +19,7 @@ from lightning.pytorch.profilers import SimpleProfiler
 
 import gradops
 from gradops.lightning import GradNormMonitor, GradOpsPrecision
+from gradops.optim.classes import classes, torchs_class
 
 CLOSE = {"rtol": 2e-4, "atol": 2e-6}
 BATCHES = 6
@@ -93,6 +94,23 @@ def test_clips_as_lightning_does(algorithm, clip_val, accumulate):
     assert optimizer.clip_value is None
     if algorithm == "norm":
         assert optimizer.stats.clip_coef.item() < 1
+
+
+@pytest.mark.parametrize("cls", classes().values(), ids=classes())
+def test_every_optimizer_is_wrapped_and_clipped_as_by_lightning(cls):
+    torchs = torchs_class(cls)
+    if torchs is None:
+        pytest.skip("torch has no such optimizer")
+    theirs, ours = Module(torchs), Module(torchs)
+    fit(theirs, None, gradient_clip_val=0.1)
+    trainer = fit(ours, GradOpsPrecision(device="cpu"), gradient_clip_val=0.1)
+    assert type(trainer.optimizers[0]) is cls
+    torch.testing.assert_close(weights(ours), weights(theirs), **CLOSE)
+
+
+def test_settings_that_no_optimizer_can_take_are_refused_by_its_name():
+    with pytest.raises(TypeError, match="got Rprop; train with"):
+        fit(Module(torch.optim.Rprop), GradOpsPrecision(device="cpu", max_norm=1.0))
 
 
 @pytest.mark.parametrize("make", [torch.optim.AdamW, gradops.AdamW])

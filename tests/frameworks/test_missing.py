@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-FRAMEWORKS = ["accelerate", "fastai", "lightning", "timm", "transformers"]
+FRAMEWORKS = ["accelerate", "fastai", "lightning", "timm", "transformers", "ultralytics"]
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
@@ -14,7 +14,8 @@ def test_missing_framework_names_the_extra(framework, monkeypatch):
     for name in [name for name in sys.modules if f"{name}.".startswith((f"{framework}.", f"gradops.{framework}."))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, framework, None)
-    with pytest.raises(ModuleNotFoundError, match=rf"needs {framework}.*: run pip install 'gradops\[frameworks\]'"):
+    extra = "ultralytics" if framework == "ultralytics" else "frameworks"
+    with pytest.raises(ModuleNotFoundError, match=rf"needs {framework}.*: run pip install 'gradops\[{extra}\]'"):
         importlib.import_module(f"gradops.{framework}")
 
 

@@ -68,16 +68,6 @@ def scaler(cls=gradops.GradScaler):
     return cls("cpu", init_scale=4096.0, **floor)
 
 
-@pytest.fixture
-def fresh_states():
-    """Accelerate keeps its state in classes."""
-    from accelerate.state import AcceleratorState, GradientState, PartialState
-
-    yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
-
-
 @pytest.mark.parametrize("door", ["gradops", "accelerate"])
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("accumulate", [1, 2])

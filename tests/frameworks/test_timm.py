@@ -12,12 +12,14 @@ import timm
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
-from timm.utils import NativeScaler as TimmsScaler
 
 import gradops
 from gradops import timm as gt
+from gradops.optim.classes import classes
 
+TimmsScaler = gt.NativeScaler.__base__  # timm.utils has ours
 CLOSE = {"rtol": 2e-4, "atol": 2e-6}
+SGDS = {"gradopssgd": True, "gradopsmomentum": False}
 
 
 class Training:
@@ -70,6 +72,26 @@ def test_factory_makes_our_optimizers_by_name(name, cls, like):
     assert decays[0] == decays[1]
 
 
+@pytest.mark.parametrize("cls", classes().values(), ids=classes())
+def test_every_optimizer_has_a_name_and_trains_as_timms_of_that_name_does(cls):
+    name = cls.__name__.lower()
+    expected, training = Training(timms(), name).run(), Training(ours(), f"gradops{name}").run()
+    assert type(training.optimizer) is cls
+    ours_first, theirs_first = (one.optimizer.param_groups[0] for one in (training, expected))
+    shared = ours_first.keys() & theirs_first.keys() - {"params"}
+    assert shared >= {"lr", "weight_decay"}
+    assert {key: ours_first[key] for key in shared} == {key: theirs_first[key] for key in shared}
+    # Its attention's keys have a bias whose gradient is rounding, which a sign makes as large as any.
+    kept = [index for index, (name, _) in enumerate(training.model.named_parameters()) if "qkv.bias" not in name]
+    weights = [[one.weights()[index] for index in kept] for one in (training, expected)]
+    torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-5)
+
+
+def test_other_names_of_torchs_sgd_keep_their_defaults():
+    nesterov = {opt: Training(ours(), opt).optimizer.defaults["nesterov"] for opt in SGDS}
+    assert nesterov == SGDS
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize(
     "clip",
@@ -84,16 +106,13 @@ def test_scaler_trains_as_timms_does(clip, accumulate):
     assert (training.optimizer.max_norm, training.optimizer.clip_value) == (None, None)
 
 
-@pytest.mark.parametrize(("mode", "in_step"), [("norm", True), ("value", True), ("agc", False)])
-def test_clipping_in_the_step_leaves_gradients_as_they_are(mode, in_step):
+@pytest.mark.parametrize("mode", ["norm", "value", "agc"])
+def test_clipping_in_the_step_leaves_gradients_as_they_are(mode):
     training = Training(ours())
     loss = F.cross_entropy(training.model(training.images), training.labels)
     expected = torch.autograd.grad(256.0 * loss, list(training.model.parameters()), retain_graph=True)
     training.scaler(loss, training.optimizer, 1e-3, mode, training.model.parameters())
-    untouched = all(
-        torch.equal(param.grad, grad) for param, grad in zip(training.model.parameters(), expected, strict=True)
-    )
-    assert untouched == in_step
+    assert all(torch.equal(param.grad, grad) for param, grad in zip(training.model.parameters(), expected, strict=True))
 
 
 @pytest.mark.parametrize("mode", ["norm", "value"])

@@ -9,65 +9,11 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 import transformers
-from accelerate.state import AcceleratorState, GradientState, PartialState
+from trainers import CLOSE, Network, logged, weights
 
 import gradops
 from gradops import transformers as gt
-
-CLOSE = {"rtol": 5e-4, "atol": 5e-6}
-
-
-class Network(torch.nn.Module):
-    """The smallest model that a Trainer takes; `poison` numbers the forwards whose loss is inf."""
-
-    def __init__(self, poison=()):
-        super().__init__()
-        torch.manual_seed(0)
-        self.net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
-        self.poison, self.calls, self.dtypes = poison, 0, set()
-
-    def forward(self, inputs, labels):
-        out = self.net(inputs)
-        self.dtypes.add(out.dtype)
-        loss = torch.nn.functional.mse_loss(out.float(), labels)
-        self.calls += 1
-        return {"loss": loss * math.inf if self.calls - 1 in self.poison else loss, "logits": out}
-
-
-@pytest.fixture
-def train(tmp_path):
-    def run(cls, model=None, optimizers=(None, None), resume=None, scaler=None, extra=(), **options):
-        arguments = transformers.TrainingArguments(
-            str(tmp_path),
-            per_device_train_batch_size=4,
-            use_cpu=True,
-            report_to=[],
-            disable_tqdm=True,
-            logging_steps=1,
-            logging_nan_inf_filter=False,
-            learning_rate=1e-2,
-            **{"num_train_epochs": 1, "save_strategy": "no", **options},
-        )
-        torch.manual_seed(1)
-        data = [{"inputs": torch.randn(8), "labels": torch.randn(2)} for _ in range(24)]
-        trainer = cls(model or Network(), arguments, train_dataset=data, optimizers=optimizers, **dict(extra))
-        if scaler:  # Accelerate makes none on a CPU
-            trainer.accelerator.scaler, trainer.accelerator.native_amp = scaler, True
-            trainer.accelerator.state._mixed_precision = "fp16"
-        trainer.train(resume_from_checkpoint=resume)
-        return trainer
-
-    yield run
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
-
-
-def weights(trainer):
-    return [param.detach().clone() for param in trainer.model.parameters()]
-
-
-def logged(trainer, name):
-    return [row[name] for row in trainer.state.log_history if name in row]
+from gradops.optim.classes import classes
 
 
 @pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2}, {"max_grad_norm": 0.0}], ids=str)
@@ -116,9 +62,20 @@ def test_norm_is_known_before_the_step(train, max_grad_norm, scaled):
     assert seen(Ours, gradops.GradScaler) == pytest.approx(seen(Looking, torch.amp.GradScaler), rel=1e-2)
 
 
-def test_optimizer_is_named_and_wrapped(train):
-    trainer = train(gt.Trainer)
-    assert isinstance(trainer.optimizer.optimizer, gradops.AdamW)
+@pytest.mark.parametrize("name", ["adamw_torch", "adamw_torch_fused", "sgd", "rmsprop", "adagrad"])
+def test_optimizer_that_the_trainer_makes_is_wrapped_if_it_can_be(train, name):
+    options = {"optim": name, "max_grad_norm": 0.1, "weight_decay": 0.01}
+    theirs, ours = (train(cls, **options) for cls in (transformers.Trainer, gt.Trainer))
+    plain = type(theirs.optimizer.optimizer)
+    assert type(ours.optimizer.optimizer) is classes().get(plain.__name__, plain)
+    torch.testing.assert_close(weights(ours), weights(theirs), **CLOSE)
+    assert logged(ours, "grad_norm") == pytest.approx(logged(theirs, "grad_norm"), rel=1e-3)
+
+
+def test_settings_for_an_optimizer_that_cannot_be_wrapped_are_refused_by_its_name(train):
+    assert type(train(gt.Trainer, optim="adafactor").optimizer.optimizer) is transformers.Adafactor
+    with pytest.raises(TypeError, match="got Adafactor; train with"):
+        train(gt.Trainer, optim="adafactor", extra={"settings": {"clip_value": 1.0}})
 
 
 @pytest.mark.parametrize("scaled", [False, True])
@@ -189,3 +146,39 @@ def test_resumed_training_is_bitwise_the_whole_one(train, tmp_path):
     assert int(rest.optimizer.stats.steps_taken) == 12
     for ours, theirs in zip(weights(rest), expected, strict=True):
         assert torch.equal(ours, theirs)
+
+
+def native_lion(model):
+    return pytest.importorskip("timm.optim").Lion(model.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1)
+
+
+def test_lion_by_transformers_name_is_ours(train):
+    options = {"weight_decay": 0.1, "max_grad_norm": 0.1, "adam_beta2": 0.95}
+    ours, model = train(gt.Trainer, optim="lion_32bit", **options), Network()
+    optimizer = native_lion(model)
+    for group in optimizer.param_groups:  # as transformers has it: no decay for biases
+        group["params"] = [param for param in group["params"] if param.ndim > 1]
+    biases = [param for param in model.parameters() if param.ndim == 1]
+    optimizer.add_param_group({"params": biases, "weight_decay": 0.0})
+    theirs = train(transformers.Trainer, model, optimizers=(optimizer, None), **options)
+    assert type(ours.optimizer.optimizer) is gradops.Lion
+    torch.testing.assert_close(weights(ours), weights(theirs), **CLOSE)
+    assert logged(ours, "grad_norm") == pytest.approx(logged(theirs, "grad_norm"), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", classes())
+def test_every_class_is_taken_with_its_arguments_and_the_settings(train, name):
+    made = {"lr": 1e-3, "clip_value": 0.5}
+    extra = {"optimizer_cls_and_kwargs": (classes()[name], made), "settings": {"l1": 1e-4, "clip_value": 0.25}}
+    trainer = train(gt.Trainer, extra=extra, max_grad_norm=0.1)
+    optimizer = trainer.optimizer.optimizer
+    assert type(optimizer) is classes()[name]
+    assert (optimizer.l1, optimizer.clip_value, optimizer.max_norm) == (1e-4, 0.25, None)
+    assert trainer.optimizer.stats.clip_coef < 1
+    assert int(trainer.optimizer.stats.steps_taken) == 6
+
+
+def test_names_that_a_search_makes_anew_follow_its_learning_rate(train):
+    trainer = train(gt.Trainer, optim="lion_32bit")
+    trainer.optimizer, trainer.args.learning_rate = None, 0.5
+    assert trainer.create_optimizer().param_groups[0]["lr"] == 0.5

@@ -77,7 +77,7 @@ __device__ void park_and_update(const Arrays& a, const Rules& rules, int rotatio
 
 // float64 once a launch, outside the loop, is right.
 KERNEL(good_kernel)(Arrays a, int64_t vecs, StepDecision decision, HyperParams hyper, double step) {
-  const Rules rules{decision, row_rule<Adam>(hyper, hyper.lr, step)};
+  const Rules rules{decision, row_rule<Adam>(hyper, {hyper.lr, step})};
   FOR_EACH(i, vecs) update(a, i, load(a.grad, i), rules);
 }
 

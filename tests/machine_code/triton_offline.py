@@ -11,8 +11,9 @@ from triton.compiler.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from gradops.backends.call import Row, StepCall
+from gradops.backends.sharded.exchange import Exchange
 from gradops.backends.triton import step as triton_step
-from gradops.one_pass.state import fit_state, zero_state
+from gradops.one_pass.state import fit_state, start_state
 from gradops.optim.adam import RULE
 from gradops.settings import Settings
 from gradops.stats import StepBuffers
@@ -73,17 +74,36 @@ def launches_of(param_dtype, grad_dtype, amsgrad=False, beta1=0.9, **settings):
     return launches_of_rule(RULE, group, param_dtype, grad_dtype, **settings)
 
 
-def launches_of_rule(rule, group, param_dtype, grad_dtype, **settings):
+class _OneProcess(Exchange):
+    """With nobody: every number that is handed in is all that there is."""
+
+    class _Alone:
+        ranks = (0,)
+
+        def gather(self, numbers, kinds, norm_type=2.0):
+            return numbers[None]
+
+        def counted(self, line):
+            return line
+
+    def __init__(self, params):
+        self._gathering, self._roots, self.numels = self._Alone(), None, [param.numel() for param in params]
+
+
+def launches_of_rule(rule, group, param_dtype, grad_dtype, shards=False, gradients=True, **settings):
     """The launches of one step of two parameters, a large and a small one, with these options of a group."""
     params = [torch.zeros(64, 128, dtype=param_dtype), torch.zeros(7, dtype=param_dtype)]
     group = {**group, "l1": 0.0, "params": params}
     rows = []
     for index, param in enumerate(params):
-        state = zero_state(param, rule.moments_of(group), Settings(**settings))
+        state = start_state(param, rule, dict.fromkeys(rule.moments_of(group), 0.0), Settings(**settings))
         fit_state(state, param, rule, group, Settings(**settings))
-        rows.append(Row(param, str(index), 0, torch.zeros_like(param, dtype=grad_dtype), state))
+        grad = torch.zeros_like(param, dtype=grad_dtype) if gradients else None
+        rows.append(Row(param, str(index), 0, grad, state))
     buffers = StepBuffers()
     buffers.resize(("0", "1"), torch.device("cpu"))
+    call = StepCall(rows, [group], Settings(**settings), None, True, None, buffers)
+    call.exchange = _OneProcess(params) if shards else None
     with recorded() as launches:
-        triton_step.TritonStep(rule).step(StepCall(rows, [group], Settings(**settings), None, True, None, buffers))
+        triton_step.TritonStep(rule).step(call)
     return launches

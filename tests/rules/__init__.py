@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 import gradops
 
 
@@ -23,6 +25,9 @@ class Step:
         before: of each moment the largest element before the step.
         penalised: whether decay or L1 was added to the gradient, which may cancel it.
         powers: whether the norm went through pow.
+        grad: what the oracle's update got, in float64: clipped and regularised; None where it got nothing.
+        moments: the oracle's before the step, likewise.
+        factor: what the oracle's regularised gradient was multiplied by.
     """
 
     state: Any
@@ -31,6 +36,9 @@ class Step:
     before: dict[str, float]
     penalised: bool
     powers: bool
+    grad: Tensor | None
+    moments: dict[str, Tensor]
+    factor: float
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,13 @@ def torchs(cls: type) -> type | None:
 
 
 TORCHS = {torchs(cls): cls for cls in CLASSES if torchs(cls) is not None}
+
+
+def goes_with(cls: type, settings: dict[str, Any]) -> bool:
+    """Whether a rule takes these settings, as `gradops.settings` checks them."""
+    hides_norms = settings.get("norm_type", 2.0) != 2.0 or settings.get("clip_mode") == "agc"
+    bounds = settings.get("max_relative_step") is not None and not cls.rule.scale_free
+    return not (hides_norms and (cls.rule.needs_norms or bounds))
 
 
 def reference_of(cls: type) -> Any:

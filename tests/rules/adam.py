@@ -30,7 +30,7 @@ def unit(step):
     """What float32 loses of a gradient where penalties cancel it, over what Adam divides it by: much, near 0."""
     if not step.penalised:
         return 1.0
-    second = step.state["max_exp_avg_sq" if step.group["amsgrad"] else "exp_avg_sq"]
+    second = step.state["max_exp_avg_sq" if step.group.get("amsgrad") else "exp_avg_sq"]
     correction = 1.0 - step.group["betas"][1] ** max(1, step.state.step)
     denom = (second.double() / correction).sqrt() + step.group["eps"]
     return 1.0 + (tol.FLOAT32_EPS * step.largest / tol.PARAM.atol) / denom.cpu()

@@ -15,7 +15,7 @@ import gradops
 from rules import TORCHS
 
 # Beside the constructor's defaults: what makes a state have all its moments.
-OPTIONS = {torch.optim.SGD: {"momentum": 0.9}}
+OPTIONS = {torch.optim.RMSprop: {"momentum": 0.9, "centered": True}, torch.optim.SGD: {"momentum": 0.9}}
 
 
 def trained(cls, steps, seed=0):

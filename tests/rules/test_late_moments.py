@@ -5,16 +5,16 @@ import torch
 from beside import params_of, snapshot
 
 import gradops
+from rules import torchs
 
 pytestmark = pytest.mark.usefixtures("backend")
 
 
-def pair(device, **options):
+def pair(device, ours=gradops.SGD, **options):
     torch.manual_seed(0)
     values = [torch.randn(shape, device=device) for shape in ((5, 7), (17,))]
     return [
-        cls([value.clone().requires_grad_() for value in values], lr=0.1, **options)
-        for cls in (gradops.SGD, torch.optim.SGD)
+        cls([value.clone().requires_grad_() for value in values], lr=0.1, **options) for cls in (ours, torchs(ours))
     ]
 
 
@@ -36,6 +36,25 @@ def test_momentum_of_a_group_may_be_switched_on_off_and_on(dampening, device):
             optimizer.param_groups[0].update(momentum=momentum, dampening=dampening)
         step_both(both, seed)
     assert [set(state) for state in both[0].state.values()] == [{"step", "momentum_buffer"}] * 2
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "entry"), [("momentum", 0.9, "momentum_buffer"), ("centered", True, "grad_avg")]
+)
+def test_what_torchs_rmsprop_misses_in_mid_run_begins_at_zero(key, value, entry, device):
+    ours, theirs = both = pair(device, gradops.RMSprop)
+    step_both(both, 0)
+    for optimizer in both:
+        optimizer.param_groups[0][key] = value
+    for param in params_of(theirs):
+        param.grad = torch.ones_like(param)
+    with pytest.raises(KeyError, match=entry):
+        theirs.step()
+    for param in params_of(theirs):
+        theirs.state[param][entry] = torch.zeros_like(param)
+    for seed in (1, 2):
+        step_both(both, seed)
+    assert all(state.keys() == {"step", "square_avg", entry} for state in ours.state.values())
 
 
 def test_a_buffer_that_somebody_took_away_is_made_anew(device):

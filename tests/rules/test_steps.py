@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gradops
-from rules import CASE_NAMES, CLASSES, EVERY_CASE, reference_of
+from rules import CASE_NAMES, CLASSES, EVERY_CASE, goes_with, reference_of, table_of
 
 GUARD = gradops.SpikeGuard(ratio=2.0, z_score=2.0, action="clip", warmup_steps=2)
 SETTINGS = {
@@ -25,6 +25,10 @@ SETTINGS = {
     "bf16 moments": {"moments_dtype": torch.bfloat16},
     "guard": {"guard": GUARD},
     "agc": {"clip_mode": "agc", "max_norm": 0.02},
+    "ema": {"ema": gradops.WeightEma(0.75, every=2, start=1), "max_norm": 1.0},
+    "ema of masters": {"ema": gradops.WeightEma(0.9, inv_gamma=1.0), "master_weights": True},
+    "ema and kahan": {"ema": gradops.WeightEma(0.9, tau=2.0), "rounding": "kahan", "track_updates": True},
+    "ema and agc": {"ema": gradops.WeightEma(0.6), "clip_mode": "agc", "max_norm": 0.02},
     "tracked": {"track_updates": True, "max_norm": 1.0},
 }
 
@@ -33,14 +37,22 @@ SETTINGS = {
 @given(data=st.data(), seed=st.integers(0, 2**32))
 def test_any_sequence_of_steps_equals_the_oracle(cls, device, data, seed):
     torch.manual_seed(seed)
-    settings = data.draw(settings_of_the_step())
-    if settings.get("max_relative_step") is not None and not cls.rule.scale_free:
-        settings.pop("norm_type", None)  # whose bound needs the L2 norms
+    settings = data.draw(settings_of_the_step(cls))
     any_sequence(cls, device, data, data.draw(st.lists(param_cases(), min_size=1, max_size=4)), settings)
 
 
-@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-@pytest.mark.parametrize(("cls", "options"), EVERY_CASE, ids=CASE_NAMES)
+def pairs():
+    """Options with settings that go with them; slow unless the settings clip, or the options are the first or last."""
+    for name, (cls, options) in zip(CASE_NAMES, EVERY_CASE, strict=True):
+        first, *_, last = table_of(cls).options.values()
+        for setting, settings in SETTINGS.items():
+            usual = setting == "clip" or options in (first, last)
+            if goes_with(cls, settings):  # else it is refused, as test_bound.py has it
+                marks = [] if usual else [pytest.mark.slow]
+                yield pytest.param(cls, options, settings, id=f"{name}-{setting}", marks=marks)
+
+
+@pytest.mark.parametrize(("cls", "options", "settings"), pairs())
 def test_every_option_with_every_setting_equals_the_oracle(cls, options, settings, device):
     cases = [ParamCase((31, 33)), ParamCase((17,), magnitude=30.0), ParamCase((), magnitude=1e-3)]
     cases += [ParamCase((5, 7), dtype, grad_dtype=dtype) for dtype in (torch.bfloat16, torch.float16)]
@@ -58,6 +70,7 @@ def test_every_option_with_every_setting_equals_the_oracle(cls, options, setting
 def test_oracle_and_optimizer_agree_on_what_the_rule_is(cls):
     rule, oracle = cls.rule, reference_of(cls)
     assert (rule.moment_names, rule.scale_free) == (oracle.MOMENTS, oracle.SCALE_FREE)
+    assert {scalar.name: scalar.start for scalar in rule.scalars} == getattr(oracle, "SCALARS", {})
     group = cls([torch.ones(2).requires_grad_()]).param_groups[0]
     assert rule.decouples(group) == oracle.decouples(group)
     assert len(rule.hyper_of(group)) == len(rule.hyper)

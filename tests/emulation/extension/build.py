@@ -19,13 +19,19 @@ sys.path.insert(0, str(HERE.parent))
 import emulator  # noqa: E402
 
 CSRC = "csrc/"
+OBJECTS = Path("build/emulated-objects")
 # By backend.cpp.
 REPLACED = {"csrc/host/step_backend.cpp", "csrc/cpu/ops.cpp", "csrc/cuda/launch.cu"}
 
 
-def write_if_changed(path, text):
+def as_cpp(source):
+    """A C++ file that is the CUDA source, touched only where it is new."""
+    path = OBJECTS / source.removeprefix(CSRC).replace("/", "_").replace(".cu", "_cu.cpp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = f'#include "{source.removeprefix(CSRC)}"\n'
     if not path.exists() or path.read_text() != text:
         path.write_text(text)
+    return str(path)
 
 
 def main(target):
@@ -34,16 +40,12 @@ def main(target):
     names = runpy.run_path("gradops/building/recipe.py")
     extension = names["extension"]({**os.environ, "GRADOPS_CUDA": "0"})
     own = [*HERE.glob("*.cpp"), *HERE.parent.glob("*.cpp")]
-    kernels = Path("build/emulated-objects/kernels.cpp")
-    kernels.parent.mkdir(parents=True, exist_ok=True)
-    emulated = sorted({*names["sources"](*names["KERNELS_OF_CUDA"])} - REPLACED)
-    write_if_changed(kernels, "".join(f'#include "{path.removeprefix(CSRC)}"\n' for path in emulated))
     extension.sources = sorted(
         {
             *extension.sources,
             *names["sources"](*names["HOST_OF_CUDA"]),
             *(str(path.relative_to(ROOT)) for path in own),
-            str(kernels),
+            *(as_cpp(kernel) for kernel in {*names["sources"](*names["KERNELS_OF_CUDA"])} - REPLACED),
         }
         - REPLACED
     )
@@ -55,7 +57,7 @@ def main(target):
     class Build(names["build_command"]()):
         def finalize_options(self):
             super().finalize_options()
-            self.build_temp = "build/emulated-objects"
+            self.build_temp = str(OBJECTS)
 
     setup(ext_modules=[extension], cmdclass={"build_ext": Build}, script_args=["-q", "build", "--build-lib", target])
 
