@@ -5,15 +5,16 @@ PYTHON ?= python3
 TORCH ?= torch==2.14.1
 # Python test processes. Threads sleep instead of spinning, here and in the demo: others may want the cores.
 JOBS ?= 2
-STEP_TESTS := adam_step agc clip decide first_moment grad_stats l1 loss_scale master_weights moments_dtype ops relative_step \
-	rounding spike_guard step_plan
-SANITIZED_TESTS ?= $(STEP_TESTS:%=tests/test_%.py)
-EMULATED_TESTS ?= tests/rules $(patsubst %,tests/test_%.py,$(STEP_TESTS) activation_stats checkpoint gpu_report_steps grad_scaler \
-	native_faults own_grad_scaler recorder same_result stats update_stats)
+optimizer_tests = $(1:%=tests/optimizer/test_%.py)
+SANITIZED_TESTS ?= tests/step
+EMULATED_TESTS ?= tests/rules tests/step $(call optimizer_tests,checkpoint grad_scaler native_faults own_grad_scaler stats) \
+	tests/backends/test_same_result.py tests/tools/test_gpu_report_steps.py tests/tools/test_recorder.py
+EMULATED_RANKS := $(patsubst %,tests/distributed/test_%.py,many_ranks ranks_apart sharded_rules sharded_step)
 # What must pass with every torch and Python: make TORCH=torch==2.6.0 test-core PYTHON=python3.10
-CORE_TESTS ?= tests/rules $(patsubst %,tests/test_%.py,$(STEP_TESTS) activation_stats backends bad_grads bad_params checkpoint containers \
-	float64 frozen_params grad_scaler lr_schedulers older_checkpoints other_checkpoints optim_db own_grad_scaler protect recorder \
-	reference stats triton_code triton_step update_stats wrap)
+CORE_TESTS ?= tests/oracle tests/step $(filter-out %/test_steps.py,$(wildcard tests/rules/test_*.py)) \
+	$(call optimizer_tests,bad_grads bad_params checkpoint containers float64 frozen_params grad_scaler lr_schedulers \
+	older_checkpoints optim_db other_checkpoints own_grad_scaler protect stats wrap) \
+	$(patsubst %,tests/backends/test_%.py,backends triton_code triton_step) tests/tools/test_recorder.py
 CORE := build/core/$(subst ==,-,$(TORCH))-$(notdir $(PYTHON))
 # The interpreter of Triton 3.6 and older fails beside numpy 2.4.
 CORE_NEEDS := "setuptools>=77" expecttest hypothesis ninja "numpy<2.4" pytest pytest-benchmark pytest-xdist
@@ -38,20 +39,20 @@ EMULATED := build/emulated
 library = $$(g++ -print-file-name=lib$(1).so)
 THREAD_CASES := --model resnet18 resnet50 --recipes fused foreach gradops
 EXTRAS_demo := demo
-EXTRAS_test := demo,frameworks,test
+EXTRAS_test := demo,frameworks,ultralytics,test
 EXTRAS_dev := demo,dev
 EXTRAS_release := release
-EXTRAS_docs := demo,docs,frameworks
+EXTRAS_docs := demo,docs,frameworks,ultralytics
 
 .PHONY: demo docs figures test test-all test-core test-core-once test-versions test-cpp test-python test-emulated \
-	test-emulated-two-launches test-slow test-sanitized test-emulated-sanitized bench gpu-report lint format build wheels clean FORCE
+	test-emulated-two-launches test-emulated-ranks test-slow test-sanitized test-emulated-sanitized bench gpu-report lint format build wheels clean FORCE
 
 demo: $(STAMPS)/demo $(STAMPS)/build
 	OMP_WAIT_POLICY=passive $(PY) -m gradops demo $(ARGS)
 
 test: test-cpp test-python test-emulated
 
-test-all: test test-slow test-sanitized test-emulated-two-launches test-emulated-sanitized
+test-all: test test-slow test-sanitized test-emulated-two-launches test-emulated-ranks test-emulated-sanitized
 
 test-cpp:
 	$(STAGE) cpp-tests "compiling the C++ tests" $(MAKE) -C tests/cpp build
@@ -59,6 +60,7 @@ test-cpp:
 
 test-python: $(STAMPS)/test $(STAMPS)/build
 	$(PYTEST) -n $(JOBS) $(ARGS)
+	$(if $(ARGS),,$(PY) tools/tested_with.py)
 
 # The tests of the step once more, with the CUDA backend on the CPU: see tests/emulation/README.md.
 test-emulated test-emulated-two-launches: test-emulated%: $(STAMPS)/test $(STAMPS)/build
@@ -67,6 +69,9 @@ test-emulated test-emulated-two-launches: test-emulated%: $(STAMPS)/test $(STAMP
 	    PYTHONPATH=$(EMULATED):. GRADOPS_EMULATED_FORM=$(if $*,two_launches,one_launch) OMP_WAIT_POLICY=passive \
 	    $(VENV)/bin/pytest -p no:cacheprovider -n $(JOBS) $(EMULATED_TESTS); \
 	else tail -n 1 build/log/emulated.log; fi
+
+test-emulated-ranks:
+	$(MAKE) test-emulated EMULATED_TESTS="$(EMULATED_RANKS)"
 
 test-emulated-sanitized: $(STAMPS)/test $(STAMPS)/build
 	LD_PRELOAD="$(call library,tsan)" TSAN_OPTIONS=halt_on_error=1 $(PYTEST) -n 0 tests/emulation/test_step.py
@@ -109,7 +114,10 @@ bench: $(STAMPS)/test $(STAMPS)/build
 	$(PY) -m pytest benchmarks/bench_ranges.py --benchmark-enable --benchmark-json=benchmarks/results/ranges.json
 	$(PY) -m gradops bench $(THREAD_CASES) --threads 1 --json benchmarks/results/one_thread.json
 	$(PY) -m gradops bench $(THREAD_CASES) --threads 2 --json benchmarks/results/two_threads.json
+	$(PY) -m gradops bench --optimizer all --model resnet50 161x64 --threads 2 --json benchmarks/results/optimizers.json
 	$(PY) -m gradops bench --scaling --json benchmarks/results/scaling.json $(SCALING)
+	$(PY) -m benchmarks.sharded --json benchmarks/results/sharded.json
+	$(PY) -m benchmarks.simulated_mesh --json benchmarks/results/mesh.json
 	$(PY) -m gradops profile $(PROFILE) --output build/profile
 	cp build/profile/timeline.png docs/profile.png
 	cp build/profile/report.json benchmarks/results/profile.json
