@@ -161,6 +161,7 @@ def _silent_outputs(view: View, layer: str, row: int) -> str:
     index = view.run.layers.index(layer)
     negative, zero = (values[row:, index] for values in (view.run.activation_negative, view.run.activation_near_zero))
     for values, what in ((negative, "negative, which a ReLU after it turns into zeros"), (zero, "zero")):
-        if np.isfinite(values).any() and np.nanmedian(values) > SILENT:
-            return f" {share(float(np.nanmedian(values)))} of its outputs are {what}."
+        known = values[np.isfinite(values)]
+        if known.size and np.median(known) > SILENT:
+            return f" {share(float(np.median(known)))} of its outputs are {what}."
     return ""

@@ -20,8 +20,11 @@ from gradops.one_pass.one_pass import OnePass
 
 OPTIMIZERS = ["SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSProp"]
 # How far parameters may be apart, of the way that they have come: sums and updates are rounded otherwise than torch's,
-# and the next forward hands that on. With max_norm 11 in the place of 10 SGD's are 0.17 apart.
-CLOSE = 1e-3
+# and the next forward hands that on. With max_norm 11 in the place of 10 SGD's are 0.17 apart or more.
+CLOSE = 5e-3
+# The same after a checkpoint, which has the averages in float16: one that is rounded the other way is 0.01 of the short
+# way that is left. With max_norm 11 the resumed runs are 0.06 apart or more.
+CLOSE_RESUMED = 3e-2
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +37,13 @@ def both(path, data, **options):
     return [yolo.train(path / name, data, ours, **options) for name, ours in (("native", None), ("ours", {}))]
 
 
-def assert_equal(ours, native, wrapped=True):
+def assert_equal(ours, native, wrapped=True, close=CLOSE):
     assert isinstance(ours.optimizer, OnePass) == wrapped
-    assert ours.losses == pytest.approx(native.losses, rel=1e-3)
+    assert ours.losses == pytest.approx(native.losses, rel=5e-3)
     assert ours.ema.updates == native.ema.updates
     for one, other in ((native.model, ours.model), (native.ema.ema, ours.ema.ema)):
-        assert yolo.apart(one, other, native.begin) < CLOSE
-        assert yolo.buffers_apart(one, other) < 1e-5
+        assert yolo.apart(one, other, native.begin) < close
+        assert yolo.buffers_apart(one, other) < 1e-4
 
 
 def late(trainer):
@@ -134,7 +137,7 @@ def test_runs_resume_in_all_four_combinations(tmp_path, data, optimizer):
     assert yolo.apart(native.model, native.ema.ema, native.begin) > 0.1
     for (_, wrapped), run in runs.items():
         assert len(run.losses) == 3
-        assert_equal(run, native, wrapped)
+        assert_equal(run, native, wrapped, CLOSE_RESUMED)
 
 
 def test_averages_are_in_one_memory(tmp_path, data):

@@ -86,9 +86,9 @@ def test_steps_equal_every_flavour_of_torch(info, item, flavour, device):
     torch.testing.assert_close(ours[1:3], theirs[1:3], rtol=1e-5, atol=1e-6)
     for mine, torchs in zip(ours[3].state.values(), map(theirs[3].state.__getitem__, theirs[1:3]), strict=True):
         assert mine.keys() == torchs.keys() | {"step"}
-        torch.testing.assert_close(
-            {k: v for k, v in mine.items() if k != "step"}, {k: v for k, v in torchs.items() if k != "step"}
-        )
+        for name, value in torchs.items():
+            # Of the largest: RMSprop's momentum is a sum of quotients, of which the smallest gradients' are inexact.
+            torch.testing.assert_close(mine[name], value, rtol=1.3e-6, atol=1e-5 * max(1.0, value.abs().max().item()))
         assert mine["step"].item() == torchs.get("step", torch.tensor(10.0)).item()
 
 
