@@ -5,6 +5,7 @@ import sys
 from types import FrameType
 from typing import Any
 
+MODULE = "torch.distributed.optim.zero_redundancy_optimizer"
 REFUSAL = (
     "ZeroRedundancyOptimizer hands each process's optimizer a part of the parameters, so that norm clipping and the "
     "inf check would be those of this part and the processes would step apart; shard the model with "
@@ -14,8 +15,7 @@ REFUSAL = (
 
 def is_zero(value: Any) -> bool:
     """Whether the value is a ZeroRedundancyOptimizer."""
-    module = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
-    return module is not None and issubclass(type(value), module.ZeroRedundancyOptimizer)
+    return bool(_zeros(type(value)))
 
 
 def check_owner(optimizer: Any) -> None:
@@ -24,10 +24,20 @@ def check_owner(optimizer: Any) -> None:
     Raises:
         TypeError: it is one of them.
     """
-    if "torch.distributed.optim.zero_redundancy_optimizer" not in sys.modules:
+    if MODULE not in sys.modules:
         return
-    if is_zero(optimizer) or any(is_zero(owner) and owner.optim is optimizer for owner in gc.get_objects()):
+    objects = gc.get_objects()
+    # By their types first, of which there are few.
+    classes = _zeros(*set(map(type, objects)))
+    owners = [each for each in objects if type(each) in classes] if classes else []
+    if is_zero(optimizer) or any(owner.optim is optimizer for owner in owners):
         raise TypeError(REFUSAL)
+
+
+def _zeros(*classes: type) -> set[type]:
+    """Those of the classes whose objects are a ZeroRedundancyOptimizer."""
+    module = sys.modules.get(MODULE)
+    return {cls for cls in classes if module is not None and issubclass(cls, module.ZeroRedundancyOptimizer)}
 
 
 def check_builder() -> None:
@@ -36,7 +46,7 @@ def check_builder() -> None:
     Raises:
         TypeError: one is being initialised.
     """
-    if "torch.distributed.optim.zero_redundancy_optimizer" not in sys.modules:
+    if MODULE not in sys.modules:
         return
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
