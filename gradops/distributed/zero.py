@@ -15,7 +15,8 @@ REFUSAL = (
 
 def is_zero(value: Any) -> bool:
     """Whether the value is a ZeroRedundancyOptimizer."""
-    return bool(_zeros(type(value)))
+    module = sys.modules.get(MODULE)
+    return module is not None and issubclass(type(value), module.ZeroRedundancyOptimizer)
 
 
 def check_owner(optimizer: Any) -> None:
@@ -26,18 +27,21 @@ def check_owner(optimizer: Any) -> None:
     """
     if MODULE not in sys.modules:
         return
-    objects = gc.get_objects()
-    # By their types first, of which there are few.
-    classes = _zeros(*set(map(type, objects)))
-    owners = [each for each in objects if type(each) in classes] if classes else []
-    if is_zero(optimizer) or any(owner.optim is optimizer for owner in owners):
+    if _was_made(type(optimizer)) and not any(
+        map(_was_made, _with_subclasses(sys.modules[MODULE].ZeroRedundancyOptimizer))
+    ):
+        return
+    if is_zero(optimizer) or any(is_zero(owner) and owner.optim is optimizer for owner in gc.get_objects()):
         raise TypeError(REFUSAL)
 
 
-def _zeros(*classes: type) -> set[type]:
-    """Those of the classes whose objects are a ZeroRedundancyOptimizer."""
-    module = sys.modules.get(MODULE)
-    return {cls for cls in classes if module is not None and issubclass(cls, module.ZeroRedundancyOptimizer)}
+def _was_made(cls: Any) -> bool:
+    """Whether torch has marked the class's step, as it does when it makes the first object of an optimizer's class."""
+    return getattr(cls.step, "hooked", False)
+
+
+def _with_subclasses(cls: type) -> list[type]:
+    return [cls, *(each for subclass in cls.__subclasses__() for each in _with_subclasses(subclass))]
 
 
 def check_builder() -> None:

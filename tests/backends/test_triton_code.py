@@ -9,6 +9,7 @@ import os
 import pytest
 import torch
 from machine_code import toolchain
+from quick import slow_but
 
 pytest.importorskip("triton", minversion="3.6")
 from machine_code import planted_triton, triton_gates, triton_offline
@@ -33,7 +34,7 @@ CASES = [
     for arch in ARCHS
     for dtype in DTYPES
 ]
-SLOW_BUT_90 = [arch if arch == "90" else pytest.param(arch, marks=pytest.mark.slow) for arch in ARCHS]
+SLOW_BUT_90 = slow_but(["90"], ARCHS)
 PLANTED = {
     "good_kernel": set(),
     "scalar_kernel": {"wide_accesses", "no_scalar_main_loop"},
@@ -83,7 +84,7 @@ LOW_PRECISION = {
 }
 
 
-@pytest.mark.parametrize("arch", ["90", pytest.param("gfx942", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("arch", slow_but(["90"], ["90", "gfx942"]))
 @pytest.mark.parametrize(("dtype", "settings", "loads", "stores"), LOW_PRECISION.values(), ids=LOW_PRECISION)
 def test_masters_and_bfloat16_moments_are_updated_in_vectors(arch, dtype, settings, loads, stores):
     code = triton_gates.code_of(launches(dtype, **settings)["update_step_kernel"], arch)
@@ -206,7 +207,7 @@ def test_what_is_launched_between_measuring_and_updating_shards_spills_nothing(a
 
 
 @pytest.mark.parametrize("arch", SLOW_BUT_90)
-@pytest.mark.parametrize("gradients", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.parametrize("gradients", slow_but([False], [True, False]))
 def test_shards_are_updated_in_the_same_accesses_where_they_have_gradients(arch, gradients):
     found = launches("float32", shards=True, gradients=gradients, track_updates=True)
     assert list(found) == ["grad_stats_kernel", "decide_kernel", "update_step_kernel"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from quick import slow_but
 
 pytest.importorskip("triton", minversion="3.6")
 
@@ -109,9 +110,7 @@ FAULTS = {
 QUICK = ("an update without its tail mask",)
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAULTS]
-)
+@pytest.mark.parametrize("name", slow_but(QUICK, FAULTS))
 def test_a_planted_fault_is_caught(name, tmp_path):
     fault = FAULTS[name]
     package = tmp_path / "gradops"

@@ -89,6 +89,7 @@ def test_a_rank_without_elements_exchanges_as_much_as_the_others(workers):
     assert_equals_unsharded(results[0], train(None, 1, *arguments))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="this is what starts the interpreter")
 def test_triton_passes_in_the_interpreter():
     pytest.importorskip("triton", minversion="3.6")

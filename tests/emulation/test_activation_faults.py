@@ -5,6 +5,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from activation_oracle import agrees
+from quick import slow_but
 from test_activation_kernel import KERNEL, STRIP, library, measured
 
 
@@ -34,9 +35,7 @@ FAULTS = {
 QUICK = ("values behind the end are counted",)
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAULTS]
-)
+@pytest.mark.parametrize("name", slow_but(QUICK, FAULTS))
 def test_a_planted_fault_is_seen(name, tmp_path):
     fault, text = FAULTS[name], KERNEL.read_text()
     agrees(*measured(library(KERNEL), fault.values), fault.values)

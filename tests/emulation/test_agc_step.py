@@ -4,7 +4,7 @@ import pytest
 import torch
 from beside import Beside, assert_bitwise, assert_same_bits
 from cases import ParamCase, draw_grad, group_options, param_cases, sequences, settings_of_the_step
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from one_pass import PIECE, EmulatedPlan, library
 from test_step import element_bytes, step_all
@@ -25,17 +25,19 @@ def forms():
     return st.fixed_dictionaries({**choices, "one_launch": st.just(False)})
 
 
+# A fourth of the examples: emulated blocks take seconds.
+@settings(max_examples=max(1, settings.default.max_examples // 4))
 @given(data=st.data(), form=forms(), seed=st.integers(0, 2**32))
 def test_any_sequence_of_steps_equals_the_oracle(lib, data, form, seed):
     torch.manual_seed(seed)
     cases = data.draw(st.lists(param_cases(), min_size=1, max_size=4))
-    settings = {**data.draw(settings_of_the_step()), **AGC}
+    chosen = {**data.draw(settings_of_the_step()), **AGC}
     groups = [
         {"params": [case.param()], **data.draw(group_options() | st.just({"agc": False}))} for case in cases
     ]  # fmt: skip
-    optimizer = gradops.AdamW(groups, **settings)
+    optimizer = gradops.AdamW(groups, **chosen)
     EmulatedPlan(lib, optimizer, **form)
-    both = Beside(optimizer, **settings)
+    both = Beside(optimizer, **chosen)
     for events in data.draw(sequences(len(cases), max_steps=3)):
         both.step([draw_grad(case, event, both.oracle.scale) for case, event in zip(cases, events, strict=True)])
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from beside import assert_same_bits
 from one_pass import PIECE, Address, EmulatedPlan, Int, library, memory_of
+from quick import slow_but
 
 import gradops
 
@@ -91,7 +92,7 @@ def stepped(param, moments, plan):
     return optimizer.stats.grad_norm
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", slow_but([torch.float32], [torch.float32, torch.bfloat16]))
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_pieces_beyond_31_bits_are_stepped_as_those_of_a_small_tensor(lib, layout, dtype):
     rows, columns, width = LAYOUTS[layout]

@@ -9,6 +9,7 @@ import zipfile
 import pytest
 import torch
 import yolo  # before ultralytics, whose settings it moves; skips where that is not installed
+from quick import slow_but
 from ultralytics import YOLO
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.models.yolo.detect import DetectionTrainer
@@ -55,7 +56,7 @@ def late(trainer):
         trainer.ema.updates = 3000
 
 
-@pytest.mark.parametrize("optimizer", ["SGD", pytest.param("AdamW", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("optimizer", slow_but(["SGD"], ["SGD", "AdamW"]))
 def test_thirty_steps_are_ultralytics_own(tmp_path, data, optimizer):
     native, ours = both(tmp_path, data, epochs=30, optimizer=optimizer, on=[("on_train_start", late)])
     assert len(native.losses) == 30
@@ -123,7 +124,8 @@ def interrupted(path, data, ours, optimizer):
     return trainer.last
 
 
-@pytest.mark.parametrize("optimizer", ["SGD", pytest.param("AdamW", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
 def test_runs_resume_in_all_four_combinations(tmp_path, data, optimizer):
     runs = {}
     for first in (None, {}):

@@ -72,9 +72,14 @@ def step_and_send(optimizer, results):
     results.put(([param.tolist() for param in params_of(optimizer)], optimizer.max_norm, state["gradops_steps_taken"]))
 
 
-@pytest.mark.parametrize("stepped", [0, 3], ids=["fresh", "stepped"])
-@pytest.mark.parametrize("settings", [{}, {"max_norm": 0.5, "loss_scale": "dynamic"}], ids=["plain", "settings"])
-def test_optimizer_travels_to_a_spawned_process(stepped, settings):
+@pytest.mark.parametrize(
+    ("settings", "stepped"),
+    [
+        ({"max_norm": 0.5, "loss_scale": "dynamic"}, 3),
+        *(pytest.param({}, stepped, marks=pytest.mark.slow) for stepped in (0, 3)),
+    ],
+)
+def test_optimizer_travels_to_a_spawned_process(settings, stepped):
     _, optimizer = make(**settings)
     train(optimizer, stepped)
     expected = copy.deepcopy(optimizer)

@@ -52,7 +52,7 @@ def pairs():
                 yield pytest.param(cls, options, settings, id=f"{name}-{setting}", marks=marks)
 
 
-@pytest.mark.parametrize(("cls", "options", "settings"), pairs())
+@pytest.mark.parametrize(("cls", "options", "settings"), list(pairs()))
 def test_every_option_with_every_setting_equals_the_oracle(cls, options, settings, device):
     cases = [ParamCase((31, 33)), ParamCase((17,), magnitude=30.0), ParamCase((), magnitude=1e-3)]
     cases += [ParamCase((5, 7), dtype, grad_dtype=dtype) for dtype in (torch.bfloat16, torch.float16)]

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from quick import slow_but
 from rich.console import Console
 
 import gradops
@@ -114,7 +115,7 @@ def test_words_choose_recipes_and_bring_what_they_are_compared_with():
         command.select("3x5", RECIPES, ["lion"])
 
 
-@pytest.mark.parametrize("name", classes())
+@pytest.mark.parametrize("name", slow_but(["AdamW", "SGD", "LARS"], classes()))
 def test_every_recipe_of_every_optimizer_is_timed_and_counted(name, tmp_path):
     rows = bench(tmp_path, "--model", "3x100", "--optimizer", name.upper())["rows"]
     expected = [recipe.name for recipe in recipes_of(subject(name)) if recipe.cases is None]
@@ -126,6 +127,7 @@ def test_every_recipe_of_every_optimizer_is_timed_and_counted(name, tmp_path):
     assert all(row["bytes_per_param"] > 0 for row in done)
 
 
+@pytest.mark.slow
 def test_all_optimizers_are_measured_beside_their_fastest_native_recipe(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     rows = bench(tmp_path, "--model", "3x64", "--optimizer", "all")["rows"]

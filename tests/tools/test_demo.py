@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from quick import slow_but
 
 pytest.importorskip("mlxtend")
 pytest.importorskip("matplotlib")
@@ -78,7 +79,8 @@ def test_an_epoch_shows_every_canvas_once(task):
     assert sorted(epoch.tolist()) == list(range(192))
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+# Convolutions in float16 take minutes on a CPU.
+@pytest.mark.parametrize("precision", slow_but(["fp32", "bf16"], PRECISIONS))
 def test_demo_prints_a_table_within_80_columns_and_writes_the_picture(precision, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(demo, "TRAIN_CANVASES", 192)
@@ -97,7 +99,7 @@ def test_demo_prints_a_table_within_80_columns_and_writes_the_picture(precision,
     assert max(map(len, table)) <= 80
 
 
-@pytest.mark.parametrize("name", classes())
+@pytest.mark.parametrize("name", slow_but(["AdamW", "SGD", "Lion"], classes()))
 def test_demo_of_every_optimizer_trains_it_three_times(name, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(demo, "TRAIN_CANVASES", 192)

@@ -329,6 +329,7 @@ def test_no_page_says_that_no_gpu_was_seen_once_one_was():
 # All of it.
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_some_stages_ends_well(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(kit, "SCRATCH", ROOT / "build" / f"gpu-report-{tmp_path.name}")
     try:

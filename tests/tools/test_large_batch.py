@@ -73,7 +73,7 @@ def test_example_has_the_rates_that_the_study_found_best():
 
 
 def test_a_run_is_one_json_line_that_names_its_job():
-    job = study.Job("LARC", 1024, 0.3, seed=1, accumulate=2, precision="fp16", epochs=1)
+    job = study.Job("LARC", 1024, 0.3, seed=1, accumulate=2, precision="bf16", epochs=1)
     result = study.run(job)
     assert study.job_of(json.loads(json.dumps(result))) == job
     assert result["loss"] > 0

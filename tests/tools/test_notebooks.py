@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from quick import slow_but
 
 nbclient = pytest.importorskip("nbclient")
 nbformat = pytest.importorskip("nbformat")
@@ -70,7 +71,7 @@ def test_find_a_rate(tmp_path, monkeypatch):
     assert float(loss) < 1.0
 
 
-@pytest.mark.parametrize("setup", ["", "%matplotlib inline\n", "import matplotlib.pyplot\n"])
+@pytest.mark.parametrize("setup", ["", *slow_but([], ["%matplotlib inline\n", "import matplotlib.pyplot\n"])])
 def test_plot_without_a_path_shows_one_picture_however_matplotlib_is_set_up(setup, tmp_path, monkeypatch):
     lines = """from gradops.range_test.curve import LRCurve, LRStep
 curve = LRCurve(None, 4.0, "AdamW", [LRStep(10**-k, 1.0, 1.0, 1.0, False, False, False) for k in (4, 3, 2)])

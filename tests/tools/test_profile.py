@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 from browser import dom_of
+from quick import slow_but
 from rich.console import Console
 
 import gradops
@@ -174,7 +175,7 @@ def test_what_cannot_be_trained_is_refused_with_the_reason(script, function, sen
         Source(script.replace("make_training", function)).make(None)
 
 
-@pytest.mark.parametrize("name", classes())
+@pytest.mark.parametrize("name", slow_but(["AdamW", "SGD", "Lion"], classes()))
 def test_every_optimizer_is_trained_by_its_native_class_and_by_ours(name):
     of = subject(name)
     source = Source("demo", optimizer=name.lower())
