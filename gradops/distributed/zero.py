@@ -2,6 +2,7 @@
 
 import gc
 import sys
+from itertools import chain
 from types import FrameType
 from typing import Any
 
@@ -27,9 +28,8 @@ def check_owner(optimizer: Any) -> None:
     """
     if MODULE not in sys.modules:
         return
-    if _was_made(type(optimizer)) and not any(
-        map(_was_made, _with_subclasses(sys.modules[MODULE].ZeroRedundancyOptimizer))
-    ):
+    zeros = _with_subclasses(sys.modules[MODULE].ZeroRedundancyOptimizer)
+    if _was_made(type(optimizer)) and not any(map(_was_made, zeros)):
         return
     if is_zero(optimizer) or any(is_zero(owner) and owner.optim is optimizer for owner in gc.get_objects()):
         raise TypeError(REFUSAL)
@@ -41,7 +41,8 @@ def _was_made(cls: Any) -> bool:
 
 
 def _with_subclasses(cls: type) -> list[type]:
-    return [cls, *(each for subclass in cls.__subclasses__() for each in _with_subclasses(subclass))]
+    below = map(_with_subclasses, cls.__subclasses__())
+    return [cls, *chain.from_iterable(below)]
 
 
 def check_builder() -> None:
