@@ -37,7 +37,7 @@ def check_owner(optimizer: Any) -> None:
 
 def _was_made(cls: Any) -> bool:
     """Whether torch has marked the class's step, as it does when it makes the first object of an optimizer's class."""
-    return getattr(cls.step, "hooked", False)
+    return getattr(getattr(cls, "step", None), "hooked", False)
 
 
 def _with_subclasses(cls: type) -> list[type]:
