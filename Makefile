@@ -48,14 +48,15 @@ EXTRAS_release := release
 EXTRAS_docs := demo,docs,frameworks,ultralytics
 
 .PHONY: demo docs figures test test-all test-core test-core-once test-versions test-cpp test-python test-emulated \
-	test-emulated-two-launches test-emulated-rest test-slow test-sanitized test-emulated-sanitized bench gpu-report lint format build wheels clean FORCE
+	test-emulated-two-launches test-emulated-rest test-slow test-long test-sanitized test-emulated-sanitized bench \
+	gpu-report lint format build wheels clean FORCE
 
 demo: $(STAMPS)/demo $(STAMPS)/build
 	OMP_WAIT_POLICY=passive $(PY) -m gradops demo $(ARGS)
 
 test: test-cpp test-python test-emulated
 
-test-all: test test-slow test-sanitized test-emulated-two-launches test-emulated-rest test-emulated-sanitized
+test-all: test test-slow test-long test-sanitized test-emulated-two-launches test-emulated-rest test-emulated-sanitized
 
 test-cpp:
 	$(STAGE) cpp-tests "compiling the C++ tests" $(MAKE) -C tests/cpp build
@@ -98,8 +99,13 @@ test-core-once: test-core
 test-versions:
 	for torch in $(VERSIONS); do $(MAKE) TORCH=$$torch test-core-once || exit 1; done
 
+# The tests that are marked slow, of these files: make test-slow ARGS=tests/tools
 test-slow: $(STAMPS)/test $(STAMPS)/build
-	$(PYTEST) -n $(JOBS) -m "slow or not slow" --hypothesis-profile=long
+	$(PYTEST) -n $(JOBS) -m slow $(ARGS)
+
+# A thousand examples, where `make test` tries 25.
+test-long: $(STAMPS)/test $(STAMPS)/build
+	$(PYTEST) -n $(JOBS) --hypothesis-profile=long $(ARGS)
 
 # The library must be there before Python starts, since Python itself is not built with the sanitizers; it is Python,
 # too, that leaks at exit.
