@@ -13,6 +13,9 @@ from gradops.distributed.shards import counted_ranks, is_sharded
 
 # Bytes that a process receives in a gathering at most; with more ranks or parameters the collective itself merges.
 MOST_GATHERED = 2**20
+# The kinds of lines, see `Gathering.gather`, of the one exchange that comes after the update: how far it has moved each
+# tensor, how large the tensor is now, and the smallest factor of a unit.
+UPDATES = "nnm"
 
 # The same function; torch 2.14 renamed it.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -98,7 +101,7 @@ class Gathering:
             size = dist.get_world_size(group)
             if size > 1:
                 every = gathered.new_empty(size * gathered.numel())
-                with _in_step():
+                with _in_step(kinds):
                     _all_gather(every, gathered, group=group)
                 gathered = every
         return gathered.view(-1, *numbers.shape)
@@ -111,20 +114,22 @@ class Gathering:
         maxima = [line for line, kind in enumerate(kinds) if kind == "m"]
         weights = self._weights(numbers.device)
         parts = [weights * lines[line] ** (powers[line] if kinds[line] == "n" else 1.0) for line in sums]
-        for line, total in zip(sums, self._all_reduced(torch.stack(parts), dist.ReduceOp.SUM), strict=True):
+        totals = self._all_reduced(torch.stack(parts), dist.ReduceOp.SUM, kinds)
+        for line, total in zip(sums, totals, strict=True):
             lines[line] = total ** (1.0 / powers[line]) if kinds[line] == "n" else total
         if maxima:
             # A collective's maximum may pass a NaN over.
             mine = torch.stack([lines[line] for line in maxima])
             finite = mine.nan_to_num(nan=math.inf, posinf=math.inf)
-            largest, is_nan = self._all_reduced(torch.stack([finite, mine.isnan().to(mine)]), dist.ReduceOp.MAX)
+            both = torch.stack([finite, mine.isnan().to(mine)])
+            largest, is_nan = self._all_reduced(both, dist.ReduceOp.MAX, kinds)
             for line, value in zip(maxima, torch.where(is_nan > 0, math.nan, largest), strict=True):
                 lines[line] = value
         return torch.stack(lines)[None]
 
-    def _all_reduced(self, numbers: Tensor, operation: Any) -> Tensor:
+    def _all_reduced(self, numbers: Tensor, operation: Any, kinds: str) -> Tensor:
         for group in self._groups:
-            with _in_step():
+            with _in_step(kinds):
                 dist.all_reduce(numbers, operation, group=group)
         return numbers
 
@@ -133,22 +138,24 @@ class Gathering:
         gathered = [value]
         for group in self._groups:
             every: list[Any] = [None] * dist.get_world_size(group)
-            with _in_step():
+            with _in_step(""):
                 dist.all_gather_object(every, gathered, group=group)
             gathered = [value for part in every for value in part]
         return gathered
 
 
 @contextmanager
-def _in_step() -> Iterator[None]:
+def _in_step(kinds: str) -> Iterator[None]:
     """Says what it means when the other ranks do not answer."""
     try:
         yield
     except RuntimeError as error:
+        updated = "Parameters have been updated: go on from the last checkpoint"
+        here = updated if kinds == UPDATES else "Nothing has changed here"
         raise RuntimeError(
             "gradops: step() got no numbers from the other processes within the process group's timeout. Every process "
             "must call step(); one of them has raised an error before or in its step, or has ended: its output says "
-            "which. Nothing has changed here"
+            f"which. {here}"
         ) from error
 
 

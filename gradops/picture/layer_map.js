@@ -34,7 +34,7 @@ class LayerMap extends Steps {
     const known = all.filter(value => !Number.isNaN(value));
     if (known.some(value => value === Infinity)) return Infinity;
     const lives = value => value > 0, end = all.slice(-Math.max(1, Math.floor(columns / 10)));
-    if (logarithmic && known.some(lives) && !end.some(lives)) return 1e300 - all.findLastIndex(lives) * 1e290;
+    if (logarithmic && known.length && !end.some(lives)) return 1e300 - all.findLastIndex(lives) * 1e290;
     const positive = known.filter(value => !logarithmic || value > 0).sort();
     if (!positive.length) return -Infinity;
     const middle = positive[Math.floor(positive.length / 2)], largest = positive[positive.length - 1];

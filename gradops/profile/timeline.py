@@ -30,7 +30,7 @@ COLOURS = {
     "gradops.grad_stats": "#E69F00",
     "gradops.param_stats": "#F0E442",
     "gradops.update": "#882255",
-    "gradops.one_pass_step": "#D55E00",
+    "gradops.one_pass_step": "#882255",
     "gradops.write_stats": "#999999",
 }
 UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
@@ -88,7 +88,7 @@ def _lanes(axes: Axes, step: Step, lanes: tuple[tuple[str, ...], ...], origin: f
             left, colour = event.start - origin, COLOURS[event.name]
             axes.broken_barh([(left, event.length)], (lane, 0.92), facecolors=colour, linewidth=0)
             if event.length > NAMED * width:
-                ink = "white" if event.name in ("backward", "clip", "gradops.update") else INK
+                ink = "white" if event.name in ("backward", "clip", "gradops.update", "gradops.one_pass_step") else INK
                 middle = left + event.length / 2
                 axes.text(middle, lane + 0.46, _short(event), ha="center", va="center", fontsize=8.5, color=ink)
         if all(event.length <= NAMED * width for event in events):

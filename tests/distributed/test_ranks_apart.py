@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 import gradops
+from gradops.distributed import gather
 
 
 def make(backend=None, cls=gradops.AdamW, **settings):
@@ -165,3 +166,38 @@ def test_ranks_that_wait_for_one_that_raised_are_told(workers, backend):
     assert unmoved
     assert taken == 1
     assert "lr" in raised
+
+
+def without_an_answer(exchange, backend):
+    """What a rank says whose exchange of that number in the step gets no answer, and whether parameters have moved."""
+    params, optimizer = make(backend, track_updates=True)
+    give_grads(params)
+    optimizer.step()
+    before = [param.to_local().clone() for param in params]
+    answered, calls = gather._all_gather, []
+
+    def times_out(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == exchange:
+            raise RuntimeError("timed out")
+        return answered(*args, **kwargs)
+
+    gather._all_gather = times_out
+    try:
+        with pytest.raises(RuntimeError, match="got no numbers") as caught:
+            optimizer.step()
+    finally:
+        gather._all_gather = answered
+    moved = [not torch.equal(param.to_local(), kept) for param, kept in zip(params, before, strict=True)]
+    return str(caught.value), moved
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("exchange", "said", "moves"),
+    [(1, "Nothing has changed here", False), (2, "Parameters have been updated: go on from the last checkpoint", True)],
+)
+def test_an_exchange_without_an_answer_says_whether_anything_has_changed(workers, exchange, said, moves, backend):
+    for message, moved in workers.run(2, without_an_answer, exchange, backend):
+        assert message.endswith(said)
+        assert moved == [moves, moves]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradops.backends.torch import math as torch_math
-from gradops.distributed.gather import Gathering
+from gradops.distributed.gather import UPDATES, Gathering
 
 # The largest magnitude of a row without a gradient.
 TAKES_NO_PART = -1.0
@@ -111,7 +111,7 @@ class Exchange:
         """
         numbers = self._table([moved, params, torch.zeros_like(moved)])
         numbers[2, -1] = -smallest
-        gathered = self._gathering.gather(numbers, "nnm")
+        gathered = self._gathering.gather(numbers, UPDATES)
         return self._merged(gathered, 0), self._merged(gathered, 1), -gathered[:, 2, -1].amax()
 
     @staticmethod
