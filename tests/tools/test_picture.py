@@ -212,6 +212,17 @@ def test_page_shows_values_zooms_and_sorts_in_a_browser(written, run):
     assert min(said["colours"]) > 20
 
 
+def test_worst_first_begins_with_the_layer_that_was_dead_from_the_start(run, tmp_path):
+    norms = run.norms.copy()
+    norms[:, run.names.index("3.fc1.weight")] = norms[:, run.names.index("3.fc1.bias")] = 0.0
+    dead = dataclasses.replace(run, norms=norms)
+    path = tmp_path / "dead.html"
+    page.write(dead, path)
+    path.write_text(path.read_text().replace("</body>", HAND))
+    said = json.loads(re.search(r'<pre id="said">(.*)</pre>', dom_of(path), re.DOTALL)[1])
+    assert said["worst"] == "3.fc1"
+
+
 def test_report_says_what_it_wrote(written, tmp_path, capsys):
     page, picture = tmp_path / "r.html", tmp_path / "r.png"
     assert main(["report", str(written / "run.npz"), "--html", str(page), "--plot", str(picture)]) == 0
