@@ -2,6 +2,7 @@
 
 import datetime
 import io
+import itertools
 import os
 import queue
 import tempfile
@@ -47,23 +48,25 @@ class Workers:
 
     def __init__(self):
         self._processes, self._tasks, self._results = [], [], None
+        # As long as the processes: one that leaves its group looks for the group's file, for minutes if it is gone.
+        self._folder, self._groups = tempfile.TemporaryDirectory(), itertools.count()
 
     def run(self, world, function, *arguments):
         """What `function(*arguments)` returned on each rank; the function must be importable."""
         self._start(world)
-        with tempfile.TemporaryDirectory() as folder:
-            for tasks in self._tasks[:world]:
-                tasks.put((function, world, f"{folder}/store", arguments))
-            returned = {}
-            while len(returned) < world:
-                try:
-                    rank, fine, value = self._results.get(timeout=TIMEOUT)
-                except queue.Empty:
-                    value, fine, rank = f"no answer within {TIMEOUT} s", False, "some"
-                if not fine:
-                    self.stop()
-                    raise AssertionError(f"rank {rank}: {value}")
-                returned[rank] = torch.load(io.BytesIO(value), weights_only=False)
+        store = f"{self._folder.name}/{next(self._groups)}"
+        for tasks in self._tasks[:world]:
+            tasks.put((function, world, store, arguments))
+        returned = {}
+        while len(returned) < world:
+            try:
+                rank, fine, value = self._results.get(timeout=TIMEOUT)
+            except queue.Empty:
+                value, fine, rank = f"no answer within {TIMEOUT} s", False, "some"
+            if not fine:
+                self.stop()
+                raise AssertionError(f"rank {rank}: {value}")
+            returned[rank] = torch.load(io.BytesIO(value), weights_only=False)
         return [returned[rank] for rank in range(world)]
 
     def stop(self):
