@@ -11,7 +11,7 @@ from gradops.distributed.gather import Gathering
 from gradops.distributed.shards import is_sharded
 from gradops.settings import SETTINGS
 
-# Of a group: what each process has of its own, or what tells of a run and not of how it goes on.
+# Of a group: what each process has of its own, or what describes a run and not how it goes on.
 _OWN = ("params", "param_names")
 
 

@@ -244,7 +244,7 @@ QUICK = {
     "step/test_update_stats.py": "contiguous or half_precision or magnitudes or one_step or zero or skipped or lets_it",
     "rules/test_bound.py": "cap_times or nothing_bounds",
     "rules/test_late_moments.py": "",
-    "rules/test_steps.py": "any_sequence or everything and kahan and not ema",
+    "rules/test_steps.py": "any_sequence or everything and kahan",
 }
 
 
