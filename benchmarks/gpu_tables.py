@@ -5,7 +5,7 @@ from typing import Any
 
 from gradops.bench.models import MODELS
 from gradops.bench.units import duration, memory
-from gradops.profile.loop import UPDATE
+from gradops.profile.phases import after_backward
 
 NOT_YET = "Not yet taken on a GPU."
 Document = dict[str, Any]
@@ -129,13 +129,18 @@ def training(document: Document) -> str:
     for precision, result in found(document, "training").items():
         low, middle, high = result["speedup_quartiles"]
         for name, loop in result["loops"].items():
-            after = sum(cost["seconds"] for phase, cost in loop["phases"].items() if phase in UPDATE)
+            after = after_backward(seconds_of(loop))
             samples = sorted(loop["seconds"])
             ratio = f"{middle:.3f}x ({low:.3f} to {high:.3f})" if name == "gradops" else ""
             peak = memory(max(loop["memory"]["peaks"].values()))
             body.append([f"{precision}, {name}", _time(samples[len(samples) // 2]), _time(after), peak, ratio])
     header = ["ResNet-50, channels_last", "step", "after backward", "peak memory", "steps are faster by (quartiles)"]
     return _paragraphs(document, "training", markdown(header, body) if body else "")
+
+
+def seconds_of(loop: dict[str, Any]) -> dict[str, float]:
+    """Seconds of a profiled step's phases, of a loop in a profile's document."""
+    return {phase: cost["seconds"] for phase, cost in loop["phases"].items()}
 
 
 def sanitizer(document: Document) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import gpu_tables, scale_tables
-from benchmarks.gpu_tables import markdown
+from benchmarks.gpu_tables import markdown, seconds_of
 from gradops.bench import plot
 from gradops.bench.machine import sentence as machine_sentence
 from gradops.bench.models import MODELS
@@ -17,7 +17,7 @@ from gradops.bench.recipes import GRADOPS, GRADOPS_CAPPED, GRADOPS_SCALED
 from gradops.bench.rows import row_of
 from gradops.bench.scaling import PARAMS, TENSORS
 from gradops.bench.units import duration
-from gradops.profile.loop import UPDATE
+from gradops.profile.tables import claim
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -267,16 +267,9 @@ def profile(results: Results) -> str:
     """What the profiler found on the pages' example."""
     document = results.documents["profile"]
     found = document["results"][-1]
-    low, middle, high = found["speedup_quartiles"]
-    after = {
-        name: duration(sum(cost["seconds"] for phase, cost in loop["phases"].items() if phase in UPDATE))
-        for name, loop in found["loops"].items()
-    }
-    return (
-        f"What comes after the backward pass takes {after['torch']} with torch (fused AdamW, GradScaler, clip) "
-        f"and {after['gradops']} with gradops; whole steps are {middle:.2f} times as fast (quartiles {low:.2f} and "
-        f"{high:.2f}). {source(document)}"
-    )
+    seconds = {name: seconds_of(loop) for name, loop in found["loops"].items()}
+    said = claim(found["speedup_quartiles"], seconds)
+    return f"Beside torch's fused AdamW with GradScaler and a clip, {said[0].lower()}{said[1:]} {source(document)}"
 
 
 FIGURES: dict[str, Callable[[Results], str]] = {

@@ -151,7 +151,7 @@ def _line_panel(axes: Axes, rows: list[Row], work: Callable[[Row], int], title: 
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(_SECONDS)
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_title(title, loc="left", fontsize=10.5, color=INK, pad=20)
+    axes.set_title(title, loc="left", fontsize=10.5, color=INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     axes.tick_params(colors=PALE, labelsize=9)

@@ -33,12 +33,12 @@ class Timeline extends Zoomed {
     this.mostMemory = Math.max(...loops.flatMap(loop => loop.memory.map(point => point[1])));
     box.innerHTML = `<h2>Timeline, ${title}</h2><p>One typical profiled step of each. Ctrl and scroll to zoom, drag to move,
       point at a bar for its name.</p>`;
-    this.button(box, "whole step", () => this.align(() => 0, loop => loop.length));
-    this.button(box, "after the backward pass", () =>
-      this.align(loop => loop.after[0], loop => loop.after[1]));
+    const step = loop => ({start: 0, width: loop.length, length: loop.length});
+    this.button(box, "whole step", () => this.align(step));
+    this.button(box, "after the backward pass", () => this.align(loop => loop.after));
     box.appendChild(this.canvas);
     this.height = loops.reduce((sum, loop) => sum + HEAD + LANE * lanesOf(loop).length + MEMORY, AXIS);
-    this.align(() => 0, loop => loop.length);
+    this.align(step);
   }
 
   button(box, text, action) {
@@ -47,11 +47,11 @@ class Timeline extends Zoomed {
     button.addEventListener("click", action);
   }
 
-  // Shows a part of the steps, from a moment that each loop has for itself; `length` of it stands in the heads.
-  align(origin, length) {
-    this.origin = origin;
-    this.part = length;
-    const width = 1.02 * Math.max(...this.loops.map(length));
+  // Shows a part of the steps, which each loop has for itself: `width` from `start` on; `length` stands in the heads.
+  align(part) {
+    this.part = part;
+    const origin = this.origin = loop => part(loop).start;
+    const width = 1.02 * Math.max(...this.loops.map(loop => part(loop).width));
     this.least = -Math.max(...this.loops.map(origin));
     this.most = Math.max(width, ...this.loops.map(loop => loop.length - origin(loop)));
     this.show(0, width);
@@ -63,7 +63,7 @@ class Timeline extends Zoomed {
     for (const loop of this.loops) {
       pen.fillStyle = colour_of("ink");
       pen.font = "600 13px system-ui, sans-serif";
-      pen.fillText(`${loop.name}: ${time(this.part(loop))}`, 0, top + HEAD / 2);
+      pen.fillText(`${loop.name}: ${time(this.part(loop).length)}`, 0, top + HEAD / 2);
       pen.font = "12px system-ui, sans-serif";
       top += HEAD;
       for (const [name, events] of lanesOf(loop)) {

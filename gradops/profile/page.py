@@ -7,10 +7,10 @@ from typing import Any
 
 from gradops import page
 from gradops.profile.loop import NAMES, PHASES
-from gradops.profile.phases import PARTS, typical
+from gradops.profile.phases import PARTS, after_backward, seconds_of, typical
 from gradops.profile.result import Result
 from gradops.profile.tables import Table
-from gradops.profile.timeline import COLOURS, after_backward
+from gradops.profile.timeline import COLOURS, tail
 from gradops.profile.trace import Event
 
 HERE = Path(__file__).parent
@@ -63,13 +63,14 @@ def _loop(result: Result, name: str) -> dict[str, Any]:
     def lane(events: list[Event]) -> list[list[Any]]:
         return [[event.name, round(event.start - origin, 1), round(event.length, 1)] for event in events]
 
-    start, end = after_backward(step)
+    start, end = tail(step)
+    after = after_backward(seconds_of(result.costs[name])) * 1e6
     operators = [event for event in step.events if event.category in ("cpu_op", "kernel") and event.length > 0]
     longest = sorted(operators, key=lambda event: -event.length)[:SHOWN_OPERATORS]
     return {
         "name": name,
         "length": step.whole.length,
-        "after": [start - origin, end - start],
+        "after": {"start": start - origin, "width": end - start, "length": after},
         "lanes": [
             ["phases", lane([event for event in step.events if event.is_range and event.name in PHASES])],
             ["one pass", lane([event for event in step.events if event.is_range and event.name in PARTS])],

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from gradops.bench.costs import NATIVE_LAUNCHES
@@ -93,7 +93,7 @@ class Cost:
 def typical(steps: Iterable[Step]) -> Step:
     """The step that is nearest to the medians, in its length and in what comes after its backward pass."""
     steps = list(steps)
-    each = [(step.whole.length * 1e-6, _after_backward(step)) for step in steps]
+    each = [(step.whole.length * 1e-6, after_backward(seconds_of(_of_step(step)))) for step in steps]
     medians = [statistics.median(found) for found in zip(*each, strict=True)]
 
     def distance(found: tuple[float, float]) -> float:
@@ -103,8 +103,23 @@ def typical(steps: Iterable[Step]) -> Step:
     return min(zip(each, steps, strict=True), key=lambda pair: distance(pair[0]))[1]
 
 
-def _after_backward(step: Step) -> float:
-    return sum(cost.seconds for name, cost in _of_step(step).items() if name in UPDATE)
+def after_backward(seconds: Mapping[str, float]) -> float:
+    """Seconds of what comes after the backward pass, of those of each phase.
+
+    The time between its phases is not among them: nothing of the training runs there, one range is closed and the
+    next is opened.
+    """
+    return sum(spent for name, spent in seconds.items() if name in UPDATE)
+
+
+def whole(seconds: Mapping[str, float]) -> float:
+    """Seconds of the step, of those of each phase; the parts of the one pass are inside a phase."""
+    return sum(spent for name, spent in seconds.items() if name not in PARTS)
+
+
+def seconds_of(costs: Mapping[str, Cost]) -> dict[str, float]:
+    """The seconds alone, by phase."""
+    return {name: cost.seconds for name, cost in costs.items()}
 
 
 def costs(steps: Iterable[Step]) -> dict[str, Cost]:

@@ -1,12 +1,12 @@
 """The report's tables, written once for the terminal and for the HTML page."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gradops.bench.units import duration
 from gradops.bench.units import memory as size
 from gradops.profile.loop import NAMES, PHASES, UPDATE, Record
-from gradops.profile.phases import OTHER, PARTS, Cost
+from gradops.profile.phases import OTHER, PARTS, Cost, after_backward, seconds_of, whole
 from gradops.profile.result import Result, trajectory
 
 WIDE = 0.25
@@ -34,7 +34,8 @@ def of_result(result: Result, device: str) -> list[Table]:
 def where_time_goes(result: Result) -> Table:
     """Times and shares of a step's phases, then of the parts of the one pass, then of the whole step."""
     theirs, ours = (result.costs[name] for name in NAMES)
-    totals = [sum(cost.seconds for name, cost in found.items() if name not in PARTS) for found in (theirs, ours)]
+    seconds = {name: seconds_of(result.costs[name]) for name in NAMES}
+    totals = [whole(seconds[name]) for name in NAMES]
     rows: list[tuple[str, ...]] = []
     for name in (*PHASES, OTHER):
         if name in theirs or name in ours:
@@ -42,7 +43,7 @@ def where_time_goes(result: Result) -> Table:
             rows.append((name, *cells))
         if name == "optimizer":
             rows += [(f"  {part}", "", "", *_time(ours[part], totals[1])) for part in PARTS if part in ours]
-    update = [sum((found.get(name, Cost()) for name in UPDATE), Cost()).seconds for found in (theirs, ours)]
+    update = [after_backward(seconds[name]) for name in NAMES]
     first = len(rows)
     rows.append(("unscale to scale update", *_time(Cost(update[0]), totals[0]), *_time(Cost(update[1]), totals[1])))
     rows.append(("step, profiled", *_time(Cost(totals[0]), totals[0]), *_time(Cost(totals[1]), totals[1])))
@@ -55,7 +56,7 @@ def where_time_goes(result: Result) -> Table:
         ("phase", "torch", "share", "gradops", "share"),
         rows,
         frozenset(range(first, len(rows))),
-        verdict(result, update, totals[0]),
+        verdict(result, seconds),
     )
 
 
@@ -65,32 +66,43 @@ def _time(cost: Cost | None, total: float, name: str = "") -> tuple[str, str]:
     return duration(cost.seconds), f"{cost.seconds / total:.1%}"
 
 
-def verdict(result: Result, update: list[float], step: float) -> str:
-    """What gradops changes, in a sentence, and what the figures must not be read without.
+def verdict(result: Result, seconds: Mapping[str, Mapping[str, float]]) -> str:
+    """What gradops changes, and what the figures must not be read without.
 
     Args:
         result: of both loops.
-        update: seconds of what comes after the backward pass, with torch and with gradops, profiled.
-        step: seconds of a profiled step, with torch.
+        seconds: of a profiled step, by loop and phase.
     """
-    low, middle, high = result.speedup_quartiles
-    steps = f"{_compare(middle)} with gradops (quartiles {low:.2f} and {high:.2f})"
-    told_apart = not low <= 1 <= high
-    after = f"{_compare(update[0] / update[1])} ({duration(update[0])} to {duration(update[1])}, profiled)"
-    bound = step / max(step - update[0] + update[1], 1e-9)
     theirs, ours = (result.samples[name].spread for name in NAMES)
     rounds = len(result.samples["torch"].seconds)
     overhead = max(result.profiler_overhead(name) for name in NAMES)
     said = [
-        f"Steps are {steps}." if told_apart else f"Steps cannot be told apart: they are {steps}.",
-        f"What comes after the backward pass is {after}.",
-        f"It is {update[0] / step:.1%} of a step, which makes steps {bound:.2f} times as fast at most: more is noise.",
+        claim(result.speedup_quartiles, seconds),
         f"Spread of the steps: {theirs:.0%} and {ours:.0%} of the median, {rounds} rounds.",
         f"Profiled steps take {overhead:+.0%}.",
     ]
     if max(theirs, ours) > WIDE:
         said.append("That is a wide spread: the machine was not quiet.")
     return " ".join(said)
+
+
+def claim(quartiles: Sequence[float], seconds: Mapping[str, Mapping[str, float]]) -> str:
+    """How much faster steps are, what comes after the backward pass is, and how fast that alone can make steps.
+
+    Args:
+        quartiles: of the times of whole steps with torch over those with gradops.
+        seconds: of a profiled step, by loop and phase.
+    """
+    low, middle, high = quartiles
+    steps = f"{_compare(middle)} with gradops (quartiles {low:.2f} and {high:.2f})"
+    said = f"Steps cannot be told apart: they are {steps}." if low <= 1 <= high else f"Steps are {steps}."
+    step, (theirs, ours) = whole(seconds["torch"]), (after_backward(seconds[name]) for name in NAMES)
+    after = f"{_compare(theirs / ours)} ({duration(theirs)} to {duration(ours)}, profiled)"
+    bound = step / max(step - theirs + ours, 1e-9)
+    return (
+        f"{said} What comes after the backward pass is {after}. "
+        f"It is {theirs / step:.1%} of a step, which makes steps {bound:.2f} times as fast at most: more is noise."
+    )
 
 
 def _compare(ratio: float) -> str:

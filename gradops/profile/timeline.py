@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter
 
 from gradops.bench.units import duration
 from gradops.profile.loop import NAMES, PHASES, UPDATE
-from gradops.profile.phases import PARTS, typical
+from gradops.profile.phases import PARTS, after_backward, seconds_of, typical
 from gradops.profile.result import Result
 from gradops.profile.trace import Event, Step
 
@@ -50,14 +50,15 @@ def draw(result: Result, title: str, source: str, path: Path) -> None:
     FigureCanvasAgg(figure)
     panels = figure.subplots(3, 2, width_ratios=(2, 1.3), height_ratios=(1, 1, 1.4))
     steps = {name: typical(result.trace.steps(name)) for name in NAMES}
-    tails = {name: after_backward(step) for name, step in steps.items()}
+    tails = {name: tail(step) for name, step in steps.items()}
     longest = max(step.whole.length for step in steps.values())
     longest_tail = max(end - start for start, end in tails.values())
     for row, name in enumerate(NAMES):
-        step, (start, end) = steps[name], tails[name]
+        step, (start, _) = steps[name], tails[name]
         _lanes(panels[row, 0], step, (PHASES,), step.whole.start, longest)
         _lanes(panels[row, 1], step, (UPDATE, PARTS), start, longest_tail)
-        titles = (f"{name}: {_length(step.whole.length)}", f"{name}, after the backward pass: {_length(end - start)}")
+        after = duration(after_backward(seconds_of(result.costs[name])))
+        titles = (f"{name}: {_length(step.whole.length)}", f"{name}, after the backward pass: {after}")
         for axes, text in zip(panels[row], titles, strict=True):
             axes.set_title(text, loc="left", fontsize=11, color=INK)
     _memory(panels[2, 0], result, dict.fromkeys(NAMES, 0.0), longest)
@@ -74,7 +75,7 @@ def _length(microseconds: float) -> str:
     return duration(microseconds * 1e-6)
 
 
-def after_backward(step: Step) -> tuple[float, float]:
+def tail(step: Step) -> tuple[float, float]:
     """Beginning and end of what comes between the last backward pass and zero_grad."""
     after = ranges(step, UPDATE)
     return (after[0].start, after[-1].end)

@@ -6,8 +6,12 @@ from dataclasses import replace
 import pytest
 
 from benchmarks import tables
+from gradops.bench.interleave import Samples
 from gradops.bench.machine import describe
 from gradops.bench.rows import Row
+from gradops.profile.result import Result
+from gradops.profile.tables import verdict
+from gradops.profile.trace import Trace
 
 HEAD = {"command": "python -m gradops", "when": "2026-01-02T03:04:05+00:00", "machine": describe()}
 ROW = Row("100x100", "torch fused + clip", 10_000, 100, seconds=2e-3, spread=0.4)
@@ -73,8 +77,26 @@ def test_optimizers_stand_beside_their_native_recipes(results):
 
 def test_profile_says_what_comes_after_the_backward_pass(results):
     text = tables.profile(results)
-    assert "takes 3 ms with torch" in text
+    assert "What comes after the backward pass is 1.00 times as fast (3 ms to 3 ms, profiled)." in text
     assert "1.25 times as fast" in text
+
+
+def test_page_bounds_steps_by_what_comes_after_the_backward_pass_as_the_terminal_does(results, monkeypatch):
+    monkeypatch.setattr(Result, "profiler_overhead", lambda self, name: 0.0)
+    seconds = {
+        "torch": {"forward": 0.9, "norm": 0.05, "optimizer": 0.03, "other": 0.02},
+        "gradops": {"forward": 0.9, "optimizer": 0.03, "gradops.update": 0.03},
+    }
+    samples = {"torch": Samples([1.0, 1.25, 1.5]), "gradops": Samples([1.0, 1.0, 1.0])}
+    result = Result(4, 4, {}, samples, {}, {}, Trace({"traceEvents": []}))
+    loops = {
+        name: {"phases": {phase: {"seconds": spent} for phase, spent in each.items()}} for name, each in seconds.items()
+    }
+    found = {"speedup_quartiles": result.speedup_quartiles, "loops": loops}
+    results.documents["profile"]["results"] = [found]
+    said = tables.profile(results).partition("a clip, s")[2].partition(" Taken on")[0]
+    assert "It is 8.0% of a step, which makes steps 1.05 times as fast at most: more is noise." in said
+    assert verdict(result, seconds).startswith(f"S{said} Spread")
 
 
 def test_headline_has_one_thread_and_two(results):
