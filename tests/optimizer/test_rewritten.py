@@ -60,6 +60,22 @@ def test_clipping_outside_of_the_step_is_told_once(caught, clip):
     assert len(warned(caught)) == 1
 
 
+@pytest.mark.parametrize(("clips", "hints"), [(True, 1), (False, 0)])
+def test_torchs_scaler_with_clipping_is_told_once_and_the_scaler_alone_is_not(caught, clips, hints):
+    model, optimizer = network()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for _ in range(2 * STEPS):
+        scaler.scale(model(torch.ones(3, 4)).square().sum()).backward()
+        if clips:
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    assert int(optimizer.stats.steps_taken) == 2 * STEPS
+    assert len(warned(caught)) == hints
+
+
 @pytest.mark.parametrize(
     "how", [{}, {"accumulate": 3}, {"set_to_none": False}, {"accumulate": 2, "set_to_none": False}]
 )

@@ -7,6 +7,8 @@ import pytest
 from torch import nn
 from unrun_studies import jobs_of
 
+from gradops.__main__ import main
+
 pytest.importorskip("mlxtend")
 study = pytest.importorskip("studies.large_batch")
 table = pytest.importorskip("studies.large_batch_table")
@@ -84,6 +86,17 @@ def test_parts_of_a_batch_that_are_accumulated_are_the_batch(monkeypatch):
     monkeypatch.setattr(example, "make_model", lambda: nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 10)))
     whole, parts = (example.train("SGD", 512, 0.01, epochs=1, accumulate=count) for count in (1, 3))
     assert whole == pytest.approx(parts, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_the_example_is_profiled_with_the_command_that_it_names(tmp_path, monkeypatch):
+    (line,) = (line for line in example.__doc__.splitlines() if "gradops profile" in line)
+    monkeypatch.chdir(study.PAGE.parents[1])
+    few = ["--batch-size", "8", "--steps", "2", "--profiled-steps", "1", "--output", str(tmp_path)]
+    assert main([*line.partition("-m gradops ")[2].split(), *few]) == 0
+    (found,) = json.loads((tmp_path / "report.json").read_text())["results"]
+    assert found["batch_size"] == 8
+    assert all(loop["seconds"] for loop in found["loops"].values())
 
 
 @pytest.mark.parametrize("name", example.RATES)
