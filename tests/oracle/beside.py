@@ -118,6 +118,7 @@ class Beside:
         if settings.get("loss_scale") == "dynamic":
             settings["loss_scale"] = gradops.DynamicLossScale()
         settings.pop("track_updates", None)  # the oracle always does
+        settings.pop("backend", None)
         settings["max_relative_step"] = policy(settings.get("max_relative_step"))
         self.rule, self.table = optimizer.rule, table_of(type(optimizer))
         self.scalars = [scalar.name for scalar in self.rule.scalars]

@@ -1,12 +1,9 @@
 """Steps of every rule beside the oracle, with every setting, on every backend."""
 
-import math
-
 import pytest
 import torch
-from against_oracle import any_sequence
-from beside import Beside
-from cases import ParamCase, param_cases, settings_of_the_step
+from against_oracle import any_sequence, every_kind_of_step
+from cases import param_cases, settings_of_the_step
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -54,16 +51,7 @@ def pairs():
 
 @pytest.mark.parametrize(("cls", "options", "settings"), list(pairs()))
 def test_every_option_with_every_setting_equals_the_oracle(cls, options, settings, device):
-    cases = [ParamCase((31, 33)), ParamCase((17,), magnitude=30.0), ParamCase((), magnitude=1e-3)]
-    cases += [ParamCase((5, 7), dtype, grad_dtype=dtype) for dtype in (torch.bfloat16, torch.float16)]
-    optimizer = cls([case.param(device) for case in cases], **options, **settings)
-    both = Beside(optimizer, **settings)
-    for step in range(4):
-        grads = [case.grad(both.oracle.scale, device) for case in cases]
-        if step == 2:
-            grads[1][3] = math.inf
-        both.step([None if (step, place) == (1, 0) else grad for place, grad in enumerate(grads)])
-    assert (int(optimizer.stats.steps_taken), int(optimizer.stats.steps_skipped)) == (3, 1)
+    every_kind_of_step(cls, options, settings, device)
 
 
 @pytest.mark.parametrize("cls", CLASSES)
