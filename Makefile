@@ -11,7 +11,7 @@ EMULATED_TESTS ?= tests/step $(patsubst %,tests/rules/test_%.py,bound late_momen
 	$(call optimizer_tests,native_faults stats) tests/backends/test_same_result.py tests/tools/test_gpu_report_steps.py
 # The rest of what passes on the emulated GPU.
 EMULATED_REST := $(filter-out $(EMULATED_TESTS),$(wildcard tests/rules/test_*.py)) \
-	$(call optimizer_tests,checkpoint grad_scaler own_grad_scaler) tests/tools/test_recorder.py \
+	$(call optimizer_tests,checkpoint grad_scaler own_grad_scaler weight_ema) tests/tools/test_recorder.py \
 	$(patsubst %,tests/distributed/test_%.py,many_ranks ranks_apart sharded_rules sharded_step)
 # What must pass with every torch and Python: make TORCH=torch==2.6.0 test-core PYTHON=python3.10
 CORE_TESTS ?= tests/oracle tests/step $(filter-out %/test_steps.py,$(wildcard tests/rules/test_*.py)) \
