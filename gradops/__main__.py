@@ -35,6 +35,7 @@ COMMANDS = (
     Command("profile", "where a training step's time and memory go", "gradops.profile.command", "report"),
     Command("build", "compile the native code for the torch that is installed", "gradops.building.command", "report"),
     Command("report", "which layer exploded in a recorded run, when and why", "gradops.diagnose.command", "report"),
+    Command("guide", "a section of the guide to exploding gradients", "gradops.diagnose.guide", "report"),
 )
 
 

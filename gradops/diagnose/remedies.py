@@ -1,8 +1,6 @@
-"""What can be done, each linked to its section of the guide."""
+"""What can be done, each with its section of the guide."""
 
 from typing import NamedTuple
-
-GUIDE = "docs/exploding-gradients.md"
 
 
 class Remedy(NamedTuple):
@@ -14,8 +12,9 @@ class Remedy(NamedTuple):
     why: str
 
     @property
-    def link(self) -> str:
-        return f"{GUIDE}#{self.anchor}"
+    def command(self) -> str:
+        """Shows the section."""
+        return f"python -m gradops guide {self.anchor}"
 
 
 REMEDIES = {

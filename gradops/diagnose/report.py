@@ -105,7 +105,7 @@ class Report:
         found = [
             item(f"{finding.level}: {finding.text}" if finding.trouble else finding.text) for finding in self.findings
         ]
-        advice = [f"{item(remedy.advice)}\n  {remedy.link}" for remedy in self.remedies]
+        advice = [f"{item(remedy.advice)}\n  {remedy.command}" for remedy in self.remedies]
         return [(title, lines) for title, lines in (("What was seen", found), ("What to do", advice)) if lines]
 
     def __str__(self) -> str:
@@ -134,8 +134,8 @@ def _finding_html(finding: Finding) -> str:
 
 
 def _remedy_html(remedy: Remedy) -> str:
-    link = escape(remedy.link)
-    return f"{escape(remedy.advice)}<br><small>{link}</small>"
+    why = f"<p>{escape(remedy.why)}</p><p>The guide's section: <code>{remedy.command}</code></p>"
+    return f"{escape(remedy.advice)}<details><summary>{escape(remedy.heading)}</summary>{why}</details>"
 
 
 def report(run: Run) -> Report:

@@ -4,9 +4,10 @@ import json
 import re
 import subprocess
 import sys
+import tarfile
 
 import pytest
-from installed import environment, install
+from installed import ROOT, environment, install, sources
 
 import gradops
 
@@ -145,3 +146,21 @@ def test_there_is_a_command(site):
     assert done.stdout == f"gradops {gradops.__version__}\n"
     done = subprocess.run([command], env=environment(site), capture_output=True, text=True, check=True)
     assert done.stdout.startswith("usage: gradops ")
+
+
+def test_guide_is_shown_where_only_the_package_is(site, tmp_path):
+    command = [sys.executable, "-m", "gradops", "guide", "cap-the-relative-step"]
+    env = {**environment(site), "COLUMNS": "80"}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.stdout.startswith("Cap the relative step\n"), done.stderr
+    assert not (site / "gradops" / "diagnose" / "exploding-gradients.md").is_symlink()
+
+
+def test_sdist_has_the_guide_and_not_a_link_to_it(tmp_path):
+    source = sources(tmp_path)
+    make = "import setuptools.build_meta; setuptools.build_meta.build_sdist('.')"
+    subprocess.run([sys.executable, "-c", make], cwd=source, check=True, capture_output=True)
+    with tarfile.open(next(source.glob("*.tar.gz"))) as made:
+        (found,) = (member for member in made if member.name.endswith("diagnose/exploding-gradients.md"))
+        assert made.extractfile(found).read() == (ROOT / "docs" / "exploding-gradients.md").read_bytes()
+        assert found.isreg()
