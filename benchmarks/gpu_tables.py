@@ -62,12 +62,13 @@ def machine(document: Document) -> str:
 def right(document: Document) -> str:
     """Tests that passed on the GPU, by backend."""
     counts: dict[str, list[int]] = {}
-    for part, result in found(document, "right").items():
+    for part, result in [*found(document, "right").items(), *found(document, "rules").items()]:
         total = counts.setdefault(part.partition(":")[0], [0, 0])
         total[0] += result["passed"]
         total[1] += result["skipped"]
     body = [[name, str(passed), str(skipped)] for name, (passed, skipped) in counts.items()]
-    return _paragraphs(document, "right", markdown(["tests on the GPU", "passed", "skipped"], body) if body else "")
+    table = markdown(["tests on the GPU", "passed", "skipped"], body) if body else ""
+    return _paragraphs(document, "right", table, *troubles(document, "rules"))
 
 
 def traffic(document: Document) -> str:
@@ -145,8 +146,10 @@ def seconds_of(loop: dict[str, Any]) -> dict[str, float]:
 
 def sanitizer(document: Document) -> str:
     """What compute-sanitizer's tools said."""
-    body = [[tool, result["summary"]] for tool, result in found(document, "sanitizer").items()]
-    return _paragraphs(document, "sanitizer", markdown(["compute-sanitizer", "summary"], body) if body else "")
+    of_rules = [(f"{tool}, every rule", result) for tool, result in found(document, "sanitized_rules").items()]
+    every = [*found(document, "sanitizer").items(), *of_rules]
+    table = markdown(["compute-sanitizer", "summary"], [[tool, result["summary"]] for tool, result in every])
+    return _paragraphs(document, "sanitizer", table if every else "", *troubles(document, "sanitized_rules"))
 
 
 def headline(document: Document) -> str:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.gpu_report import build, dram, right, sanitizer, times, training
+from benchmarks.gpu_report import build, dram, right, rules, sanitized_rules, sanitizer, times, training
 from benchmarks.gpu_report.record import Record
 from benchmarks.gpu_report.runner import Target, run_stage
 
-STAGES = {stage.NAME: stage for stage in (build, right, dram, times, training, sanitizer)}
+STAGES = {stage.NAME: stage for stage in (build, right, rules, dram, times, training, sanitizer, sanitized_rules)}
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "gpu_report.json"
 SCRATCH = ROOT / "build" / "gpu-report"

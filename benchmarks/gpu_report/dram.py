@@ -1,4 +1,4 @@
-"""Stage 3: DRAM bytes of one step by hardware counters, beside 28 and 32 a parameter and the estimate for this L2.
+"""Stage 4: DRAM bytes of one step by hardware counters, beside 28 and 32 a parameter and the estimate for this L2.
 
 The process that ncu watches reads an array of four times the L2 cache, steps, and reads it again: the step starts from
 a cold cache, and what it left in the cache unwritten is counted when the second read drives it out.

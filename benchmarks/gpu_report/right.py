@@ -24,6 +24,7 @@ FILES = (
     "tests/optimizer/test_native_faults.py",
     "tests/optimizer/test_own_grad_scaler.py",
     "tests/optimizer/test_stats.py",
+    "tests/optimizer/test_weight_ema.py",
     "tests/step/test_adam_step.py",
     "tests/step/test_agc.py",
     "tests/step/test_clip.py",
@@ -43,23 +44,29 @@ FILES = (
 )
 REHEARSED = ("tests/backends/test_same_result.py", "tests/step/test_decide.py")
 ON_THE_DEVICE = ("tests/backends/test_cuda_device.py", "tests/backends/test_cuda_shards.py")
+FORMS = ("native", "triton", "two launches")
 TWO_LAUNCHES = ("-p", "benchmarks.gpu_report.two_launches")
 INTERPRETED = {"TRITON_INTERPRET": "1"}
 
 
 def commands(target: Target) -> list[Command]:
-    device, files = target.device, REHEARSED if target.rehearsal else FILES
     found = [] if target.rehearsal else [_tests(target, "on the device", ON_THE_DEVICE)]
-    for backend, options, environ in (
-        ("native", (), {}),
-        ("triton", (), INTERPRETED if target.rehearsal else {}),
-        ("two launches", TWO_LAUNCHES, {}),
-    ):
-        chosen = ("-k", f"{'triton' if backend == 'triton' else 'native'}-{device}")
-        for file in files:
-            part = f"{backend}: {Path(file).stem.removeprefix('test_')}"
-            found.append(_tests(target, part, (file,), (*chosen, *options), environ))
-    return found
+    return found + in_forms(target, REHEARSED if target.rehearsal else FILES)
+
+
+def in_forms(target: Target, files: tuple[str, ...], forms: tuple[str, ...] = FORMS) -> list[Command]:
+    """A part for each form and file."""
+    return [in_form(target, form, file) for form in forms for file in files]
+
+
+def in_form(target: Target, form: str, file: str, of: str = "") -> Command:
+    """The tests of a file in one form; `of`: only those whose next parameter begins with this."""
+    backend = "triton" if form == "triton" else "native"
+    options = TWO_LAUNCHES if form == "two launches" else ()
+    environ = INTERPRETED if form == "triton" and target.rehearsal else {}
+    part = f"{form}: {Path(file).stem.removeprefix('test_')}" + (f" of {of}" if of else "")
+    chosen = ("-k", f"{backend}-{target.device}" + (f"-{of}" if of else ""))
+    return _tests(target, part, (file,), (*chosen, *options), environ)
 
 
 def _tests(

@@ -1,4 +1,4 @@
-"""Stage 6: compute-sanitizer's four tools over a few small steps of both forms, with every kind of option.
+"""Stage 7: compute-sanitizer's four tools over a few small steps of both forms, with every kind of option.
 
 Only kernels of ours are watched, but by initcheck, which must see who writes. Each tensor has an allocation of its own,
 so that memcheck sees an access beyond one.
@@ -13,12 +13,18 @@ from benchmarks.gpu_report.runner import Command, Target
 NAME, AT_ONCE = "sanitizer", 2
 OURS = ("--kernel-name", "kns=gradops")  # a part of the mangled names: our kernels' namespace
 TOOLS = {"memcheck": OURS, "racecheck": OURS, "synccheck": OURS, "initcheck": ()}
+SHAPES = [(1,), (0,), (17,), (64, 33), (3, 3, 16, 16), (8193,), (40_001,)]
 UNCACHED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 _SUMMARY = re.compile(r"^========= (?:ERROR|RACECHECK) SUMMARY: (\d+) (?:errors?|hazards?).*$", re.MULTILINE)
 
 
 def commands(target: Target) -> list[Command]:
-    steps = (sys.executable, "-m", "benchmarks.gpu_report.sanitizer", target.device)
+    return watched(target, "benchmarks.gpu_report.sanitizer")
+
+
+def watched(target: Target, module: str) -> list[Command]:
+    """The program that a module is, under each tool."""
+    steps = (sys.executable, "-m", module, target.device)
     if target.rehearsal:
         return [Command("steps", steps)]
     return [
@@ -49,7 +55,6 @@ def _steps(device: str) -> None:
 
     import gradops
 
-    shapes = [(1,), (0,), (17,), (64, 33), (3, 3, 16, 16), (8193,), (40_001,)]
     everything = {
         "max_norm": 1.0,
         "clip_value": 0.5,
@@ -68,15 +73,22 @@ def _steps(device: str) -> None:
             {"clip_mode": "agc", "max_norm": 0.01},
         ):
             dtype = torch.bfloat16 if settings.keys() & {"master_weights", "rounding"} else torch.float32
-            params = [torch.randn(shape).to(device, dtype).requires_grad_() for shape in shapes]
-            optimizer = gradops.AdamW(params, lr=0.1, amsgrad=True, **settings)
-            for _ in range(3):
-                for param in params:
-                    param.grad = torch.randn(param.shape).to(device, dtype)
-                if optimizer.loss_scale is not None:
-                    optimizer.scale(torch.zeros((), device=device))
-                optimizer.step()
-            print(optimizer.stats.backend, sorted(settings), int(optimizer.stats.steps_taken), flush=True)
+            small_steps(gradops.AdamW, device, dtype, lr=0.1, amsgrad=True, **settings)
+
+
+def small_steps(cls: Any, device: str, dtype: Any, **settings: Any) -> None:
+    """Three steps; prints what ran them."""
+    import torch
+
+    params = [torch.randn(shape).to(device, dtype).requires_grad_() for shape in SHAPES]
+    optimizer = cls(params, **settings)
+    for _ in range(3):
+        for param in params:
+            param.grad = torch.randn(param.shape).to(device, dtype)
+        if optimizer.loss_scale is not None:
+            optimizer.scale(torch.zeros((), device=device))
+        optimizer.step()
+    print(optimizer.stats.backend, cls.__name__, sorted(settings), int(optimizer.stats.steps_taken), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Stage 4: times, by `gradops bench`: CUDA events from a cold L2 cache, graph replays, back to back, and the host's.
+"""Stage 5: times, by `gradops bench`: CUDA events from a cold L2 cache, graph replays, back to back, and the host's.
 
 A process for each case, the most important first, so that one that takes too long costs the others nothing.
 """

@@ -1,4 +1,4 @@
-"""Stage 5: a whole training step of a ResNet-50 in channels_last, by `gradops profile`, with torch and with gradops."""
+"""Stage 6: a whole training step of a ResNet-50 in channels_last, by `gradops profile`, with torch and with gradops."""
 
 import json
 import sys

@@ -10,10 +10,12 @@ from types import SimpleNamespace
 import gpu_report_recorded as recorded
 import pytest
 import torch
+from rules import CLASSES, TABLES
 
+import gradops
 from benchmarks import gpu_tables, tables
 from benchmarks.gpu_report import __main__ as kit
-from benchmarks.gpu_report import build, dram, resnet50, right, said, sanitizer, times, training
+from benchmarks.gpu_report import build, dram, resnet50, right, rules, said, sanitized_rules, sanitizer, times, training
 from benchmarks.gpu_report.runner import ROOT, RefusedError, Target, shown
 from gradops.bench import command as bench_command
 from gradops.bench.forms import TRITON, TWO_LAUNCHES, find_forms
@@ -49,8 +51,9 @@ def test_recorded_commands_have_no_path_of_the_machine(gpu):
             assert not re.search(r"(?<![\w.])/", shown(command)), shown(command)
 
 
-def test_stages_are_six_in_their_order():
-    assert list(kit.STAGES) == ["build", "right", "bytes", "time", "training", "sanitizer"]
+def test_stages_are_eight_in_their_order():
+    names = ["build", "right", "rules", "bytes", "time", "training", "sanitizer", "sanitized_rules"]
+    assert list(kit.STAGES) == names
     assert kit.STAGE_SECONDS <= 480
 
 
@@ -83,14 +86,36 @@ def test_tests_run_with_every_backend_and_no_plugin(gpu):
     assert "benchmarks.gpu_report.two_launches" not in commands["native: clip"].argv
 
 
+def test_every_rules_steps_run_with_every_backend(gpu):
+    """Triton's in parts, of which each class has one."""
+    commands = by_part(rules, gpu)
+    assert len(commands) == len(rules.CLASSES) + 2 + 3 * len(rules.FILES)
+    chosen = [command.argv[command.argv.index("-k") + 1] for part, command in commands.items() if "steps of" in part]
+    for cls in CLASSES:
+        assert any(words in f"test_steps[triton-cuda-{cls.__name__}]" for words in chosen)
+    assert {"native: steps", "two launches: steps", "triton: steps of Adam", "triton: optimizers"} <= set(commands)
+
+
+def test_the_sanitizer_watches_every_rule_with_all_its_moments_and_an_average(gpu):
+    assert set(by_part(sanitized_rules, gpu)) == set(by_part(sanitizer, gpu))
+    made = [getattr(gradops, name)([torch.zeros(1)], **options) for name, options in sanitized_rules.OPTIONS.items()]
+    assert {optimizer.rule.name for optimizer in made} == TABLES.keys()
+    for optimizer in made:
+        assert optimizer.rule.moments_of(optimizer.param_groups[0]) == optimizer.rule.moment_names
+
+
 def test_the_tests_that_run_on_a_gpu_are_those_that_run_in_the_emulator():
-    """The operators' tests make CPU tensors, which the emulator takes; test_same_result.py has them on a GPU."""
-    command = ["make", "-s", "--eval", "shown: ; @echo $(EMULATED_TESTS)", "shown"]
+    """The operators' tests make CPU tensors, which the emulator takes; test_same_result.py has them on a GPU. Names and
+    checkpoints of shards need no device, timm's optimizers need timm, and processes of gloo have no GPU.
+    """
+    command = ["make", "-s", "--eval", "shown: ; @echo $(EMULATED_TESTS) $(EMULATED_REST)", "shown"]
     places = kit.subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
     found = {path for place in places for path in [ROOT / place, *(ROOT / place).glob("test_*.py")] if path.is_file()}
-    emulated = {str(path.relative_to(ROOT)) for path in found if path.parent.name != "rules"}
-    elsewhere = ("step/test_activation_stats", "step/test_ops", "tools/test_gpu_report_steps")
-    assert emulated - {f"tests/{name}.py" for name in elsewhere} <= set(right.FILES)
+    emulated = {str(path.relative_to(ROOT)) for path in found if path.parent.name != "distributed"}
+    elsewhere = ["step/test_activation_stats", "step/test_ops", "tools/test_gpu_report_steps"]
+    elsewhere += [f"rules/test_{name}" for name in ("distributed_checkpoints", "names", "timm")]
+    on_a_gpu = {*right.FILES, *rules.FILES, rules.STEPS}
+    assert emulated - {f"tests/{name}.py" for name in elsewhere} <= on_a_gpu
 
 
 def test_two_launches_are_asked_for_when_the_plugin_is_loaded(monkeypatch):
@@ -268,10 +293,12 @@ def document():
                 "native: stats": entry(tests),
                 "triton: clip": entry(None, "failed", "failed: tests.test_clip::test_x; its last lines:\nE"),
             },
+            "rules": {"native: steps": entry(tests), "triton: steps of SGD": entry(None, "failed", "no")},
             "bytes": {"resnet18": entry(dram.read(0, recorded.NCU)), "resnet50": refused, "vit_b_16": refused},
             "time": {case: entry(rows) for case, rows in recorded.TIMES.items()},
             "training": {"fp16": entry(recorded.TRAINING)},
             "sanitizer": {"memcheck": entry({"summary": "ERROR SUMMARY: 0 errors"})},
+            "sanitized_rules": {"memcheck": entry({"summary": "ERROR SUMMARY: 0 errors"})},
         }
     }
 
@@ -286,7 +313,8 @@ def test_blocks_say_that_nothing_was_taken():
     [
         ("gpu_headline", "On NVIDIA H100 80GB HBM3 what follows the backward pass of a ResNet-50 takes 220 µs (2.25x "),
         ("gpu_machine", "Taken on 2026-12-01 at commit abc with `make gpu-report` on NVIDIA H100 80GB HBM3, CUDA 13.0"),
-        ("gpu_right", "| native | 20 | 2 |"),
+        ("gpu_right", "| native | 30 | 3 |"),
+        ("gpu_right", "Without a result: triton: steps of SGD (failed: no)."),
         ("gpu_right", "Without a result: triton: clip (failed: failed: tests.test_clip::test_x; its last lines:)."),
         ("gpu_bytes", "| resnet18 | 16.00 | 12.00 | 28.00 | 28.00 |"),
         ("gpu_bytes", "Without a result: resnet50, vit_b_16 (refused: ERR_NVGPUCTRPERM: not allowed)."),
@@ -295,6 +323,7 @@ def test_blocks_say_that_nothing_was_taken():
         ("gpu_tensors", "| gradops | 20 µs | 200 µs |"),
         ("gpu_training", "| fp16, gradops | 200 ms | 5 ms | 16 GiB | 1.020x (1.000 to 1.030) |"),
         ("gpu_sanitizer", "| memcheck | ERROR SUMMARY: 0 errors |"),
+        ("gpu_sanitizer", "| memcheck, every rule | ERROR SUMMARY: 0 errors |"),
     ],
 )
 def test_blocks_come_from_the_json(document, name, expected):

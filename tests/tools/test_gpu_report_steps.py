@@ -7,7 +7,7 @@ import pytest
 from cases import needs_native
 
 import gradops
-from benchmarks.gpu_report import dram, sanitizer
+from benchmarks.gpu_report import dram, sanitized_rules, sanitizer
 from gradops.bench import forms
 from gradops.bench.optimizers import subject
 from gradops.bench.recipes import make_grads, make_params
@@ -29,20 +29,22 @@ def test_the_step_that_ncu_watches_says_how_many_parameters_it_has(capsys):
     assert json.loads(capsys.readouterr().out) == {"params": 300, "estimate": None}
 
 
-def test_small_steps_take_every_kind_of_option(capsys):
-    sanitizer._steps("cpu")
+@pytest.mark.parametrize(("program", "steps"), [(sanitizer, 10), (sanitized_rules, 18)])
+def test_small_steps_are_taken_in_both_forms(program, steps, capsys):
+    program._steps("cpu")
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 10
+    assert len(lines) == steps
     assert all(line.endswith(" 3") for line in lines)
 
 
 @emulated
-def test_small_steps_run_in_both_forms(capsys):
-    sanitizer._steps("cpu")
+@pytest.mark.parametrize(("program", "steps"), [(sanitizer, 4), (sanitized_rules, 9)])
+def test_small_steps_run_in_both_forms(program, steps, capsys):
+    program._steps("cpu")
     lines = capsys.readouterr().out.splitlines()
     one = os.environ["GRADOPS_EMULATED_FORM"] == "one_launch"
-    assert sum(line.startswith("one cooperative launch") for line in lines) == (4 if one else 0)
-    assert sum(line.startswith("two launches: one launch is switched off") for line in lines) >= 4
+    assert sum(line.startswith("one cooperative launch") for line in lines) == (steps if one else 0)
+    assert sum(line.startswith("two launches: one launch is switched off") for line in lines) >= steps
 
 
 @emulated
