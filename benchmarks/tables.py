@@ -235,6 +235,30 @@ def optimizer_targets(results: Results) -> str:
     return markdown(["model", "optimizer", "against", "target", "measured"], body)
 
 
+SHARE_TARGET, AVERAGED = 0.9, f"{GRADOPS_SCALED} + ema"
+
+
+def optimizer_shares(results: Results) -> str:
+    """How much of the stream's bandwidth each rule's step reaches at its own bytes, and who stays below the target."""
+    document = results.documents["optimizers"]
+    rows = {(row["optimizer"], row["recipe"]): row for row in document["rows"] if row["case"] == "resnet50"}
+    names = list(dict.fromkeys(name for name, _ in rows))
+    recipes = (GRADOPS_SCALED, AVERAGED)
+    body = [[name, *(cell for recipe in recipes for cell in _share(rows[name, recipe]))] for name in names]
+    below = [_below({name: rows[name, recipe]["share_of_stream"] for name in names}) for recipe in recipes]
+    header = ["resnet50", *("bytes/param", "share", "spread"), *("bytes/param with EMA", "share", "spread")]
+    said = f"Below {SHARE_TARGET:g}: {below[0]}; with an average of the weights: {below[1]}."
+    return f"{markdown(header, body)}\n\n{said}"
+
+
+def _below(shares: dict[str, float]) -> str:
+    return ", ".join(f"{name} ({share:.2f})" for name, share in shares.items() if share < SHARE_TARGET) or "none"
+
+
+def _share(row: Row) -> list[str]:
+    return [str(row["bytes_per_param"]), f"{row['share_of_stream']:.2f}", f"{row['spread'] * 100:.0f} %"]
+
+
 def scaling(results: Results) -> str:
     """Every recipe's cost per parameter where parameters are few and many, and per tensor where tensors are."""
     document = results.documents["scaling"]
@@ -283,6 +307,7 @@ FIGURES: dict[str, Callable[[Results], str]] = {
     "ranges": ranges,
     "optimizers": optimizers,
     "optimizer_targets": optimizer_targets,
+    "optimizer_shares": optimizer_shares,
     "scaling": scaling,
     "profile": profile,
     **{name: lambda results, make=make: make(results.gpu) for name, make in gpu_tables.FIGURES.items()},

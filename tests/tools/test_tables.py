@@ -75,6 +75,19 @@ def test_optimizers_stand_beside_their_native_recipes(results):
     assert "| 9x9 | SGD | torch fused + clip | 2 ms | 32 | 1 ms | 24 | 2.00x | 0.90 |" in text
 
 
+def test_who_stays_below_the_share_of_the_stream_is_named(results):
+    shares = {tables.GRADOPS_SCALED: {"SGD": 0.95, "LARS": 0.826}, tables.AVERAGED: {"SGD": 0.9, "LARS": 0.95}}
+    rows = [
+        Row("resnet50", recipe, 1, 1, spread=0.1, bytes_per_param=24, share_of_stream=share, optimizer=name)
+        for recipe, of_names in shares.items()
+        for name, share in of_names.items()
+    ]
+    results.documents["optimizers"] = {**HEAD, "rows": [row.figures() for row in rows]}
+    text = tables.optimizer_shares(results)
+    assert "| LARS | 24 | 0.83 | 10 % | 24 | 0.95 | 10 % |" in text
+    assert text.endswith("Below 0.9: LARS (0.83); with an average of the weights: none.")
+
+
 def test_profile_says_what_comes_after_the_backward_pass(results):
     text = tables.profile(results)
     assert "What comes after the backward pass is 1.00 times as fast (3 ms to 3 ms, profiled)." in text
