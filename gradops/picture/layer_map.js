@@ -50,7 +50,7 @@ class LayerMap extends Steps {
     const apart = Math.ceil(13 / this.rowHeight);
     pen.fillStyle = colour_of("ink");
     for (let place = 0; place < this.rows.length; place += apart) {
-      const name = fitted(pen, this.measure.layers[this.rows[place]], this.left - 12);
+      const name = fitted(pen, this.measure.labels[this.rows[place]], this.left - 12);
       pen.textAlign = "right";
       pen.fillText(name, this.left - 8, HEAD + (place + 0.5) * this.rowHeight);
       pen.textAlign = "left";

@@ -3,7 +3,7 @@ function options(name, labels) {
 }
 
 options("measure", data.measures.map(measure => measure.name));
-options("layer", data.histograms.layers);
+options("layer", data.histograms.labels);
 if (data.accused !== null) chosen("layer").value = data.accused;
 Steps.all.push(new LayerMap(chosen("map")));
 if (data.histograms.layers.length) Steps.all.push(new Histogram(chosen("histogram")));

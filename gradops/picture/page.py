@@ -18,7 +18,7 @@ from gradops.diagnose.finding import Finding
 from gradops.diagnose.report import Report, report
 from gradops.diagnose.view import View
 from gradops.picture import histograms, look
-from gradops.picture.names import columns
+from gradops.picture.names import columns, without_shared
 from gradops.picture.plot import EVENTS
 from gradops.record.run import Run
 
@@ -138,8 +138,13 @@ def _measure(name: str, layers: list[str], values: ArrayLike, logarithmic: bool 
     if not np.isfinite(rows).any():
         return None
     binned, size = columns(rows, max(1, MOST_CELLS // len(rows)))
-    shape = {"layers": layers, "columns": binned.shape[1], "size": size}
+    shape = {**_named(layers), "columns": binned.shape[1], "size": size}
     return {"name": name, **shape, "logarithmic": logarithmic, "values": _encoded(binned.astype(np.float32))}
+
+
+def _named(layers: list[str]) -> dict[str, Any]:
+    """The layers, and what stands beside their rows, where there is little room."""
+    return {"layers": layers, "labels": without_shared(layers)}
 
 
 def _line(name: str, values: NDArray[np.float32], widest: float = WIDE) -> dict[str, Any] | None:
@@ -154,7 +159,7 @@ def _line(name: str, values: NDArray[np.float32], widest: float = WIDE) -> dict[
 def _histograms(run: Run) -> dict[str, Any]:
     """Of each watched layer the shares of its outputs by bins and columns, as bytes; 0 for none, 255 for all."""
     if not run.layers:
-        return {"layers": []}
+        return _named([])
     bins = run.activation_histogram.shape[2] + 1
     most = max(50, MOST_HISTOGRAM_CELLS // (bins * len(run.layers)))
     encoded, wide, size = [], 0, 1
@@ -167,7 +172,7 @@ def _histograms(run: Run) -> dict[str, Any]:
     edges = [float(edge) for edge in run.histogram_edges]
     shape = {"bins": bins, "columns": wide, "size": size, "edges": edges}
     named = zip(*histograms.ticks(run.histogram_edges, "{}1e{}"), strict=True)
-    return {"layers": run.layers, **shape, "ticks": list(named), "values": encoded}
+    return {**_named(run.layers), **shape, "ticks": list(named), "values": encoded}
 
 
 def _encoded(values: NDArray[Any]) -> str:

@@ -5,33 +5,16 @@ import re
 
 import matplotlib
 import pytest
-from test_phases import RANGE, event
+from profiles import written
 
-from gradops.bench.interleave import Samples
 from gradops.bench.units import duration
-from gradops.profile import page, phases, tables, timeline
+from gradops.profile import page, tables, timeline
 from gradops.profile.loop import NAMES
-from gradops.profile.memory import Memory
-from gradops.profile.result import Result
-from gradops.profile.trace import Trace
-
-# 600, 1,200 and 300 microseconds of phases after the backward pass, and 700 and 800 between them.
-TORCH = [("backward", 100, 5000), ("norm", 5200, 600), ("clip", 6500, 1200), ("optimizer", 8500, 300)]
-GRADOPS = [("backward", 100, 5000), ("optimizer", 5200, 900), ("gradops.update", 5300, 600)]
 
 
 @pytest.fixture
 def result():
-    events, costs = [], {}
-    for start, name, of_loop in ((0, "torch", TORCH), (20_000, "gradops", GRADOPS)):
-        events.append(event(f"{name} step", RANGE, start, 10_000))
-        events += [event(phase, RANGE, start + begin, length) for phase, begin, length in of_loop]
-    trace = Trace({"traceEvents": events})
-    for name in NAMES:
-        costs[name] = phases.costs(trace.steps(name))
-    memory = dict.fromkeys(NAMES, Memory(1, 1, 1, 1, 1, {"backward": 2**20}, [(0.0, 2**20), (10_000.0, 2**20)]))
-    samples = dict.fromkeys(NAMES, Samples([0.01, 0.01, 0.01]))
-    return Result(4, 4, {}, samples, costs, memory, trace)
+    return written()
 
 
 @pytest.fixture
