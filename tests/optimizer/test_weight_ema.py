@@ -60,6 +60,17 @@ def test_it_is_torchs(device):
     other.module.load_state_dict(gradops.ema_model(model, optimizer).state_dict())
 
 
+@pytest.mark.slow  # diffusers takes long to import
+@pytest.mark.parametrize("after", [0, 10])
+def test_it_is_diffusers(after, device):
+    diffusers = pytest.importorskip("diffusers.training_utils")
+    warmup = {"inv_gamma": 2.0, "power": 0.75, "min_decay": 0.1}
+    model, optimizer = make(device, ema=gradops.WeightEma(0.98, start=after + 1, **warmup))
+    other = diffusers.EMAModel(model.parameters(), decay=0.98, use_ema_warmup=True, update_after_step=after, **warmup)
+    follow(model, optimizer, lambda n: other.step(model.parameters()))
+    assert_near(averages(model, optimizer), other.shadow_params)
+
+
 FORMULAS = {
     # diffusers' EMAModel(use_ema_warmup=True): the first update copies, and counts from there.
     "diffusers": (
