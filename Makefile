@@ -127,6 +127,7 @@ bench: $(STAMPS)/test $(STAMPS)/build
 	$(PY) -m gradops bench --scaling --json benchmarks/results/scaling.json $(SCALING)
 	$(PY) -m benchmarks.sharded --json benchmarks/results/sharded.json
 	$(PY) -m benchmarks.simulated_mesh --json benchmarks/results/mesh.json
+	$(PY) -m benchmarks.yolo_ema --json benchmarks/results/yolo_ema.json
 	$(PY) -m gradops profile $(PROFILE) --output build/profile
 	cp build/profile/timeline.png docs/profile.png
 	cp build/profile/report.json benchmarks/results/profile.json
