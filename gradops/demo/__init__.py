@@ -17,6 +17,7 @@ from gradops.demo.explosion import CAP, MAX_NORM, Explosion, explosion
 from gradops.demo.network import ResidualNet, emulates_half
 from gradops.demo.recipes import GradopsRecipe, Recipe, TorchRecipe
 from gradops.demo.training import PRECISIONS, Run, Task, train
+from gradops.picture.formats import check_picture
 
 TRAIN_CANVASES = 6000
 HELD_OUT_CANVASES = 1000
@@ -36,9 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Trains the three runs, prints the table and writes the picture. Returns the exit status."""
-    if not args.output.parent.is_dir():
-        print(f"--output: there is no directory {args.output.parent}", file=sys.stderr)
-        return 2
+    check_picture("--output", args.output)
     try:
         trial = explosion(args.optimizer, args.lr)
     except (ValueError, ImportError) as error:

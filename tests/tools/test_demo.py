@@ -129,9 +129,13 @@ def test_progress_on_a_terminal_shows_loss_norm_and_skipped_steps(task):
     assert all(text in shown for text in ("AdamW", "0.512", "7.5", "skipped"))
 
 
-def test_missing_directory_of_the_picture_is_said_before_any_training(tmp_path, capsys):
-    assert demo.main(parse("--output", str(tmp_path / "missing" / "demo.png"))) == 2
-    assert "missing" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("output", "sentence"),
+    [("missing/demo.png", "--output: there is no directory .*missing"), ("x.foo", "--output .*x.foo: a picture")],
+)
+def test_picture_that_cannot_be_written_is_said_before_any_training(output, sentence, tmp_path):
+    with pytest.raises(SystemExit, match=sentence):
+        demo.main(parse("--output", str(tmp_path / output)))
 
 
 @pytest.mark.parametrize("arguments", [("--steps", "0"), ("--lr", "-1"), ("--lr", "much"), ("--precision", "fp8")])
@@ -225,3 +229,8 @@ def test_verdict_follows_from_the_final_loss_unless_the_run_was_too_short(loss, 
     assert words in said
     assert ("nothing" in said) == ("nothing" in words)
     assert len(said) <= 80
+
+
+def test_spike_among_the_last_steps_of_a_short_run_is_no_verdict_on_where_its_loss_is():
+    losses = [0.7] * 5 + [3e3] * 6 + [18.0] + [0.52] * 8
+    assert verdict([run_of(losses, [0.1] * 20)], guessing=0.533).startswith("AdamW: too few steps for a verdict")
