@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import gradops
 from docs import mkdocs_hooks
+from gradops.demo.explosion import explosion
 from gradops.diagnose.remedies import REMEDIES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,6 +113,17 @@ def test_first_page_shows_the_report_of_its_picture():
     guide = (ROOT / "docs/exploding-gradients.md").read_text()
     step, layer = re.search(r"Step (\d+): the gradient of layer `(\S+)`", report).groups()
     assert f"names `{layer}` at step {step}" in re.sub(r"\s+", " ", guide)
+
+
+def test_first_code_of_the_first_page_is_the_cure_of_its_picture():
+    code = BLOCK.search((ROOT / "README.md").read_text())[1]
+    assert all(line in code.splitlines() for line in explosion("AdamW", None).lines.splitlines())
+
+
+def test_first_page_is_short():
+    page = (ROOT / "README.md").read_text()
+    assert len(page.splitlines()) <= 150
+    assert len(page.split()) <= 900
 
 
 def test_every_public_name_is_on_the_api_page():
