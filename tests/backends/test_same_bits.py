@@ -1,12 +1,14 @@
 """The same bits from run to run, for any number of threads and for every vector width."""
 
 import contextlib
+import itertools
 import math
 
 import pytest
 import torch
 from beside import assert_bitwise, snapshot
 from cases import CHUNK, ParamCase, needs_native
+from rules import CLASSES, table_of
 
 import gradops
 
@@ -55,7 +57,7 @@ def machine(threads=None, capability=None):
 def run(norm_type=2.0, cls=gradops.AdamW, steps=3, **settings):
     """Parameters, state and stats after a few steps; the same random numbers each time."""
     torch.manual_seed(11)
-    optimizer = cls([case.param() for case in CASES], lr=0.1, norm_type=norm_type, **settings)
+    optimizer = cls([case.param() for case in CASES], **{"lr": 0.1, "norm_type": norm_type, **settings})
     for step in range(steps):
         for row, (case, param) in enumerate(zip(CASES, optimizer.param_groups[0]["params"], strict=True)):
             grad = case.grad()
@@ -99,6 +101,25 @@ def test_every_vector_width_gives_the_same_bits(norm_type, settings):
     for name in names[1:]:
         with machine(capability=name):
             assert_bitwise(run(norm_type, **settings), baseline)
+
+
+def every_rule():
+    """The last options of each class, averaged; slow but for one with each kind of moment."""
+    averaged = {"max_norm": 1.0, "ema": gradops.WeightEma(0.75)}
+    quick = (gradops.SGD, gradops.LARS, gradops.NAdam)
+    for cls in CLASSES:
+        settings = {**[*table_of(cls).options.values()][-1], **averaged, "cls": cls}
+        yield pytest.param(settings, id=cls.__name__, marks=[] if cls in quick else [pytest.mark.slow])
+
+
+@needs_native
+@pytest.mark.parametrize("settings", list(every_rule()))
+def test_threads_and_vector_widths_give_every_rule_the_same_bits(settings):
+    with machine(threads=1, capability="baseline"):
+        expected = run(**settings)
+    for threads, name in itertools.product((1, 2, 3), capabilities()):
+        with machine(threads=threads, capability=name):
+            assert_bitwise(run(**settings), expected)
 
 
 @needs_native

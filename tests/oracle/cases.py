@@ -22,6 +22,13 @@ CHUNK = 8192
 SHAPES = [(), (0,), (1,), (3,), (16,), (17,), (5, 7), (3, 0, 2), (2, 3, 4, 5), (31, 33), (CHUNK - 1,), (CHUNK + 1,)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LAYOUTS = ["contiguous", "transposed", "channels_last", "misaligned", "strided"]
+AVERAGES = [
+    None,
+    gradops.WeightEma(0.6),
+    gradops.WeightEma(0.75, every=2, start=1),
+    gradops.WeightEma(0.9, inv_gamma=2.0, power=0.75, min_decay=0.1),
+    gradops.WeightEma(0.9, tau=2.0, start=1),
+]
 NORM_TYPES = [2.0, 1.0, float("inf"), 3.0, 0.5]
 
 
@@ -108,6 +115,7 @@ def settings_of_the_step(cls=gradops.AdamW):
             "rounding": st.sampled_from(["nearest", "kahan"]),
             "track_updates": st.booleans(),
             "l1": st.sampled_from([0.0, 0.05]),
+            "ema": st.sampled_from(AVERAGES),
         },
     )
     settings = settings.filter(

@@ -5,6 +5,8 @@ from itertools import chain
 
 import pytest
 import torch
+from quick import slow_but
+from rules import CLASSES, reference_of, table_of
 from torch.library import opcheck
 
 import gradops
@@ -93,6 +95,54 @@ def test_update_by_name_is_the_same_update(amsgrad, dtype):
     torch.testing.assert_close(by_name[0][1], named[0][0], rtol=2e-6 if dtype == torch.float32 else 2**-7, atol=1e-6)
     torch.testing.assert_close(by_name[0][3], list(chain(*named[0][2:5])), rtol=4e-6, atol=1e-8)
     assert [step.item() for step in by_name[0][4]] == [3.0] * len(SHAPES)
+
+
+# Of gradients themselves; what they are of squares is larger than their squares here.
+AVERAGES = ("exp_avg", "grad_avg", "momentum_buffer")
+
+
+def rule_arguments(cls):
+    """What `_update_` takes of a rule with the last of its options and states in mid-run, and the oracle's twins."""
+    rule = cls.rule
+    group = cls([torch.ones(2)], **[*table_of(cls).options.values()][-1]).param_groups[0]
+    params, names = tensors(*SHAPES), rule.moments_of(group)
+    grads = [torch.randn(shape) for shape in SHAPES]
+    states = [
+        ParamState({name: torch.rand(shape) + (name not in AVERAGES) for name in names}, step=2) for shape in SHAPES
+    ]
+    moments = [[state[name].clone() for state in states] for name in names]
+    scalars = [torch.tensor(0.7) for _ in SHAPES for _ in rule.scalars]
+    for state in states:
+        state.moments.update({scalar.name: torch.tensor(0.7) for scalar in rule.scalars})
+    steps, lr = [torch.tensor(2.0) for _ in SHAPES], torch.tensor(0.01, dtype=torch.float64)
+    options = {"hyper": rule.hyper_of(group), "weight_decay": group["weight_decay"], "maximize": group["maximize"]}
+    options |= {"decoupled": rule.decouples(group), "clip_coef": torch.tensor(0.25)}
+    if rule.needs_norms:
+        options["grad_factors"] = torch.full((len(SHAPES),), 0.5, dtype=torch.float64)
+    return (rule.name, params, grads, list(chain(*moments)), steps, scalars, lr), options, (group, names, states)
+
+
+@pytest.mark.parametrize("name", slow_but(["SGD", "NAdam", "LARS"], [cls.__name__ for cls in CLASSES]))
+def test_every_rules_operator_is_one_to_torch(name):
+    args, options, _ = rule_arguments(getattr(gradops, name))
+    opcheck(ops._update_, args, options)
+
+
+@pytest.mark.parametrize("found_inf", [0.0, 1.0])
+@pytest.mark.parametrize("cls", CLASSES)
+def test_update_by_every_rule_is_the_oracles(cls, found_inf):
+    args, options, (group, names, states) = rule_arguments(cls)
+    _, params, grads, moments, steps, scalars, lr = args
+    expected = [param.clone() for param in params]
+    for weight, grad, state in zip(expected, grads, states, strict=True) if not found_inf else ():
+        factor = 0.5 if cls.rule.needs_norms else 1.0
+        update_param(reference_of(cls), weight, grad * 0.25, state, group, float(lr), factor=factor)
+    ops._update_(*args, **options, found_inf=torch.tensor(found_inf))
+    torch.testing.assert_close(params, expected, rtol=2e-6, atol=1e-6)
+    torch.testing.assert_close(moments, [state[name] for name in names for state in states], rtol=4e-6, atol=1e-6)
+    for scalar in cls.rule.scalars:
+        torch.testing.assert_close(scalars, [state[scalar.name] for state in states])
+    assert [step.item() for step in steps] == [state.step for state in states] == [3.0 - found_inf] * len(SHAPES)
 
 
 @pytest.mark.parametrize("max_norm", [0.0, 0.5, 1e9, math.inf])
