@@ -12,6 +12,7 @@ import pytest
 import torch
 from beside import assert_bitwise, assert_same_bits, params_of, snapshot
 from cases import CHUNK
+from rules import CLASSES, table_of
 
 import gradops
 from gradops.backends import choose
@@ -48,14 +49,14 @@ def kernels(request, monkeypatch):
     return KERNELS[request.param]
 
 
-def make_optimizer(shapes=SHAPES, device="cuda", lr=0.1, **settings):
+def make_optimizer(shapes=SHAPES, device="cuda", lr=0.1, cls=gradops.AdamW, **settings):
     """The same values whenever it is called; every other parameter is bfloat16, and so is its gradient."""
     generator = torch.Generator().manual_seed(5)
     params = [torch.randn(shape, generator=generator) for shape in shapes]
     params = [values.to(device, [torch.float32, torch.bfloat16][row % 2]) for row, values in enumerate(params)]
     for param in params:
         param.requires_grad_().grad = torch.zeros_like(param)
-    return gradops.AdamW(params, lr=lr, **settings)
+    return cls(params, **settings, lr=lr)
 
 
 def feed(optimizer, step, overflows=()):
@@ -114,7 +115,21 @@ def launches(function):
     return [event.name for event in on_gpu if not event.is_user_annotation]
 
 
-@pytest.mark.parametrize("settings", SETTINGS)
+EMA = gradops.WeightEma(0.9, tau=20.0, every=2)
+
+
+def replayed():
+    """AdamW's settings, then each class with the last of its options, averaged."""
+    for at, settings in enumerate(SETTINGS):
+        yield pytest.param(settings, id=f"AdamW-{at}")
+    averaged = {"max_norm": 1.0, "loss_scale": DYNAMIC, "ema": EMA}
+    for cls in CLASSES:
+        options = {key: value for key, value in [*table_of(cls).options.values()][-1].items() if key != "lr"}
+        yield pytest.param({**options, **averaged, "cls": cls}, id=f"{cls.__name__}-averaged")
+    yield pytest.param({"ema": EMA, "master_weights": True}, id="masters-averaged")
+
+
+@pytest.mark.parametrize("settings", list(replayed()))
 def test_100_replays_equal_100_eager_steps_bitwise(settings):
     rates = [torch.tensor(0.1, device="cuda") for _ in range(2)]
     eager, replayed = (make_optimizer(lr=lr, **settings) for lr in rates)
@@ -172,7 +187,7 @@ def test_linking_anew_leaves_a_captured_graph_its_own_table():
 
 
 @pytest.mark.parametrize("shapes", [SHAPES, MANY], ids=["few", "more_than_a_launch_points_to"])
-@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("settings", [*SETTINGS, {"ema": EMA}, *({"cls": cls} for cls in CLASSES)])
 def test_no_step_synchronises_even_when_gradients_move(settings, shapes):
     optimizer = make_optimizer(shapes, **settings)
     train(optimizer, range(2))
@@ -198,7 +213,13 @@ def test_no_step_under_a_grad_scaler_synchronises(scaler_class):
     assert int(optimizer.stats.steps_taken) == 3
 
 
-@pytest.mark.parametrize("settings", [{}, *SETTINGS[1:2], {"max_relative_step": 0.05}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({}, *SETTINGS[1:2], {"max_relative_step": 0.05}, {"ema": EMA}),
+        *({"cls": cls} for cls in CLASSES if not cls.rule.needs_norms),  # which Triton plans in one launch more
+    ],
+)
 def test_a_step_is_its_kernels_and_nothing_else(settings, kernels):
     optimizer = make_optimizer(**settings)
     train(optimizer, range(2))
