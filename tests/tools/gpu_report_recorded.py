@@ -85,3 +85,37 @@ TRAINING = {
         for name in NAMES
     },
 }
+
+# Events of torch.profiler's Chrome trace, a line each: a step of the loop with torch, and one with gradops. Kernels run
+# later than they are launched, and a range of the host's is shown once more over the kernels that it launched.
+PROFILED = """\
+{"ph":"X","cat":"user_annotation","name":"torch step","pid":4242,"tid":4242,"ts":1000.0,"dur":900.0,"args":{"External id":1}}
+{"ph":"X","cat":"user_annotation","name":"forward","pid":4242,"tid":4242,"ts":1010.0,"dur":200.0,"args":{"External id":2}}
+{"ph":"X","cat":"cuda_runtime","name":"cudaLaunchKernelExC","pid":4242,"tid":4242,"ts":1020.0,"dur":6.0,"args":{"External id":3,"cbid":430,"correlation":11}}
+{"ph":"X","cat":"user_annotation","name":"norm","pid":4242,"tid":4242,"ts":1300.0,"dur":150.0,"args":{"External id":4}}
+{"ph":"X","cat":"cuda_runtime","name":"cudaLaunchKernel","pid":4242,"tid":4242,"ts":1310.0,"dur":5.0,"args":{"External id":5,"cbid":211,"correlation":12}}
+{"ph":"X","cat":"cuda_runtime","name":"cudaLaunchKernel","pid":4242,"tid":4242,"ts":1330.0,"dur":5.0,"args":{"External id":6,"cbid":211,"correlation":13}}
+{"ph":"X","cat":"cuda_runtime","name":"cudaMemcpyAsync","pid":4242,"tid":4242,"ts":1350.0,"dur":4.0,"args":{"External id":7,"cbid":41,"correlation":14}}
+{"ph":"X","cat":"cuda_runtime","name":"cudaStreamSynchronize","pid":4242,"tid":4242,"ts":1355.0,"dur":60.0,"args":{"External id":7,"cbid":131,"correlation":15}}
+{"ph":"X","cat":"user_annotation","name":"optimizer","pid":4242,"tid":4242,"ts":1500.0,"dur":300.0,"args":{"External id":8}}
+{"ph":"X","cat":"cuda_runtime","name":"cudaMemsetAsync","pid":4242,"tid":4242,"ts":1505.0,"dur":3.0,"args":{"External id":9,"cbid":51,"correlation":16}}
+{"ph":"X","cat":"cuda_runtime","name":"cudaLaunchKernel","pid":4242,"tid":4242,"ts":1510.0,"dur":5.0,"args":{"External id":10,"cbid":211,"correlation":17}}
+{"ph":"X","cat":"kernel","name":"sm90_xmma_fprop_implicit_gemm_f16f16_f16f32_f32_nhwckrsc_nhwc","pid":0,"tid":7,"ts":1030.0,"dur":90.0,"args":{"External id":3,"device":0,"context":1,"stream":7,"correlation":11,"grid":[132,1,1],"block":[384,1,1]}}
+{"ph":"X","cat":"kernel","name":"void at::native::(anonymous namespace)::multi_tensor_apply_kernel<at::native::(anonymous namespace)::TensorListMetadata<1>, at::native::(anonymous namespace)::LpNormFunctor<float, (at::native::NormType)1, float, 1, 1, 0>, float*, int>(float)","pid":0,"tid":7,"ts":1400.0,"dur":40.0,"args":{"External id":5,"device":0,"context":1,"stream":7,"correlation":12,"grid":[320,1,1],"block":[512,1,1]}}
+{"ph":"X","cat":"kernel","name":"void at::native::lpnorm_cleanup<float, (at::native::NormType)1, float, float>(float)","pid":0,"tid":7,"ts":1442.0,"dur":3.0,"args":{"External id":6,"device":0,"context":1,"stream":7,"correlation":13,"grid":[161,1,1],"block":[512,1,1]}}
+{"ph":"X","cat":"gpu_memcpy","name":"Memcpy DtoH (Device -> Pageable)","pid":0,"tid":7,"ts":1447.0,"dur":1.5,"args":{"External id":7,"device":0,"context":1,"stream":7,"correlation":14,"bytes":4}}
+{"ph":"X","cat":"gpu_memset","name":"Memset (Device)","pid":0,"tid":7,"ts":1520.0,"dur":1.0,"args":{"External id":9,"device":0,"context":1,"stream":7,"correlation":16,"bytes":4}}
+{"ph":"X","cat":"kernel","name":"void at::native::(anonymous namespace)::multi_tensor_apply_kernel<at::native::(anonymous namespace)::FusedOptimizerTensorListMetadata<4>, at::native::(anonymous namespace)::FusedAdamMathFunctor<float, 4, (at::native::ADAM_MODE)1, false>, float*>(float)","pid":0,"tid":7,"ts":1600.0,"dur":450.0,"args":{"External id":10,"device":0,"context":1,"stream":7,"correlation":17,"grid":[320,1,1],"block":[512,1,1]}}
+{"ph":"X","cat":"gpu_user_annotation","name":"optimizer","pid":0,"tid":7,"ts":1520.0,"dur":530.0,"args":{"External id":8}}
+{"ph":"X","cat":"user_annotation","name":"gradops step","pid":4242,"tid":4242,"ts":3000.0,"dur":500.0,"args":{"External id":21}}
+{"ph":"X","cat":"user_annotation","name":"forward","pid":4242,"tid":4242,"ts":3010.0,"dur":200.0,"args":{"External id":22}}
+{"ph":"X","cat":"cuda_runtime","name":"cudaLaunchKernelExC","pid":4242,"tid":4242,"ts":3020.0,"dur":6.0,"args":{"External id":23,"cbid":430,"correlation":31}}
+{"ph":"X","cat":"user_annotation","name":"optimizer","pid":4242,"tid":4242,"ts":3300.0,"dur":60.0,"args":{"External id":24}}
+{"ph":"X","cat":"user_annotation","name":"gradops.step","pid":4242,"tid":4242,"ts":3305.0,"dur":50.0,"args":{"External id":25}}
+{"ph":"X","cat":"user_annotation","name":"gradops.one_pass_step","pid":4242,"tid":4242,"ts":3320.0,"dur":20.0,"args":{"External id":26}}
+{"ph":"X","cat":"cuda_runtime","name":"cudaLaunchCooperativeKernel","pid":4242,"tid":4242,"ts":3325.0,"dur":8.0,"args":{"External id":26,"cbid":317,"correlation":32}}
+{"ph":"X","cat":"kernel","name":"sm90_xmma_fprop_implicit_gemm_f16f16_f16f32_f32_nhwckrsc_nhwc","pid":0,"tid":7,"ts":3030.0,"dur":90.0,"args":{"External id":23,"device":0,"context":1,"stream":7,"correlation":31,"grid":[132,1,1],"block":[384,1,1]}}
+{"ph":"X","cat":"kernel","name":"void gradops::cuda::one_pass_step_kernel<false>(SmallArgs)","pid":0,"tid":7,"ts":3600.0,"dur":220.0,"args":{"External id":26,"device":0,"context":1,"stream":7,"correlation":32,"grid":[132,1,1],"block":[256,1,1]}}
+{"ph":"X","cat":"gpu_user_annotation","name":"gradops.step","pid":0,"tid":7,"ts":3600.0,"dur":220.0,"args":{"External id":25}}
+{"ph":"X","cat":"gpu_user_annotation","name":"gradops.one_pass_step","pid":0,"tid":7,"ts":3600.0,"dur":220.0,"args":{"External id":26}}
+"""  # noqa: E501
