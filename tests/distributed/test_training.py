@@ -7,6 +7,8 @@ import tolerances as tol
 import torch
 from beside import assert_close, assert_same_bits
 from layouts import full
+from quick import slow_but
+from rules import CLASSES, table_of
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard, distribute_tensor
@@ -35,12 +37,20 @@ def batches(rank, world):
         yield list(zip(inputs[own].chunk(MICRO), targets[own].chunk(MICRO), strict=True))
 
 
-def run(model, params, scaling, rank, world, no_sync=None, settings=None):
-    """Trains with gradient accumulation; returns parameters, scales, skips and whether the step counts."""
-    settings = dict(settings or {"max_norm": 0.1})
+def run(model, params, scaling, rank, world, no_sync=None, name=None):
+    """Trains with gradient accumulation; returns parameters, scales, skips, stats and averages.
+
+    With AdamW, or with the class of this name, the last of its options and averages of the weights.
+    """
+    settings = {"max_norm": 0.1}
     if scaling == "own":
         settings["loss_scale"] = gradops.DynamicLossScale(init_scale=256.0, growth_interval=1)
-    optimizer = gradops.wrap(torch.optim.AdamW(params, lr=1e-2), **settings)
+    if name is None:
+        optimizer = gradops.wrap(torch.optim.AdamW(params, lr=1e-2), **settings)
+    else:
+        cls = getattr(gradops, name)
+        options = {**[*table_of(cls).options.values()][-1], "lr": 1e-2}
+        optimizer = cls(params, **options, **settings, ema=gradops.WeightEma(0.5))
     scaler_cls = SCALERS[scaling]
     scaler = scaler_cls("cpu", init_scale=256.0, growth_interval=1) if scaler_cls else None
     scales, skipped = [], []
@@ -59,13 +69,14 @@ def run(model, params, scaling, rank, world, no_sync=None, settings=None):
             scales.append(float(optimizer.engine.buffers.current_scale))
         optimizer.zero_grad()
         skipped.append(bool(optimizer.stats.found_inf))
-    return [full(param.detach()) for param in params], scales, skipped, optimizer.stats.cpu()
+    averages = [full(optimizer.state[param]["ema"]) for param in params if name is not None]
+    return [full(param.detach()) for param in params] + averages, scales, skipped, optimizer.stats.cpu()
 
 
-def train_ddp(rank_count, scaling):
+def train_ddp(rank_count, scaling, name=None):
     rank = torch.distributed.get_rank()
     model = DistributedDataParallel(make_model())
-    return run(model, list(model.parameters()), scaling, rank, rank_count, model.no_sync)
+    return run(model, list(model.parameters()), scaling, rank, rank_count, model.no_sync, name)
 
 
 def train_fsdp(rank_count, scaling, hybrid):
@@ -86,9 +97,9 @@ def train_fsdp(rank_count, scaling, hybrid):
     return run(model, list(model.parameters()), scaling, rank, rank_count, no_sync)
 
 
-def assert_trained_alike(results, scaling):
+def assert_trained_alike(results, scaling, name=None):
     model = make_model()
-    expected = run(model, list(model.parameters()), scaling, 0, 1)
+    expected = run(model, list(model.parameters()), scaling, 0, 1, name=name)
     for params, scales, skipped, stats in results:
         for mine, theirs, first in zip(params, expected[0], results[0][0], strict=True):
             assert_close(mine, theirs, tol.TORCH_FLOAT32, 1.0)
@@ -103,6 +114,11 @@ def assert_trained_alike(results, scaling):
 @pytest.mark.parametrize("world", [2, 4])
 def test_ddp_trains_as_one_process_with_the_same_bits_on_every_rank(workers, world, scaling):
     assert_trained_alike(workers.run(world, train_ddp, world, scaling), scaling)
+
+
+@pytest.mark.parametrize("name", slow_but(["SGD", "LARS"], [cls.__name__ for cls in CLASSES]))
+def test_ddp_trains_by_every_rule_as_one_process(workers, name):
+    assert_trained_alike(workers.run(2, train_ddp, 2, "own", name), "own", name)
 
 
 @pytest.mark.parametrize("scaling", SCALERS)

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 import torch
+from quick import slow_but
+from rules import CLASSES, table_of, torchs
 from torch._dynamo.utils import counters
 
 import gradops
@@ -29,13 +31,13 @@ def whole_step(model, optimizer, x):
     return loss
 
 
-def train(function, optimizer_cls, compiled, **settings):
+def train(function, optimizer_cls, compiled, lr=0.1, **settings):
     """Breaks of the graph while training, and what was trained."""
     torch._dynamo.reset()
     counters.clear()
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
-    optimizer = optimizer_cls(model.parameters(), lr=0.1, **settings)
+    optimizer = optimizer_cls(model.parameters(), lr=lr, **settings)
 
     def step(x):
         return function(model, optimizer, x)
@@ -59,6 +61,22 @@ def test_no_graph_break_that_plain_adamw_does_not_have(function):
     _, eager, _ = train(function, gradops.AdamW, compiled=False, **settings)
     for mine, theirs in zip(model.parameters(), eager.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs)
+    assert int(optimizer.stats.steps_taken) == 4
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo")
+@pytest.mark.parametrize("name", slow_but(["SGD"], [cls.__name__ for cls in CLASSES]))
+def test_no_rules_compiled_step_breaks_more_graphs_than_torchs(name):
+    """Its own class, or Adam's where torch has none; averages of the weights change nothing."""
+    cls = getattr(gradops, name)
+    plain, _, _ = train(whole_step, torchs(cls) or torch.optim.Adam, compiled=True)
+    settings = {**[*table_of(cls).options.values()][-1], "max_norm": 0.1, "ema": gradops.WeightEma(0.5)}
+    ours, model, optimizer = train(whole_step, cls, compiled=True, **settings)
+    assert ours <= plain, dict(counters["graph_break"])
+    _, eager, expected = train(whole_step, cls, compiled=False, **settings)
+    for mine, theirs in zip(model.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+        torch.testing.assert_close(optimizer.state[mine]["ema"], expected.state[theirs]["ema"])
     assert int(optimizer.stats.steps_taken) == 4
 
 

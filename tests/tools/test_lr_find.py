@@ -6,7 +6,9 @@ import random
 import numpy as np
 import pytest
 import torch
+from quick import slow_but
 from range_tests import BATCHES, loss_fn, make_loader, make_model
+from rules import CLASSES, table_of
 from torch import nn
 
 import gradops
@@ -26,11 +28,22 @@ OPTIMIZERS = {
 }
 
 
+# Each class with the last of its options, averaged.
+EVERY_RULE = {
+    cls.__name__: lambda params, cls=cls: cls(
+        params, **[*table_of(cls).options.values()][-1], max_norm=0.2, ema=gradops.WeightEma(0.75)
+    )
+    for cls in CLASSES
+}
+
+
 def trained(make_optimizer, steps_before, range_test, *, steps_after=4, scaler=None, dtype=torch.float32):
     """Everything a run leaves behind, with a range test in its middle or without."""
     model, loader = make_model(dtype), make_loader(generator=torch.Generator().manual_seed(4))
     optimizer = make_optimizer(model.named_parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=steps_before + steps_after + 1)
+    cycles = bool(optimizer.defaults.keys() & {"betas", "momentum"})
+    total = steps_before + steps_after + 1
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=total, cycle_momentum=cycles)
     torch.manual_seed(5)
     random.seed(6)
     losses = run(model, optimizer, schedule, loader, steps_before, scaler)
@@ -38,7 +51,7 @@ def trained(make_optimizer, steps_before, range_test, *, steps_after=4, scaler=N
         range_test(model, optimizer, loader, scaler)
     losses += run(model, optimizer, schedule, loader, steps_after, scaler)
     scale = scaler.state_dict() if scaler else None
-    stats = vars(copy.copy(optimizer.stats.clone())) if isinstance(optimizer, gradops.AdamW | gradops.Adam) else None
+    stats = vars(copy.copy(optimizer.stats.clone())) if hasattr(optimizer, "stats") else None
     return [losses, model.state_dict(), optimizer.state_dict(), schedule.state_dict(), scale, stats, torch.rand(3)]
 
 
@@ -99,6 +112,12 @@ def test_run_goes_on_bit_for_bit_as_if_there_had_been_no_test(name, steps_before
     dtype = torch.bfloat16 if "masters" in name else torch.float32
     expected = trained(OPTIMIZERS[name], steps_before, None, dtype=dtype)
     assert_same(trained(OPTIMIZERS[name], steps_before, kind, dtype=dtype), expected)
+
+
+@pytest.mark.parametrize("name", slow_but(["SGD", "NAdam"], EVERY_RULE))
+def test_run_of_every_rule_goes_on_bit_for_bit(name):
+    expected = trained(EVERY_RULE[name], 3, None)
+    assert_same(trained(EVERY_RULE[name], 3, range_test), expected)
 
 
 @pytest.mark.parametrize("cls", [torch.amp.GradScaler, gradops.GradScaler])
