@@ -15,10 +15,15 @@ EMULATED_REST := $(filter-out $(EMULATED_TESTS),$(wildcard tests/rules/test_*.py
 	$(patsubst %,tests/distributed/test_%.py,many_ranks ranks_apart sharded_rules sharded_step)
 # What must pass with every torch and Python: make TORCH=torch==2.6.0 test-core PYTHON=python3.10
 CORE_TESTS ?= tests/oracle tests/step $(filter-out %/test_steps.py,$(wildcard tests/rules/test_*.py)) \
-	$(call optimizer_tests,bad_grads bad_params checkpoint containers float64 frozen_params grad_scaler lr_schedulers \
-	older_checkpoints optim_db other_checkpoints own_grad_scaler protect stats wrap) \
+	$(call optimizer_tests,attributes bad_grads bad_params checkpoint compile containers ema_checkpoints ema_weights \
+	float64 frozen_params grad_scaler handed_over lr_schedulers older_checkpoints optim_db other_checkpoints \
+	own_grad_scaler protect rewritten stats stuck weight_ema wrap) \
+	$(patsubst %,tests/distributed/test_%.py,clip_sharded collectives many_ranks mixed_kinds python_backends refusals \
+	sharded_rules sharded_step) \
 	$(patsubst %,tests/backends/test_%.py,backends triton_code triton_step) tests/tools/test_recorder.py
 CORE := build/core/$(subst ==,-,$(TORCH))-$(notdir $(PYTHON))
+IN_CORE = export PYTHONPATH=$(CURDIR) XDG_CACHE_HOME=$(CURDIR)/$(CORE)/cache GRADOPS_CUDA=$${GRADOPS_CUDA:-0} \
+	PATH=$(CURDIR)/$(CORE)/bin:$$PATH OMP_WAIT_POLICY=passive;
 # The interpreter of Triton 3.6 and older fails beside numpy 2.4.
 CORE_NEEDS := "setuptools>=77" expecttest hypothesis ninja "numpy<2.4" pytest pytest-benchmark pytest-xdist
 # torch alone is the newest.
@@ -47,9 +52,9 @@ EXTRAS_dev := demo,dev
 EXTRAS_release := release
 EXTRAS_docs := demo,docs,frameworks,ultralytics
 
-.PHONY: demo docs figures test test-all test-core test-core-once test-versions test-cpp test-python test-emulated \
-	test-emulated-two-launches test-emulated-rest test-slow test-long test-sanitized test-emulated-sanitized bench \
-	gpu-report lint format build wheels clean FORCE
+.PHONY: demo docs figures test test-all test-core test-core-gpu-report test-core-once test-versions test-cpp test-python \
+	test-emulated test-emulated-two-launches test-emulated-rest test-slow test-long test-sanitized \
+	test-emulated-sanitized bench gpu-report lint format build wheels clean FORCE
 
 demo: $(STAMPS)/demo $(STAMPS)/build
 	OMP_WAIT_POLICY=passive $(PY) -m gradops demo $(ARGS)
@@ -87,12 +92,16 @@ test-core:
 	$(STAGE) core-venv "making $(CORE)" $(PYTHON) -m venv $(CORE)
 	$(STAGE) core-torch "installing $(TORCH), some GB" $(CORE)/bin/python -m pip --disable-pip-version-check install \
 	"$(TORCH)" $(CORE_NEEDS)
-	export PYTHONPATH=$(CURDIR) XDG_CACHE_HOME=$(CURDIR)/$(CORE)/cache GRADOPS_CUDA=$${GRADOPS_CUDA:-0}; \
-	export PATH=$(CURDIR)/$(CORE)/bin:$$PATH OMP_WAIT_POLICY=passive; \
-	python -m gradops build && python -m gradops env && \
+	$(IN_CORE) python -m gradops build && python -m gradops env && \
 	python -m pytest -p no:cacheprovider -n $(JOBS) $(CORE_TESTS) $(ARGS)
 
-# The same, which gives the several GB back.
+# The same, and the GPU kit's dry run there, with the packages that machines with a GPU have.
+test-core-gpu-report: test-core
+	$(STAGE) core-report "installing matplotlib and rich" $(CORE)/bin/python -m pip --disable-pip-version-check install \
+	matplotlib rich
+	$(IN_CORE) python -m benchmarks.gpu_report --dry-run
+
+# The same as test-core, which gives the several GB back.
 test-core-once: test-core
 	rm -r $(CORE)
 

@@ -6,10 +6,13 @@ import itertools
 import os
 import queue
 import tempfile
+import time
 import traceback
 
 import torch
 import torch.distributed as dist
+
+from gradops.torch_before_2_7 import BEFORE_2_7
 
 # Starting the processes alone takes a minute on a busy machine.
 TIMEOUT = 300.0
@@ -40,6 +43,8 @@ def _work(rank, tasks, results):
             results.put((rank, False, traceback.format_exc()))
         finally:
             if dist.is_initialized():
+                if BEFORE_2_7:
+                    time.sleep(0.1)  # gloo's threads drop tensors with the GIL, and the group waits for them with it
                 dist.destroy_process_group()
 
 

@@ -12,6 +12,7 @@ from refused import make
 import gradops
 from gradops.one_pass.attributes import nearest
 from gradops.settings import SETTINGS
+from gradops.torch_before_2_7 import name_decay_before_2_7
 
 NUMBERS = ("max_norm", "norm_type", "clip_value", "max_relative_step", "loss_scale", "l1")
 # What torch, its schedulers and scalers, and the frameworks put on optimizers that they are given.
@@ -177,6 +178,7 @@ def test_repr_says_what_runs_the_steps():
 
 def test_repr_has_torchs_groups():
     optimizer, _ = make()
+    name_decay_before_2_7(optimizer)
     torchs = [line for line in repr(optimizer).splitlines() if "param_names" not in line]
     said = repr(gradops.wrap(optimizer)).splitlines()
     assert said[said.index("Parameter Group 0") :] == torchs[1:]
