@@ -190,6 +190,8 @@ $(STAMPS)/torch: $(STAMPS)/torch-wanted
 	$(STAGE) torch "installing $(TORCH), some GB" $(PIP) "$(TORCH)"
 	@touch $@
 
+# Without a GPU the CUDA code only has to compile and to load: for one architecture instead of four.
+$(STAMPS)/build: export TORCH_CUDA_ARCH_LIST := $(or $(TORCH_CUDA_ARCH_LIST),$(if $(wildcard /dev/nvidia0),,9.0))
 $(STAMPS)/build: $(NATIVE) $(STAMPS)/torch
 	$(STAGE) build "compiling the native code" $(PY) setup.py -q build_ext --inplace
 	@touch $@
