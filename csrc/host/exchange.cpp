@@ -56,12 +56,11 @@ Exchange::Exchange(py::object dtensor, py::object local_tensor, py::object local
       spec_slot_(dtensor_, "_spec"),
       processes_(processes) {}
 
-at::Tensor Exchange::local(PyObject* tensor) const {
-  if (!is_dtensor(tensor)) return THPVariable_Unpack(tensor);
-  const py::object local = local_slot_.of(tensor);
+py::object Exchange::local(PyObject* tensor) const {
+  if (!is_dtensor(tensor)) return py::reinterpret_borrow<py::object>(tensor);
+  py::object local = local_slot_.of(tensor);
   // An exact tensor waits for nobody.
-  if (THPVariable_CheckExact(local.ptr())) return THPVariable_Unpack(local.ptr());
-  return local_tensor_(py::handle(tensor)).cast<at::Tensor>();
+  return THPVariable_CheckExact(local.ptr()) ? local : local_tensor_(py::handle(tensor));
 }
 
 bool Exchange::is_local(const at::Tensor& local, PyObject* dtensor) const {
@@ -69,14 +68,14 @@ bool Exchange::is_local(const at::Tensor& local, PyObject* dtensor) const {
   return held != nullptr && THPVariable_CheckExact(held) && THPVariable_Unpack(held).is_same(local);
 }
 
-at::Tensor Exchange::local_grad(PyObject* param, const at::Tensor& grad, py::object& known) const {
+py::object Exchange::local_grad(PyObject* param, const at::Tensor& grad, py::object& known) const {
   PyObject* const object = object_of(grad);
-  if (object == nullptr || !is_dtensor(object)) return local_grad_(py::handle(param)).cast<at::Tensor>();
+  if (object == nullptr || !is_dtensor(object)) return local_grad_(py::handle(param));
   PyObject* spec = spec_slot_.peek(object);
   if (spec == nullptr || spec != known.ptr()) {
     py::object mine = spec_slot_.of(param), theirs = spec_slot_.of(object);
     if (!mine.is(theirs) && !same_placements(mine.ptr(), theirs.ptr())) {
-      return local_grad_(py::handle(param)).cast<at::Tensor>();
+      return local_grad_(py::handle(param));
     }
     known = std::move(theirs);
   }

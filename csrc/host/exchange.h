@@ -43,7 +43,7 @@ class Exchange {
   }
 
   // What this process holds of a DTensor; any other tensor itself.
-  at::Tensor local(PyObject* tensor) const;
+  py::object local(PyObject* tensor) const;
 
   // Whether this is what local() would give of a DTensor; a quick look, which may miss it.
   bool is_local(const at::Tensor& local, PyObject* dtensor) const;
@@ -53,7 +53,7 @@ class Exchange {
 
   // This process's part of a DTensor's gradient, spread as the DTensor is. Raises RuntimeError where the gradient is
   // none. `known` keeps what was seen to be spread so; nothing else is compared as long as that stays.
-  at::Tensor local_grad(PyObject* param, const at::Tensor& grad, py::object& known) const;
+  py::object local_grad(PyObject* param, const at::Tensor& grad, py::object& known) const;
 
   // What a gathering gives, on the device of what was handed in.
   struct Gathered {

@@ -17,7 +17,7 @@ at::Tensor state_entry(const py::dict& state, const char* key, const std::string
   if (optional && (value == nullptr || value == Py_None)) return {};
   TORCH_CHECK(value != nullptr && THPVariable_Check(value), "gradops: the state of '", name, "' has no tensor '", key,
               "'; load a complete state, or clear this parameter's");
-  return exchange == nullptr ? THPVariable_Unpack(value) : exchange->local(value);
+  return THPVariable_Unpack(exchange == nullptr ? value : exchange->local(value).ptr());
 }
 
 // For the few numbers of a shape, cheaper than the library call that == makes.
@@ -59,9 +59,9 @@ ParamRow::ParamRow(py::handle param, std::string name, int64_t group, at::Device
                    const Exchange* exchange)
     : object_(py::reinterpret_borrow<py::object>(param)),
       whole_(THPVariable_Unpack(param.ptr())),
-      param_(exchange == nullptr ? whole_ : exchange->local(param.ptr())),
-      name_(std::move(name)),
+      param_(exchange == nullptr ? whole_ : THPVariable_Unpack(exchange->local(param.ptr()).ptr())),
       group_(group),
+      name_(std::move(name)),
       device_(device),
       keys_(state) {
   if (whole_.requires_grad() || has_grad()) link_param();
@@ -115,7 +115,7 @@ void ParamRow::prefetch_shard(int hop, const Exchange& exchange) const {
     return;
   }
   if (!whole.grad().defined()) return;
-  if (hop == 2) return prefetch_tensor(whole.grad());
+  if (hop == 2) return __builtin_prefetch(whole.grad().unsafeGetTensorImpl()->pyobj_slot());
   PyObject* grad = object_of(whole.grad());
   if (hop == 3) return __builtin_prefetch(grad);
   if (grad == nullptr || !exchange.is_dtensor(grad)) return;
@@ -128,13 +128,20 @@ void ParamRow::follow_shard(const Exchange& exchange) {
   const at::Tensor& grad = whole_.unsafeGetTensorImpl()->grad();
   if (!is_shard() || !grad.defined()) return;
   if (!exchange.is_local(param_, object_.ptr())) {
-    at::Tensor local = exchange.local(object_.ptr());
+    const py::object object = exchange.local(object_.ptr());
+    const at::Tensor& local = THPVariable_Unpack(object.ptr());
     if (!local.is_same(param_)) {
-      param_ = std::move(local);
+      param_ = local;
       grad_spec_ = py::object();
     }
   }
   local_grad_ = exchange.local_grad(object_.ptr(), grad, grad_spec_);
+}
+
+const at::Tensor& ParamRow::grad() const {
+  static const at::Tensor none;
+  if (!is_shard()) return param_.unsafeGetTensorImpl()->grad();
+  return local_grad_ ? THPVariable_Unpack(local_grad_.ptr()) : none;
 }
 
 bool ParamRow::follow(cpu::TensorRow& views) {

@@ -91,7 +91,7 @@ class ParamRow {
   // Starts to fetch what that will look at; each hop reads what the one before has fetched.
   static constexpr int kShardHops = 6;
   void prefetch_shard(int hop, const Exchange& exchange) const;
-  void let_go_of_shard() { local_grad_.reset(); }
+  void let_go_of_shard() { local_grad_ = py::object(); }
 
   // Elements of the whole parameter.
   int64_t whole_numel() const { return whole_.numel(); }
@@ -170,7 +170,7 @@ class ParamRow {
   bool state_depends_on_values() const { return has_master() || state_[kCompensation].defined(); }
   bool is_shard() const { return !whole_.is_same(param_); }
   bool has_grad() const { return whole_.unsafeGetTensorImpl()->grad().defined(); }
-  const at::Tensor& grad() const { return is_shard() ? local_grad_ : param_.unsafeGetTensorImpl()->grad(); }
+  const at::Tensor& grad() const;
   bool param_moved() const;
   void link_param();
   void link_grad(const at::Tensor& grad);
@@ -180,41 +180,37 @@ class ParamRow {
   void link_unrounded();
   void set_param_views(cpu::TensorRow& views) const;
 
+  // What every step looks at comes first, so that it is in few cache lines.
   py::object object_;
-  at::Tensor whole_;  // what the optimizer has
-  at::Tensor param_;  // what this process holds of it
-  at::Tensor local_grad_;
-  py::object grad_spec_;  // how a gradient is spread that is spread as the parameter is
-  std::string name_;
+  at::Tensor whole_;       // what the optimizer has
+  at::Tensor param_;       // what this process holds of it
+  py::object local_grad_;  // counted as Python does, which costs less than a tensor's own count
+  py::object grad_spec_;   // how a gradient is spread that is spread as the parameter is
   int64_t group_;
-  at::Device device_;
-  const StateKeys& keys_;
-
-  bool relinked_ = true;
-  bool checked_ = false;  // whether what follows is known
   void* data_ = nullptr;
   at::ScalarType dtype_ = at::kFloat;
-  c10::DimVector sizes_;
-  c10::DimVector strides_;
-  std::vector<int64_t> order_;
-  std::unique_ptr<cpu::Layout> layout_;
-
-  // What the last gradient was, so that one of the same kind need not be checked and linked again.
-  c10::DispatchKeySet grad_keys_;
-  at::ScalarType grad_type_ = at::ScalarType::Undefined;
-  c10::DimVector grad_strides_;
-  std::unique_ptr<cpu::Layout> grad_layout_;
-  at::Tensor held_grad_;
-
-  py::object state_object_;
-  c10::SmallVector<py::object, kSlots> state_values_;
+  bool checked_ = false;  // whether data_, dtype_, sizes_ and what comes of them are known
+  bool relinked_ = true;
   bool state_stale_ = false;  // to be bound anew: to another shape, order or dtype, to other values, or at all
-  LinkedTensor state_[kSlots];
-  LinkedNumber step_, scalar_;
-  uint32_t values_version_ = 0;  // of the parameter that the state's unrounded values go with
-
   bool squares_known_ = false;
   uint32_t squares_version_ = 0;
+  uint32_t values_version_ = 0;  // of the parameter that the state's unrounded values go with
+  LinkedNumber step_, scalar_;
+  py::object state_object_;
+  c10::DispatchKeySet grad_keys_;
+  at::ScalarType grad_type_ = at::ScalarType::Undefined;
+  c10::DimVector sizes_;
+  c10::DimVector strides_;
+  c10::DimVector grad_strides_;  // as grad_keys_ and grad_type_ of the last gradient: another like it is not checked
+  LinkedTensor state_[kSlots];
+  c10::SmallVector<py::object, kSlots> state_values_;
+
+  std::string name_;
+  at::Device device_;
+  const StateKeys& keys_;
+  std::vector<int64_t> order_;
+  std::unique_ptr<cpu::Layout> layout_, grad_layout_;
+  at::Tensor held_grad_;
   PowerSum squares_;
 };
 

@@ -17,6 +17,9 @@ namespace {
 // waking a thread.
 constexpr int64_t kManyRows = 1000;
 
+// From so many on they are fetched ahead: what a forward and a backward have left in the caches is little.
+constexpr int64_t kPrefetchFrom = 64;
+
 // How many parameters ahead their objects are fetched: about as many as memory needs.
 constexpr int64_t kPrefetchRows = 4;
 
@@ -179,7 +182,7 @@ StepPlan::Followed StepPlan::follow_params() {
   std::atomic<bool> state_moved = false;
   at::parallel_for(0, count, kManyRows, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
-      if (count > kManyRows && i + 3 * kPrefetchRows < last) {
+      if (count > kPrefetchFrom && i + 3 * kPrefetchRows < last) {
         rows_[i + 3 * kPrefetchRows].prefetch_tensors();
         rows_[i + 2 * kPrefetchRows].prefetch_pointees();
         rows_[i + kPrefetchRows].prefetch_grad();
