@@ -24,6 +24,7 @@ import gradops
 from gradops.bench import models
 from gradops.bench.interleave import Samples, in_turns
 from gradops.bench.machine import provenance, sentence
+from gradops.distributed.gather import all_gather
 
 SHARDED, ALONE, COLLECTIVE = "gradops, sharded", "gradops, the local tensors alone", "the gathering alone"
 FUSED, FOREACH = "torch fused + clip", "torch foreach + clip"
@@ -60,7 +61,7 @@ def steps_of(shapes: list[tuple[int, ...]], world: int) -> dict[str, object]:
     return {
         SHARDED: gradops.AdamW(sharded(), lr=1e-5, max_norm=1.0).step,
         ALONE: gradops.AdamW(local, lr=1e-5, max_norm=1.0).step,
-        COLLECTIVE: lambda: dist.all_gather_into_tensor(every, numbers.view(-1)),
+        COLLECTIVE: lambda: all_gather(every, numbers.view(-1)),
         FUSED: clipped(sharded(), fused=True),
         FOREACH: clipped(sharded(), foreach=True),
     }

@@ -30,7 +30,7 @@ RANK, ELEMENTS, ROUNDS = 3, 64, 30
 @contextmanager
 def counted(received: list[int]) -> Iterator[None]:
     """Has the bytes that each collective of a step brings appended to the list."""
-    gathers, reduces, objects = gather._all_gather, dist.all_reduce, gather.Gathering.gather_objects
+    gathers, reduces, objects = gather.all_gather, dist.all_reduce, gather.Gathering.gather_objects
 
     def all_gather(out: torch.Tensor, *args: Any, **keywords: Any) -> Any:
         received.append(out.nbytes)
@@ -40,12 +40,12 @@ def counted(received: list[int]) -> Iterator[None]:
         received.append(numbers.nbytes)
         return reduces(numbers, *args, **keywords)
 
-    gather._all_gather, dist.all_reduce = all_gather, all_reduce
+    gather.all_gather, dist.all_reduce = all_gather, all_reduce
     gather.Gathering.gather_objects = lambda self, value: [value] * len(self.ranks)  # type: ignore[method-assign]
     try:
         yield
     finally:
-        gather._all_gather, dist.all_reduce, gather.Gathering.gather_objects = gathers, reduces, objects
+        gather.all_gather, dist.all_reduce, gather.Gathering.gather_objects = gathers, reduces, objects
 
 
 def run(_: int, ranks: int, tensors: int, answers: Any) -> None:

@@ -18,7 +18,7 @@ MOST_GATHERED = 2**20
 UPDATES = "nnm"
 
 # The same function; torch 2.14 renamed it.
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 class Gathering:
@@ -93,8 +93,7 @@ class Gathering:
             norm_type: of the first line; the other norms are L2.
         """
         received = len(self.ranks) * numbers.numel() * numbers.element_size()
-        # Squares of norms have room in float64; other powers may not.
-        if received > MOST_GATHERED and numbers.dtype == torch.float64 and norm_type in (1.0, 2.0, math.inf):
+        if received > MOST_GATHERED and numbers.dtype == torch.float64:
             return self._reduced(numbers, kinds, 1.0 if math.isinf(norm_type) else norm_type)
         gathered = numbers.contiguous().reshape(-1)
         for group in self._groups:
@@ -102,7 +101,7 @@ class Gathering:
             if size > 1:
                 every = gathered.new_empty(size * gathered.numel())
                 with _in_step(kinds):
-                    _all_gather(every, gathered, group=group)
+                    all_gather(every, gathered, group=group)
                 gathered = every
         return gathered.view(-1, *numbers.shape)
 
@@ -112,20 +111,31 @@ class Gathering:
         lines = list(numbers)  # by number: indices in a list would be copied to the device, and waited for
         sums = [line for line, kind in enumerate(kinds) if kind != "m"]
         maxima = [line for line, kind in enumerate(kinds) if kind == "m"]
+        # Squares of norms have room in float64. Other powers may not: they are of shares of the largest norm.
+        in_shares = norm_type not in (1.0, 2.0)
+        largest = list(self._largest([lines[line] for line in maxima + [0] * in_shares], kinds))
+        if in_shares:
+            unit = largest.pop()
+            unit = torch.where((unit > 0.0) & unit.isfinite(), unit, 1.0)
+            lines[0] = lines[0] / unit
         weights = self._weights(numbers.device)
         parts = [weights * lines[line] ** (powers[line] if kinds[line] == "n" else 1.0) for line in sums]
         totals = self._all_reduced(torch.stack(parts), dist.ReduceOp.SUM, kinds)
         for line, total in zip(sums, totals, strict=True):
             lines[line] = total ** (1.0 / powers[line]) if kinds[line] == "n" else total
-        if maxima:
-            # A collective's maximum may pass a NaN over.
-            mine = torch.stack([lines[line] for line in maxima])
-            finite = mine.nan_to_num(nan=math.inf, posinf=math.inf)
-            both = torch.stack([finite, mine.isnan().to(mine)])
-            largest, is_nan = self._all_reduced(both, dist.ReduceOp.MAX, kinds)
-            for line, value in zip(maxima, torch.where(is_nan > 0, math.nan, largest), strict=True):
-                lines[line] = value
+        if in_shares:
+            lines[0] = lines[0] * unit
+        for line, value in zip(maxima, largest, strict=True):
+            lines[line] = value
         return torch.stack(lines)[None]
+
+    def _largest(self, lines: list[Tensor], kinds: str) -> Tensor:
+        """Each line's maxima over all ranks; NaN where any rank has one, which a collective's maximum may pass over."""
+        mine = torch.stack(lines)
+        finite = mine.nan_to_num(nan=math.inf, posinf=math.inf)
+        both = torch.stack([finite, mine.isnan().to(mine)])
+        largest, is_nan = self._all_reduced(both, dist.ReduceOp.MAX, kinds)
+        return torch.where(is_nan > 0, math.nan, largest)
 
     def _all_reduced(self, numbers: Tensor, operation: Any, kinds: str) -> Tensor:
         for group in self._groups:

@@ -23,13 +23,13 @@ class _Waits(TorchDispatchMode):
 def watched_steps(layout, world, settings):
     """For each step the elements that gatherings send and the values that Python waits for."""
     sent = []
-    all_gather = gather._all_gather
+    all_gather = gather.all_gather
 
     def counted(out, numbers, group):
         sent[-1].append(numbers.numel())
         all_gather(out, numbers, group=group)
 
-    gather._all_gather = counted
+    gather.all_gather = counted
     try:
         # A backend in Python, since native code for the CPU may read what lies on the CPU.
         where = layouts.placements_of(layout, world)
@@ -49,7 +49,7 @@ def watched_steps(layout, world, settings):
             waits.append(mode.count)
         return sent, waits
     finally:
-        gather._all_gather = all_gather
+        gather.all_gather = all_gather
 
 
 def test_a_step_gathers_once_a_few_numbers_a_parameter_and_waits_for_nothing(workers):
