@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 
+import peak_memory
 import pytest
 import torch
 from cases import needs_native
@@ -13,6 +14,7 @@ import gradops
 
 PRELUDE = """
 import sys, torch, gradops
+from peak_memory import peak_of
 torch.set_num_threads(2)
 
 def resnet50():
@@ -25,15 +27,6 @@ def resnet50():
                 shapes += [conv, (conv[0],), (conv[0],)]
             width = 4 * channels
     return [*shapes, (1000, 2048), (1000,)]
-
-def kib(field):
-    return int(next(line for line in open("/proc/self/status") if line.startswith(field)).split()[1])
-
-def peak_of(action):
-    open("/proc/self/clear_refs", "w").write("5")
-    before = kib("VmRSS")
-    action()
-    return kib("VmHWM") - before
 """
 
 STEPS = """
@@ -60,7 +53,8 @@ print(peak_of(lambda: torch.full((1 << 20,), 1.0)))
 def run(script):
     code = PRELUDE + textwrap.dedent(script)
     # Every temporary from 64 KiB on is mapped anew, and so seen; else it may lie in memory that was freed before.
-    environ = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
+    path = os.pathsep.join([os.path.dirname(peak_memory.__file__), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environ = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 16), "PYTHONPATH": path}
     done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
