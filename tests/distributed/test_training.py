@@ -12,6 +12,7 @@ from rules import CLASSES, table_of
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
 import gradops
@@ -79,12 +80,11 @@ def train_ddp(rank_count, scaling, name=None):
     return run(model, list(model.parameters()), scaling, rank, rank_count, model.no_sync, name)
 
 
-def train_fsdp(rank_count, scaling, hybrid):
-    rank, model = torch.distributed.get_rank(), make_model()
-    if hybrid:
-        mesh = init_device_mesh("cpu", (2, rank_count // 2), mesh_dim_names=("replicate", "shard"))
-    else:
-        mesh = init_device_mesh("cpu", (rank_count,))
+def train_fsdp(rank_count, scaling, layout):
+    model, mesh = make_model(), mesh_of(rank_count, layout)
+    if layout == "tensor parallel":
+        parallelize_module(model, mesh["tp"], {"0": ColwiseParallel(), "2": RowwiseParallel()})
+        mesh = mesh["dp"]
     fully_shard(model[0], mesh=mesh)
     fully_shard(model, mesh=mesh)
 
@@ -94,7 +94,17 @@ def train_fsdp(rank_count, scaling, hybrid):
         yield
         model.set_requires_gradient_sync(True)
 
-    return run(model, list(model.parameters()), scaling, rank, rank_count, no_sync)
+    assert all(param.device_mesh.ndim == (1 if layout == "flat" else 2) for param in model.parameters())
+    # The processes of one tensor parallel group read the same batches.
+    rank = mesh.mesh.flatten().tolist().index(torch.distributed.get_rank())
+    return run(model, list(model.parameters()), scaling, rank, mesh.size(), no_sync)
+
+
+def mesh_of(rank_count, layout):
+    if layout == "flat":
+        return init_device_mesh("cpu", (rank_count,))
+    names = ("dp", "tp") if layout == "tensor parallel" else ("replicate", "shard")
+    return init_device_mesh("cpu", (2, rank_count // 2), mesh_dim_names=names)
 
 
 def assert_trained_alike(results, scaling, name=None):
@@ -122,9 +132,9 @@ def test_ddp_trains_by_every_rule_as_one_process(workers, name):
 
 
 @pytest.mark.parametrize("scaling", SCALERS)
-@pytest.mark.parametrize(("world", "hybrid"), [(2, False), (4, False), (4, True)])
-def test_fsdp2_trains_as_one_process(workers, world, hybrid, scaling):
-    assert_trained_alike(workers.run(world, train_fsdp, world, scaling, hybrid), scaling)
+@pytest.mark.parametrize(("world", "layout"), [(2, "flat"), (4, "flat"), (4, "hybrid"), (4, "tensor parallel")])
+def test_fsdp2_trains_as_one_process(workers, world, layout, scaling):
+    assert_trained_alike(workers.run(world, train_fsdp, world, scaling, layout), scaling)
 
 
 def unscale_and_repair():
