@@ -53,4 +53,4 @@ def make_training(batch_size: int = 256, device: str = "cuda", side: int = 224) 
 
 def make_rehearsal(batch_size: int = 2) -> tuple[Any, Any, Any, Any]:
     """The same, small and on the CPU."""
-    return make_training(batch_size, "cpu", side=64)
+    return make_training(batch_size, "cpu", side=32)
