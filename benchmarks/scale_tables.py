@@ -1,17 +1,23 @@
 """The figures of docs/scale.md: sharded steps as they were measured, and what follows for many ranks."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from benchmarks.gpu_tables import markdown
 from gradops.bench.machine import sentence
 from gradops.bench.units import duration, memory
+from gradops.distributed.gather import MOST_GATHERED
 
 RANKS = (1, 8, 64, 1024, 16384)
 # Parameters, and how many tensors networks of that size have, roughly.
 NETWORKS = {1e8: 200, 1e9: 300, 1e10: 500, 1e11: 1000, 1e12: 2000}
 # Of AdamW in float32, a gradient read twice; what of it stays in memory; and an H100's memory.
 MOVED, KEPT, BANDWIDTH, ROOM = 32, 16, 3.35e12, 80e9
+# Of a step on a GPU: in one launch; of shards; and torch's own around two reductions.
+ALONE, OF_SHARDS, REDUCING = 1, 4, 15
+# float64, of each tensor and of none. Two reductions merge norms and counts, and maxima and which of them are NaN.
+LINES, REDUCED_LINES, NUMBER = 3, 4, 8
 NOT_TAKEN = "Not taken yet: `make bench` does it."
 
 
@@ -55,34 +61,78 @@ def mesh(documents: dict[str, Any]) -> str:
     return f"{_source(document)}\n\n{markdown(header, body)}"
 
 
-def at_scale(documents: dict[str, Any]) -> str:
-    """For networks and ranks the bytes of memory traffic a rank, and the time that they take."""
+def payload(ranks: int, tensors: int) -> tuple[int, int]:
+    """How many collectives a step has, and the bytes that they bring a rank."""
+    if ranks == 1:
+        return 0, 0
+    gathered = ranks * LINES * NUMBER * (tensors + 1)
+    return (1, gathered) if gathered <= MOST_GATHERED else (2, REDUCED_LINES * NUMBER * (tensors + 1))
+
+
+def host_time(rows: list[dict[str, Any]], ranks: int, tensors: int) -> float:
+    """Seconds, on the line through what was measured with the fewest and the most tensors."""
+    measured = sorted((row["tensors"], row["seconds"]) for row in rows if row["ranks"] == ranks)
+    (few, fast), (many, slow) = measured[0], measured[-1]
+    return fast + (slow - fast) * (tensors - few) / (many - few)
+
+
+def _grid(cell: Callable[[float, int, int], str]) -> str:
+    """A row for each network and a column for each number of ranks, of `cell(parameters, tensors, ranks)`."""
+    header = ["parameters", "tensors", "1 rank", *(f"{ranks:,}" for ranks in RANKS[1:])]
+    body = [
+        [f"10<sup>{math.log10(params):.0f}</sup>", f"{tensors:,}", *(cell(params, tensors, ranks) for ranks in RANKS)]
+        for params, tensors in NETWORKS.items()
+    ]
+    return markdown(header, body)
+
+
+def _if_room(params: float, ranks: int, text: str) -> str:
+    return text if KEPT * params / ranks <= ROOM else "no room"
+
+
+def _launches(ranks: int, tensors: int) -> str:
+    collectives, _ = payload(ranks, tensors)
+    return str(ALONE) if ranks == 1 else f"{OF_SHARDS + REDUCING * (collectives == 2)} + {collectives}"
+
+
+def paper_traffic(_: dict[str, Any]) -> str:
+    """Bytes that a rank moves in its memory."""
+    return _grid(lambda params, _, ranks: _if_room(params, ranks, memory(MOVED * params / ranks)))
+
+
+def paper_seconds(_: dict[str, Any]) -> str:
+    """How long an H100's memory takes for them."""
+    return _grid(lambda params, _, ranks: _if_room(params, ranks, duration(MOVED * params / ranks / BANDWIDTH)))
+
+
+def paper_launches(_: dict[str, Any]) -> str:
+    """Kernels and collectives of a step."""
+    return _grid(lambda _, tensors, ranks: _launches(ranks, tensors))
+
+
+def paper_payload(_: dict[str, Any]) -> str:
+    """Bytes that a rank receives in a step."""
+    return _grid(lambda _, tensors, ranks: memory(payload(ranks, tensors)[1]))
+
+
+def paper_host(documents: dict[str, Any]) -> str:
+    """What the host takes for a step, from the simulated mesh."""
     document = documents.get("mesh")
     if document is None:
         return NOT_TAKEN
-    per_tensor = {row["ranks"]: row["seconds"] / row["tensors"] for row in document["rows"]}[max(RANKS)]
-    header = [
-        "parameters",
-        "tensors",
-        "received from 1,024 ranks",
-        "host time",
-        *(f"{r:,} rank" + "s" * (r > 1) for r in RANKS),
-    ]
-    body = []
-    for params, tensors in NETWORKS.items():
-        cells = []
-        for ranks in RANKS:
-            share = params / ranks
-            moved = f"{memory(MOVED * share)}, {duration(MOVED * share / BANDWIDTH)}"
-            cells.append(moved if KEPT * share <= ROOM else "no room")
-        received = (2 + 2) * (tensors + 1) * 8
-        size = f"10<sup>{math.log10(params):.0f}</sup>"
-        body.append([size, f"{tensors:,}", memory(received), duration(per_tensor * tensors), *cells])
-    return markdown(header, body)
+    return _grid(lambda _, tensors, ranks: duration(host_time(document["rows"], ranks, tensors)))
 
 
 def _source(document: dict[str, Any]) -> str:
     return f"Taken on {document['when'][:10]} with `{document['command']}` on {sentence(document)}."
 
 
-FIGURES = {"sharded": sharded, "mesh": mesh, "at_scale": at_scale}
+FIGURES = {
+    "sharded": sharded,
+    "mesh": mesh,
+    "paper_traffic": paper_traffic,
+    "paper_seconds": paper_seconds,
+    "paper_launches": paper_launches,
+    "paper_payload": paper_payload,
+    "paper_host": paper_host,
+}

@@ -1,7 +1,7 @@
 """`python -m benchmarks.simulated_mesh`: the host time, the payload and the memory of a step as one rank of many.
 
 torch's fake process group stands for the other ranks: its collectives return at once, with whatever the memory holds.
-The local tensors are small, so that what is timed is the work for each tensor.
+The local tensors are small, so that what is timed is the work for each tensor. One rank has them whole.
 """
 
 import argparse
@@ -9,7 +9,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,13 +49,24 @@ def counted(received: list[int]) -> Iterator[None]:
 
 
 def run(_: int, ranks: int, tensors: int, answers: Any) -> None:
-    """Steps as rank 3 of so many; puts a row into `answers`."""
+    """Steps as rank 3 of so many, or alone; puts a row into `answers`."""
     torch.set_num_threads(1)
-    dist.init_process_group("fake", store=FakeStore(), rank=RANK, world_size=ranks)
-    mesh, received = init_device_mesh("cpu", (ranks,)), []
-    params = [torch.nn.Parameter(DTensor.from_local(torch.ones(ELEMENTS), mesh, [Shard(0)])) for _ in range(tensors)]
-    for param in params:
-        param.grad = DTensor.from_local(torch.zeros(ELEMENTS), mesh, [Shard(0)])
+    mesh, received = None, []
+    if ranks > 1:
+        dist.init_process_group("fake", store=FakeStore(), rank=RANK, world_size=ranks)
+        mesh = init_device_mesh("cpu", (ranks,))
+
+    def shard(local: torch.Tensor) -> torch.Tensor:
+        return local if mesh is None else DTensor.from_local(local, mesh, [Shard(0)])
+
+    def params_of(count: int, spread: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.nn.Parameter]:
+        params = [torch.nn.Parameter(spread(torch.ones(ELEMENTS))) for _ in range(count)]
+        for param in params:
+            param.grad = spread(torch.zeros(ELEMENTS))
+        return params
+
+    gradops.AdamW(params_of(1, lambda local: local), max_norm=1.0).step()  # imports what a first step needs
+    params = params_of(tensors, shard)
     start = time.perf_counter()
     with counted(received):
         optimizer = gradops.AdamW(params, max_norm=1.0)
@@ -75,7 +86,7 @@ def run(_: int, ranks: int, tensors: int, answers: Any) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[8, 64, 1024, 16384])
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 8, 64, 1024, 16384])
     parser.add_argument("--tensors", type=int, nargs="+", default=[200, 2000])
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
