@@ -116,7 +116,7 @@ class Gathering:
         largest = list(self._largest([lines[line] for line in maxima + [0] * in_shares], kinds))
         if in_shares:
             unit = largest.pop()
-            unit = torch.where((unit > 0.0) & unit.isfinite(), unit, 1.0)
+            unit = torch.where((unit > 0.0) & (unit < math.inf), unit, 1.0)
             lines[0] = lines[0] / unit
         weights = self._weights(numbers.device)
         parts = [weights * lines[line] ** (powers[line] if kinds[line] == "n" else 1.0) for line in sums]
