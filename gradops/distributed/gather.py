@@ -45,7 +45,8 @@ class Gathering:
             how = (tensor.device_mesh, tensor.placements) if is_sharded(tensor) else None
             columns.setdefault(how, []).append(column)
             examples[how] = tensor
-        self.ranks, self._groups = _spanning([how[0] for how in columns if how is not None])
+        self.ranks, groups = _spanning([how[0] for how in columns if how is not None])
+        self._groups = {group: size for group in groups if (size := dist.get_world_size(group)) > 1}
         self._spread = [
             (self.ranks[:1] if how is None else counted_ranks(examples[how]), of_how, how)
             for how, of_how in columns.items()
@@ -95,14 +96,12 @@ class Gathering:
         received = len(self.ranks) * numbers.numel() * numbers.element_size()
         if received > MOST_GATHERED and numbers.dtype == torch.float64:
             return self._reduced(numbers, kinds, 1.0 if math.isinf(norm_type) else norm_type)
-        gathered = numbers.contiguous().reshape(-1)
-        for group in self._groups:
-            size = dist.get_world_size(group)
-            if size > 1:
-                every = gathered.new_empty(size * gathered.numel())
-                with _in_step(kinds):
-                    all_gather(every, gathered, group=group)
-                gathered = every
+        gathered = numbers.reshape(-1)
+        for group, size in self._groups.items():
+            every = gathered.new_empty(size * gathered.numel())
+            with _in_step(kinds):
+                all_gather(every, gathered, group=group)
+            gathered = every
         return gathered.view(-1, *numbers.shape)
 
     def _reduced(self, numbers: Tensor, kinds: str, norm_type: float) -> Tensor:
@@ -146,8 +145,8 @@ class Gathering:
     def gather_objects(self, value: Any) -> list[Any]:
         """What each rank hands in, of anything that can be pickled; waits for the device."""
         gathered = [value]
-        for group in self._groups:
-            every: list[Any] = [None] * dist.get_world_size(group)
+        for group, size in self._groups.items():
+            every: list[Any] = [None] * size
             with _in_step(""):
                 dist.all_gather_object(every, gathered, group=group)
             gathered = [value for part in every for value in part]
