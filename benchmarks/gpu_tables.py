@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from gradops.bench.formats import duration, memory
 from gradops.bench.models import MODELS
-from gradops.bench.units import duration, memory
 from gradops.profile.phases import after_backward
 
 NOT_YET = "Not yet taken on a GPU."

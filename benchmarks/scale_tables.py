@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.gpu_tables import markdown
+from gradops.bench.formats import duration, memory
 from gradops.bench.machine import sentence
-from gradops.bench.units import duration, memory
 from gradops.distributed.gather import MOST_GATHERED
 
 RANKS = (1, 8, 64, 1024, 16384)

@@ -11,12 +11,12 @@ from pathlib import Path
 from benchmarks import gpu_tables, scale_tables
 from benchmarks.gpu_tables import markdown, seconds_of
 from gradops.bench import plot
+from gradops.bench.formats import duration
 from gradops.bench.machine import sentence as machine_sentence
 from gradops.bench.models import MODELS
 from gradops.bench.recipes import GRADOPS, GRADOPS_CAPPED, GRADOPS_SCALED
 from gradops.bench.rows import row_of
 from gradops.bench.scaling import PARAMS, TENSORS
-from gradops.bench.units import duration
 from gradops.profile.tables import claim
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,8 +10,8 @@ from gradops.settings import Settings
 FunctionT = TypeVar("FunctionT", bound=Callable[..., object])
 
 MEANING = {
-    "max_norm": """the gradients' norm is clipped to it, as by `torch.nn.utils.clip_grad_norm_`; positive, in the unit
-        of the unscaled gradients. By default None: no clipping.""",
+    "max_norm": """the unscaled gradients' norm is clipped to it, as by `torch.nn.utils.clip_grad_norm_`; positive. By
+        default None: no clipping.""",
     "norm_type": "p of that norm; positive, may be inf.",
     "clip_value": """each unscaled gradient element is clamped to ±clip_value before the norm is taken; positive. By
         default None: no clamping.""",

@@ -26,14 +26,14 @@ struct FirstSums {
   int32_t near_zero;
 };
 
-template <bool kInUnit>
-GRADOPS_HD FirstSums first_look(const float* __restrict x, int64_t n, float near_zero, float inv_unit,
+template <bool kInScale>
+GRADOPS_HD FirstSums first_look(const float* __restrict x, int64_t n, float near_zero, float inv_scale,
                                 uint8_t* __restrict bins) {
   alignas(64) float sum[kLanes] = {};
   alignas(64) int32_t abs_max_bits[kLanes] = {};
   alignas(64) int32_t near[kLanes] = {};
   const auto add = [&](int64_t i, int lane) __attribute__((always_inline)) {
-    sum[lane] += finite_in_unit(x[i], kInUnit ? inv_unit : 1.0f);
+    sum[lane] += finite_in_scale(x[i], kInScale ? inv_scale : 1.0f);
     const int32_t bits = finite_abs_bits(x[i]);
     abs_max_bits[lane] = bits > abs_max_bits[lane] ? bits : abs_max_bits[lane];
     near[lane] += fabsf(x[i]) <= near_zero;
@@ -59,12 +59,12 @@ struct Deviations {
   float squares;
 };
 
-template <bool kInUnit>
-GRADOPS_HD Deviations deviations(const float* __restrict x, int64_t n, float mean, float inv_unit) {
+template <bool kInScale>
+GRADOPS_HD Deviations deviations(const float* __restrict x, int64_t n, float mean, float inv_scale) {
   alignas(64) float sum[kLanes] = {};
   alignas(64) float squares[kLanes] = {};
   const auto add = [&](int64_t i, int lane) __attribute__((always_inline)) {
-    const float apart = deviation(x[i], kInUnit ? inv_unit : 1.0f, mean);
+    const float apart = deviation(x[i], kInScale ? inv_scale : 1.0f, mean);
     sum[lane] += apart;
     squares[lane] += apart * apart;
   };
@@ -82,11 +82,11 @@ GRADOPS_HD Deviations deviations(const float* __restrict x, int64_t n, float mea
   return {sum[0], squares[0]};
 }
 
-GRADOPS_ISA_CLONES(FirstLook, first_look<kInUnit>, bool kInUnit, FirstSums,
-                   (const float* x, int64_t n, float near_zero, float inv_unit, uint8_t* bins),
-                   (x, n, near_zero, inv_unit, bins));
-GRADOPS_ISA_CLONES(SecondLook, deviations<kInUnit>, bool kInUnit, Deviations,
-                   (const float* x, int64_t n, float mean, float inv_unit), (x, n, mean, inv_unit));
+GRADOPS_ISA_CLONES(FirstLook, first_look<kInScale>, bool kInScale, FirstSums,
+                   (const float* x, int64_t n, float near_zero, float inv_scale, uint8_t* bins),
+                   (x, n, near_zero, inv_scale, bins));
+GRADOPS_ISA_CLONES(SecondLook, deviations<kInScale>, bool kInScale, Deviations,
+                   (const float* x, int64_t n, float mean, float inv_scale), (x, n, mean, inv_scale));
 
 // Several tables, since a value is often counted where the one before it was, and would wait for that.
 constexpr int kTables = 4;
@@ -115,13 +115,13 @@ Moments add_chunk(const float* x, int64_t n, float near_zero, ActivationStats& s
   stats.abs_max_bits = std::max(stats.abs_max_bits, first.abs_max_bits);
   stats.near_zero += first.near_zero;
   if (finite == 0) return {};
-  const float inv_unit = inv_unit_for(first.abs_max_bits);
-  const bool plain = inv_unit == 1.0f;
-  if (!plain) first.sum = FirstLook<true>::table[isa](x, n, near_zero, inv_unit, bins).sum;
+  const float inv_scale = inv_scale_for(first.abs_max_bits);
+  const bool plain = inv_scale == 1.0f;
+  if (!plain) first.sum = FirstLook<true>::table[isa](x, n, near_zero, inv_scale, bins).sum;
   const float mean = first.sum / static_cast<float>(finite);
   const auto* second = plain ? SecondLook<false>::table : SecondLook<true>::table;
-  const Deviations apart = second[isa](x, n, mean, inv_unit);
-  return Moments::in_unit(static_cast<double>(finite), mean, apart.sum, apart.squares, inv_unit);
+  const Deviations apart = second[isa](x, n, mean, inv_scale);
+  return Moments::in_scale(static_cast<double>(finite), mean, apart.sum, apart.squares, inv_scale);
 }
 
 void merge_counts(ActivationStats& all, const ActivationStats& part) {

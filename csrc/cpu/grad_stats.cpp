@@ -53,10 +53,10 @@ GRADOPS_HD ChunkStats first_look(const float* __restrict grad, int64_t n, const 
 GRADOPS_ISA_CLONES(FirstLook, GRADOPS_LOOK_BODY, GRADOPS_LOOK_TEMPLATE, ChunkStats,
                    (const float* grad, int64_t n, const GradRule& rule), (grad, n, rule));
 
-// Rare, so compiled once: the values in a unit of their own, in the lanes of the first look.
-float sum_in_unit(const float* grad, int64_t n, const GradRule& rule, float unit, float p) {
+// Rare, so compiled once: the values in a scale of their own, in the lanes of the first look.
+float sum_in_scale(const float* grad, int64_t n, const GradRule& rule, float power_scale, float p) {
   float lanes[kLanes] = {};
-  for (int64_t i = 0; i < n; ++i) lanes[i % kLanes] += power_in_unit(grad[i], rule, unit, p);
+  for (int64_t i = 0; i < n; ++i) lanes[i % kLanes] += power_in_scale(grad[i], rule, power_scale, p);
   for (int width = kLanes / 2; width > 0; width /= 2) {
     for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
   }
@@ -75,9 +75,9 @@ ChunkStats stats_of(const float* grad, int64_t n, const GradRule& rule, float p)
   const auto& look = plain ? FirstLook<kNorm, true>::table : FirstLook<kNorm, false>::table;
   ChunkStats stats = look[static_cast<int>(current_isa())](grad, n, rule);
   if (stats.abs_max_bits >= kInfBits) stats.nonfinite = count_nonfinite(grad, n, rule);
-  if (needs_unit<kNorm>(stats.power_sum, stats.abs_max_bits)) {
-    stats.unit = unit_for<kNorm>(largest_clamped(stats.abs_max_bits, rule.clip_value));
-    stats.power_sum = sum_in_unit(grad, n, rule, stats.unit, p);
+  if (needs_scale<kNorm>(stats.power_sum, stats.abs_max_bits)) {
+    stats.scale = scale_for<kNorm>(largest_clamped(stats.abs_max_bits, rule.clip_value));
+    stats.power_sum = sum_in_scale(grad, n, rule, stats.scale, p);
   }
   return stats;
 }

@@ -23,7 +23,7 @@ SpikeGuardState guard_state(const StepCall& call) {
 
 PowerSum sum_of(std::span<const ChunkStats> chunks) {
   PowerSum squares;
-  for (const ChunkStats& chunk : chunks) squares.merge(chunk.power_sum, chunk.unit, 2.0);
+  for (const ChunkStats& chunk : chunks) squares.merge(chunk.power_sum, chunk.scale, 2.0);
   return squares;
 }
 

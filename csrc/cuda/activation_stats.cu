@@ -23,13 +23,13 @@ GRADOPS_DEVICE int32_t warp_count(int32_t x) {
 
 // The mean of a piece's finite values, which a strip's values are held against: near enough to the strip's own that no
 // precision is lost, since a piece that lies elsewhere is part of the strip's spread. 0 where nothing is finite.
-GRADOPS_DEVICE float mean_of_piece(const float (&x)[16], int32_t n, const Lanes& lanes, float inv_unit) {
+GRADOPS_DEVICE float mean_of_piece(const float (&x)[16], int32_t n, const Lanes& lanes, float inv_scale) {
   float sum = 0.0f;
   int32_t finite = 0;
 #pragma unroll
   for (int i = 0; i < 16; ++i) {
     const bool counts = lanes.element(i / 4) + i % 4 < n && (float_bits(x[i]) & 0x7fffffff) < kInfBits;
-    sum += counts ? x[i] * inv_unit : 0.0f;
+    sum += counts ? x[i] * inv_scale : 0.0f;
     finite += counts;
   }
   sum = warp_sum(sum);
@@ -37,12 +37,12 @@ GRADOPS_DEVICE float mean_of_piece(const float (&x)[16], int32_t n, const Lanes&
   return finite > 0 ? sum / static_cast<float>(finite) : 0.0f;
 }
 
-GRADOPS_DEVICE void add_values(StripSums& sums, const float (&x)[16], int32_t n, const Lanes& lanes, float inv_unit,
+GRADOPS_DEVICE void add_values(StripSums& sums, const float (&x)[16], int32_t n, const Lanes& lanes, float inv_scale,
                                float mean, float near_zero, int32_t* histogram) {
 #pragma unroll
   for (int i = 0; i < 16; ++i) {
     if (lanes.element(i / 4) + i % 4 >= n) continue;
-    const float apart = deviation(x[i], inv_unit, mean);
+    const float apart = deviation(x[i], inv_scale, mean);
     sums.deviations += apart;
     sums.squares += apart * apart;
     sums.finite += (float_bits(x[i]) & 0x7fffffff) < kInfBits;
@@ -55,7 +55,7 @@ GRADOPS_DEVICE void add_values(StripSums& sums, const float (&x)[16], int32_t n,
 
 // One look at a strip by a warp; its values are counted where there is a histogram. `mean` is what they are held
 // against.
-GRADOPS_DEVICE StripSums look(const ActivationArgs& args, int64_t strip, float inv_unit, int32_t* histogram,
+GRADOPS_DEVICE StripSums look(const ActivationArgs& args, int64_t strip, float inv_scale, int32_t* histogram,
                               float& mean) {
   const Lanes lanes(args.x.dtype != Dtype::kFloat32);
   const int64_t begin = strip * kStrip;
@@ -68,27 +68,27 @@ GRADOPS_DEVICE StripSums look(const ActivationArgs& args, int64_t strip, float i
     float x[16];
     load_piece<2>({args.x, begin + int64_t{piece} * kPiece, n}, 0, lanes, UsedOnce(), x);
     // A piece without finite values has a mean of 0, as have those before it; one with them may have it by chance.
-    if (mean == 0.0f) mean = mean_of_piece(x, n, lanes, inv_unit);
-    add_values(sums, x, n, lanes, inv_unit, mean, args.near_zero, histogram);
+    if (mean == 0.0f) mean = mean_of_piece(x, n, lanes, inv_scale);
+    add_values(sums, x, n, lanes, inv_scale, mean, args.near_zero, histogram);
   }
   return sums;
 }
 
 GRADOPS_DEVICE void measure_strip(const ActivationArgs& args, int64_t strip, int32_t* histogram, int32_t& abs_max_bits,
                                   int32_t& near_zero) {
-  float mean = 0.0f, inv_unit = 1.0f;
-  StripSums sums = look(args, strip, inv_unit, histogram, mean);
+  float mean = 0.0f, inv_scale = 1.0f;
+  StripSums sums = look(args, strip, inv_scale, histogram, mean);
   const int32_t largest = warp_max(sums.abs_max_bits);
   abs_max_bits = largest > abs_max_bits ? largest : abs_max_bits;
   near_zero += sums.near_zero;
-  inv_unit = inv_unit_for(largest);
-  if (inv_unit != 1.0f) {
+  inv_scale = inv_scale_for(largest);
+  if (inv_scale != 1.0f) {
     mean = 0.0f;
-    sums = look(args, strip, inv_unit, nullptr, mean);
+    sums = look(args, strip, inv_scale, nullptr, mean);
   }
   const int32_t finite = warp_count(sums.finite);
   const float deviations = warp_sum(sums.deviations), squares = warp_sum(sums.squares);
-  if (threadIdx.x % 32 == 0) store_struct(args.strips + strip, Strip{mean, deviations, squares, inv_unit, finite});
+  if (threadIdx.x % 32 == 0) store_struct(args.strips + strip, Strip{mean, deviations, squares, inv_scale, finite});
 }
 
 GRADOPS_DEVICE Moments shuffle_xor(const Moments& moments, int bit) {
@@ -102,7 +102,7 @@ GRADOPS_DEVICE Moments merge_strips(const ActivationArgs& args, Moments (&scratc
   Moments total;
   for (int64_t i = threadIdx.x; i < strips; i += kThreads) {
     const Strip strip = load_struct(args.strips + i);
-    total.merge(Moments::in_unit(strip.finite, strip.mean, strip.deviations, strip.squares, strip.inv_unit));
+    total.merge(Moments::in_scale(strip.finite, strip.mean, strip.deviations, strip.squares, strip.inv_scale));
   }
 #pragma unroll 1
   for (int bit = 1; bit < 32; bit *= 2) total.merge(shuffle_xor(total, bit));  // the first lane's are taken

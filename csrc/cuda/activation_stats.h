@@ -18,12 +18,12 @@ constexpr int32_t activation_blocks(int64_t numel) {
   return static_cast<int32_t>(std::clamp<int64_t>((strip_count(numel) + kWarps - 1) / kWarps, 1, 1024));
 }
 
-// What a warp leaves of a strip: sums of the finite values' deviations from `mean` and of their squares, in a unit.
+// What a warp leaves of a strip: sums of the finite values' deviations from `mean` and of their squares, in a scale.
 struct alignas(16) Strip {
   float mean;
   float deviations;
   float squares;
-  float inv_unit;
+  float inv_scale;
   int32_t finite;
 };
 

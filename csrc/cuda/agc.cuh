@@ -35,7 +35,7 @@ struct RunsOfPiece {
 
 struct Squares {
   float sum;
-  float unit;
+  float scale;
 };
 
 // Sums over `width` neighbouring lanes, a power of two; the same in each of them. All lanes of the warp take part.
@@ -65,14 +65,14 @@ GRADOPS_DEVICE Squares squares_of(const float* values, int32_t first, int32_t la
   }
   squares.sum = lanes_sum(squares.sum, width);
   abs_max_bits = lanes_max(abs_max_bits, width);
-  const bool again = needs_unit(NormType::kL2, squares.sum, abs_max_bits);
+  const bool again = needs_scale(NormType::kL2, squares.sum, abs_max_bits);
   if (!__any_sync(kFullWarp, again)) return squares;
-  const float unit = again ? unit_for<NormType::kL2>(bits_float(abs_max_bits)) : 1.0f;
+  const float scale = again ? scale_for<NormType::kL2>(bits_float(abs_max_bits)) : 1.0f;
   float sum = 0.0f;
 #pragma unroll 1
-  for (int32_t i = mine; i < last; i += width) sum += power_in_unit(values[i], GradRule{}, unit, 2.0f);
+  for (int32_t i = mine; i < last; i += width) sum += power_in_scale(values[i], GradRule{}, scale, 2.0f);
   sum = lanes_sum(sum, width);
-  return again ? Squares{sum, unit} : squares;
+  return again ? Squares{sum, scale} : squares;
 }
 
 // The warp's piece in shared memory, in the order of its elements.
@@ -118,7 +118,7 @@ struct UnitMeasure {
   }
 
  private:
-  // Writes the sum and the unit of every run in the piece, each run's four floats behind the last's.
+  // Writes the sum and the scale of every run in the piece, each run's four floats behind the last's.
   GRADOPS_DEVICE void sum_up(const float (&x)[16], const GradRule& of, int32_t n, const Lanes& lanes,
                              const RunsOfPiece& runs, float* to) const {
     staged.fill(x, lanes, of);
@@ -133,7 +133,7 @@ struct UnitMeasure {
       const int32_t next = first + (index == 0 ? runs.head : runs.run);
       const Squares squares = squares_of(staged.values, first, next < n ? next : n, width);
       if (index < count && lane % width == 0) {
-        store(reinterpret_cast<float2*>(to + 4 * index), float2{squares.sum, squares.unit});
+        store(reinterpret_cast<float2*>(to + 4 * index), float2{squares.sum, squares.scale});
       }
     }
   }
@@ -178,16 +178,16 @@ struct UnitNorms {
   PowerSum grad, param;
 
   GRADOPS_DEVICE void merge(const UnitSquares& squares) {
-    grad.merge(squares.grad, squares.grad_unit, 2.0);
-    param.merge(squares.param, squares.param_unit, 2.0);
+    grad.merge(squares.grad, squares.grad_power_scale, 2.0);
+    param.merge(squares.param, squares.param_power_scale, 2.0);
   }
 
   // With those of the `width` neighbouring lanes. All lanes of the warp take part.
   GRADOPS_DEVICE void merge_lanes(int32_t width) {
 #pragma unroll 1
     for (int bit = 1; bit < width; bit *= 2) {
-      grad.merge(__shfl_xor_sync(kFullWarp, grad.sum, bit), __shfl_xor_sync(kFullWarp, grad.unit, bit), 2.0);
-      param.merge(__shfl_xor_sync(kFullWarp, param.sum, bit), __shfl_xor_sync(kFullWarp, param.unit, bit), 2.0);
+      grad.merge(__shfl_xor_sync(kFullWarp, grad.sum, bit), __shfl_xor_sync(kFullWarp, grad.scale, bit), 2.0);
+      param.merge(__shfl_xor_sync(kFullWarp, param.sum, bit), __shfl_xor_sync(kFullWarp, param.scale, bit), 2.0);
     }
   }
 };

@@ -64,32 +64,32 @@ GRADOPS_DEVICE void add_piece(LaneSums& sums, const float (&x)[kCount], int32_t 
       return sums.add<NormType::kL1>(x, 0, n, lanes, rule);
     case NormType::kL2:
       return sums.add<NormType::kL2>(x, 0, n, lanes, rule);
-    default:  // a general power is summed in its unit, at the second look
+    default:  // a general power is summed in its scale, at the second look
       return sums.add<NormType::kInf>(x, 0, n, lanes, rule);
   }
 }
 
-GRADOPS_DEVICE bool needs_unit(NormType type, float power_sum, int32_t abs_max_bits) {
+GRADOPS_DEVICE bool needs_scale(NormType type, float power_sum, int32_t abs_max_bits) {
   switch (type) {
     case NormType::kL1:
-      return gradops::needs_unit<NormType::kL1>(power_sum, abs_max_bits);
+      return gradops::needs_scale<NormType::kL1>(power_sum, abs_max_bits);
     case NormType::kL2:
-      return gradops::needs_unit<NormType::kL2>(power_sum, abs_max_bits);
+      return gradops::needs_scale<NormType::kL2>(power_sum, abs_max_bits);
     case NormType::kInf:
       return false;
     default:
-      return gradops::needs_unit<NormType::kGeneral>(power_sum, abs_max_bits);
+      return gradops::needs_scale<NormType::kGeneral>(power_sum, abs_max_bits);
   }
 }
 
-// The rare second look at a piece: how many elements are not finite, and the sum in a unit of its own.
+// The rare second look at a piece: how many elements are not finite, and the sum in a scale of its own.
 GRADOPS_DEVICE void look_again(const float (&x)[16], int32_t n, const Lanes& lanes, const GradRule& rule,
                                const Norm& norm, ChunkStats& stats) {
-  const bool in_unit = needs_unit(norm.type, stats.power_sum, stats.abs_max_bits);
-  if (in_unit) {
+  const bool in_scale = needs_scale(norm.type, stats.power_sum, stats.abs_max_bits);
+  if (in_scale) {
     const float largest = largest_clamped(stats.abs_max_bits, rule.clip_value);
-    stats.unit =
-        norm.type == NormType::kGeneral ? unit_for<NormType::kGeneral>(largest) : unit_for<NormType::kL2>(largest);
+    stats.scale =
+        norm.type == NormType::kGeneral ? scale_for<NormType::kGeneral>(largest) : scale_for<NormType::kL2>(largest);
   }
   float even = 0.0f, odd = 0.0f;
   int32_t nonfinite = 0;
@@ -100,9 +100,9 @@ GRADOPS_DEVICE void look_again(const float (&x)[16], int32_t n, const Lanes& lan
     for (int j = 0; j < 16; ++j) value = i == j ? x[j] : value;
     if (lanes.element(i / 4) + i % 4 >= n) continue;
     nonfinite += (float_bits(value * rule.inv_scale) & 0x7fffffff) >= kInfBits;
-    if (in_unit) (i / 4 % 2 == 0 ? even : odd) += power_in_unit(value, rule, stats.unit, norm.p);
+    if (in_scale) (i / 4 % 2 == 0 ? even : odd) += power_in_scale(value, rule, stats.scale, norm.p);
   }
-  if (in_unit) stats.power_sum = piece_sum(even, odd, lanes.octets());
+  if (in_scale) stats.power_sum = piece_sum(even, odd, lanes.octets());
 #pragma unroll
   for (int bit = 1; bit < 32; bit *= 2) nonfinite += __shfl_xor_sync(kFullWarp, nonfinite, bit);
   stats.nonfinite = nonfinite;
@@ -110,7 +110,7 @@ GRADOPS_DEVICE void look_again(const float (&x)[16], int32_t n, const Lanes& lan
 
 // Whether the sums alone give the statistics.
 GRADOPS_DEVICE bool is_plain(const ChunkStats& stats, NormType type) {
-  return stats.abs_max_bits < kInfBits && !needs_unit(type, stats.power_sum, stats.abs_max_bits);
+  return stats.abs_max_bits < kInfBits && !needs_scale(type, stats.power_sum, stats.abs_max_bits);
 }
 
 GRADOPS_DEVICE ChunkStats sums_of_warp(const LaneSums& sums, const Lanes& lanes) {

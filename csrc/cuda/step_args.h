@@ -89,12 +89,12 @@ struct UnitTable {
   int32_t group_count = 0;
 };
 
-// Sums of squares of a segment, each sum * unit^2.
+// Sums of squares of a segment, each sum * scale^2.
 struct alignas(16) UnitSquares {
   float grad;  // of clamped values
-  float grad_unit;
+  float grad_power_scale;
   float param;
-  float param_unit;
+  float param_power_scale;
 };
 
 // What adaptive gradient clipping hands from phase to phase.

@@ -3,7 +3,7 @@
 //
 // A chunk's values are held against the chunk's own mean, so that a mean far from 0 costs no precision, and chunks are
 // merged in float64 (Chan, Golub and LeVeque 1983). Where squares could leave the range of float32, the chunk is
-// measured in a unit taken from its largest value, a power of two.
+// measured in a scale taken from its largest value, a power of two.
 #pragma once
 
 #include "math/common.h"
@@ -33,19 +33,19 @@ GRADOPS_HD int32_t finite_abs_bits(float x) {
   return abs_bits >= kInfBits ? 0 : abs_bits;
 }
 
-// x in a unit, or 0 where it is not finite. Not by a comparison of values, which NaN would fail and inf pass.
-GRADOPS_HD float finite_in_unit(float x, float inv_unit) {
-  return (float_bits(x) & 0x7fffffff) >= kInfBits ? 0.0f : x * inv_unit;
+// x in a scale, or 0 where it is not finite. Not by a comparison of values, which NaN would fail and inf pass.
+GRADOPS_HD float finite_in_scale(float x, float inv_scale) {
+  return (float_bits(x) & 0x7fffffff) >= kInfBits ? 0.0f : x * inv_scale;
 }
 
 // How far it is from the mean, or 0 where it is not finite.
-GRADOPS_HD float deviation(float x, float inv_unit, float mean) {
-  return (float_bits(x) & 0x7fffffff) >= kInfBits ? 0.0f : x * inv_unit - mean;
+GRADOPS_HD float deviation(float x, float inv_scale, float mean) {
+  return (float_bits(x) & 0x7fffffff) >= kInfBits ? 0.0f : x * inv_scale - mean;
 }
 
-// The inverse of the unit for values of which this is the largest; 1 where sums of squares of up to 2^13 of them are
+// The inverse of the scale for values of which this is the largest; 1 where sums of squares of up to 2^13 of them are
 // exact without one. Its own inverse is a float too.
-GRADOPS_HD float inv_unit_for(int32_t abs_max_bits) {
+GRADOPS_HD float inv_scale_for(int32_t abs_max_bits) {
   const int32_t exponent = abs_max_bits >> 23;
   if (abs_max_bits == 0 || (exponent >= 127 - 40 && exponent <= 127 + 50)) return 1.0f;
   const int32_t normal = exponent < 1 ? 1 : exponent > 253 ? 253 : exponent;
@@ -67,12 +67,12 @@ struct Moments {
     n = all;
   }
 
-  // Of n values in a unit, from the sums of deviations from `mean` and of their squares.
-  GRADOPS_HD static Moments in_unit(double n, double mean, double deviations, double squares, double inv_unit) {
+  // Of n values in a scale, from the sums of deviations from `mean` and of their squares.
+  GRADOPS_HD static Moments in_scale(double n, double mean, double deviations, double squares, double inv_scale) {
     if (n == 0.0) return {};
-    const double unit = 1.0 / inv_unit;
+    const double scale = 1.0 / inv_scale;
     const double m2 = squares - deviations * deviations / n;
-    return {n, (mean + deviations / n) * unit, (m2 > 0.0 ? m2 : 0.0) * unit * unit};
+    return {n, (mean + deviations / n) * scale, (m2 > 0.0 ? m2 : 0.0) * scale * scale};
   }
 };
 

@@ -1,8 +1,8 @@
 // What one pass over the gradients learns: largest absolute value, non-finite elements and the norm.
 //
-// A sum of squares in float32 overflows from 1e19 on and vanishes below 1e-19, so every chunk's sum carries a `unit`:
-// sum(|x|^p) = power_sum * unit^p. The unit is 1 unless the plain sum left the range in which it is exact; then the
-// chunk is summed once more with its values measured in a unit taken from its largest element. Sums of chunks are
+// A sum of squares in float32 overflows from 1e19 on and vanishes below 1e-19, so every chunk's sum carries a `scale`:
+// sum(|x|^p) = power_sum * scale^p. The scale is 1 unless the plain sum left the range in which it is exact; then the
+// chunk is summed once more with its values measured in a scale taken from its largest element. Sums of chunks are
 // merged in float64, a few operations a chunk.
 #pragma once
 
@@ -41,16 +41,16 @@ GRADOPS_HD void add_element(float grad, const GradRule& rule, float& power_sum, 
   if constexpr (kNorm == NormType::kL2) power_sum += clamped * clamped;
 }
 
-// |x / unit|^p, for the second look at a chunk. For p = 2 the unit is a power of two and the quotient exact.
-GRADOPS_HD float power_in_unit(float grad, const GradRule& rule, float unit, float p) {
-  const float x = fabsf(clamp_grad(grad * rule.inv_scale, rule.clip_value)) / unit;
+// |x / power_scale|^p, for the second look at a chunk. For p = 2 the scale is a power of two and the quotient exact.
+GRADOPS_HD float power_in_scale(float grad, const GradRule& rule, float power_scale, float p) {
+  const float x = fabsf(clamp_grad(grad * rule.inv_scale, rule.clip_value)) / power_scale;
   if (p == 2.0f) return x * x;
   return p == 1.0f ? x : powf(x, p);
 }
 
 struct ChunkStats {
   float power_sum = 0.0f;
-  float unit = 1.0f;
+  float scale = 1.0f;
   int32_t abs_max_bits = 0;  // before clip_value
   int32_t nonfinite = 0;
 };
@@ -63,45 +63,45 @@ GRADOPS_HD float largest_clamped(int32_t abs_max_bits, float clip_value) {
 // Whether the plain float32 sum lost something. A square below 2^-126 may vanish; 2^13 of them stay below 2^-32 of a
 // sum of 2^-80.
 template <NormType kNorm>
-GRADOPS_HD bool needs_unit(float power_sum, int32_t abs_max_bits) {
+GRADOPS_HD bool needs_scale(float power_sum, int32_t abs_max_bits) {
   if (abs_max_bits == 0 || abs_max_bits >= kInfBits || kNorm == NormType::kInf) return false;
   if (kNorm == NormType::kGeneral) return true;
   const bool finite = power_sum <= 3.402823466e38f;
   return !finite || (kNorm == NormType::kL2 && power_sum < 0x1p-80f);
 }
 
-// The unit for a chunk with this largest element. Kept a normal number: dividing by a subnormal would overflow.
+// The scale for a chunk with this largest element. Kept a normal number: dividing by a subnormal would overflow.
 template <NormType kNorm>
-GRADOPS_HD float unit_for(float largest) {
+GRADOPS_HD float scale_for(float largest) {
   const float normal = largest < 0x1p-126f ? 0x1p-126f : largest;
   return kNorm == NormType::kGeneral ? normal : bits_float(float_bits(normal) & kInfBits);
 }
 
-// Sums of powers over many chunks: sum(|x|^p) = sum * unit^p.
+// Sums of powers over many chunks: sum(|x|^p) = sum * scale^p.
 struct PowerSum {
   double sum = 0.0;
-  double unit = 1.0;
+  double scale = 1.0;
 
   GRADOPS_HD static double power(double x, double p) { return p == 2.0 ? x * x : p == 1.0 ? x : pow(x, p); }
 
-  GRADOPS_HD void merge(double other_sum, double other_unit, double p) {
+  GRADOPS_HD void merge(double other_sum, double other_scale, double p) {
     if (other_sum == 0.0) return;
     if (sum == 0.0) {
       sum = other_sum;
-      unit = other_unit;
-    } else if (other_unit == unit) {
+      scale = other_scale;
+    } else if (other_scale == scale) {
       sum += other_sum;
-    } else if (other_unit < unit) {
-      sum += other_sum * power(other_unit / unit, p);
+    } else if (other_scale < scale) {
+      sum += other_sum * power(other_scale / scale, p);
     } else {
-      sum = other_sum + sum * power(unit / other_unit, p);
-      unit = other_unit;
+      sum = other_sum + sum * power(scale / other_scale, p);
+      scale = other_scale;
     }
   }
 
   GRADOPS_HD double norm(double p) const {
     if (sum == 0.0) return 0.0;
-    return unit * (p == 2.0 ? sqrt(sum) : p == 1.0 ? sum : pow(sum, 1.0 / p));
+    return scale * (p == 2.0 ? sqrt(sum) : p == 1.0 ? sum : pow(sum, 1.0 / p));
   }
 };
 
@@ -112,13 +112,13 @@ struct GradStats {
   int64_t nonfinite = 0;
 
   GRADOPS_HD void merge(const ChunkStats& chunk, double p) {
-    power.merge(chunk.power_sum, chunk.unit, p);
+    power.merge(chunk.power_sum, chunk.scale, p);
     abs_max_bits = chunk.abs_max_bits > abs_max_bits ? chunk.abs_max_bits : abs_max_bits;
     nonfinite += chunk.nonfinite;
   }
 
   GRADOPS_HD void merge(const GradStats& other, double p) {
-    power.merge(other.power.sum, other.power.unit, p);
+    power.merge(other.power.sum, other.power.scale, p);
     abs_max_bits = other.abs_max_bits > abs_max_bits ? other.abs_max_bits : abs_max_bits;
     nonfinite += other.nonfinite;
   }

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from gradops.bench import machine, scaling
+from gradops.bench.formats import duration
 from gradops.bench.rows import Row
 from gradops.bench.stream import BYTES_PER_PARAM, STREAMS
-from gradops.bench.units import duration
 
 # Okabe and Ito's colours, told apart with any kind of colour vision.
 _COLOURS = (

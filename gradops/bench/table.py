@@ -6,8 +6,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from gradops.bench.formats import duration
 from gradops.bench.rows import Row
-from gradops.bench.units import duration
 
 WIDE = 0.25
 Cell = Callable[[Row], str]

@@ -114,16 +114,16 @@ class Gathering:
         in_shares = norm_type not in (1.0, 2.0)
         largest = list(self._largest([lines[line] for line in maxima + [0] * in_shares], kinds))
         if in_shares:
-            unit = largest.pop()
-            unit = torch.where((unit > 0.0) & (unit < math.inf), unit, 1.0)
-            lines[0] = lines[0] / unit
+            scale = largest.pop()
+            scale = torch.where((scale > 0.0) & (scale < math.inf), scale, 1.0)
+            lines[0] = lines[0] / scale
         weights = self._weights(numbers.device)
         parts = [weights * lines[line] ** (powers[line] if kinds[line] == "n" else 1.0) for line in sums]
         totals = self._all_reduced(torch.stack(parts), dist.ReduceOp.SUM, kinds)
         for line, total in zip(sums, totals, strict=True):
             lines[line] = total ** (1.0 / powers[line]) if kinds[line] == "n" else total
         if in_shares:
-            lines[0] = lines[0] * unit
+            lines[0] = lines[0] * scale
         for line, value in zip(maxima, largest, strict=True):
             lines[line] = value
         return torch.stack(lines)[None]

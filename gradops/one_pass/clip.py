@@ -105,7 +105,9 @@ def grad_norm(grads: list[Tensor], norm_type: float, fused: bool) -> Tensor:
     largest = torch.stack([zero, *(size.max().to(device, dtype) for size in measured if size.numel())]).max()
     if norm_type == math.inf:
         return largest
-    # Measured in units of the largest element, so that no power leaves the range of the dtype.
-    unit = torch.where((largest > 0) & largest.isfinite(), largest, torch.ones_like(largest))
-    norms = [torch.linalg.vector_norm(size.to(dtype) / unit.to(size.device), norm_type).to(device) for size in measured]
-    return torch.linalg.vector_norm(torch.stack(norms), norm_type) * unit
+    # Divided by the largest element, so that no power leaves the range of the dtype.
+    scale = torch.where((largest > 0) & largest.isfinite(), largest, torch.ones_like(largest))
+    norms = [
+        torch.linalg.vector_norm(size.to(dtype) / scale.to(size.device), norm_type).to(device) for size in measured
+    ]
+    return torch.linalg.vector_norm(torch.stack(norms), norm_type) * scale

@@ -11,8 +11,8 @@ import torch
 from rich.console import Console
 
 from gradops.bench import machine
+from gradops.bench.formats import memory as size
 from gradops.bench.optimizers import FORMS, subject
-from gradops.bench.units import memory as size
 from gradops.bench.zoo import ModelError
 from gradops.profile import batch, page, result, screen, tables, timeline
 from gradops.profile.loop import NAMES, PRECISIONS, Settings

@@ -9,8 +9,8 @@ function time(us) {
 }
 
 function size(bytes) {
-  for (const [unit, one] of [["GiB", 2 ** 30], ["MiB", 2 ** 20], ["KiB", 2 ** 10]])
-    if (bytes >= one) return (bytes / one).toPrecision(3) + " " + unit;
+  for (const [name, one] of [["GiB", 2 ** 30], ["MiB", 2 ** 20], ["KiB", 2 ** 10]])
+    if (bytes >= one) return (bytes / one).toPrecision(3) + " " + name;
   return bytes + " B";
 }
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from gradops.bench.units import duration
-from gradops.bench.units import memory as size
+from gradops.bench.formats import duration
+from gradops.bench.formats import memory as size
 from gradops.profile.loop import NAMES, PHASES, UPDATE, Record
 from gradops.profile.phases import OTHER, PARTS, Cost, after_backward, seconds_of, whole
 from gradops.profile.result import Result, trajectory

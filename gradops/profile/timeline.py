@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 
-from gradops.bench.units import duration
+from gradops.bench.formats import duration
 from gradops.profile.loop import NAMES, PHASES, UPDATE
 from gradops.profile.phases import PARTS, after_backward, seconds_of, typical
 from gradops.profile.result import Result
@@ -33,7 +33,7 @@ COLOURS = {
     "gradops.one_pass_step": "#882255",
     "gradops.write_stats": "#999999",
 }
-UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
+SIZES = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 INK, PALE = "#333333", "#777777"
 # Of the width of a panel: below it a name does not fit into its bar.
 NAMED = 0.13
@@ -107,12 +107,12 @@ def _short(event: Event) -> str:
 
 
 def _memory(axes: Axes, result: Result, origins: dict[str, float], width: float) -> None:
-    unit = next((unit for unit in UNITS if result.memory["torch"].peak >= unit[1]), UNITS[-1])
+    size = next((size for size in SIZES if result.memory["torch"].peak >= size[1]), SIZES[-1])
     for name, colour, dashes in (("torch", "#D55E00", "-"), ("gradops", "#0072B2", (0, (3, 1)))):
         memory = result.memory[name]
-        points = [(moment - origins[name], taken / unit[1]) for moment, taken in memory.curve]
+        points = [(moment - origins[name], taken / size[1]) for moment, taken in memory.curve]
         axes.step(*zip(*points, strict=True), where="post", color=colour, linewidth=1.8, linestyle=dashes, label=name)
-    axes.set_title(f"memory, {unit[0]}", loc="left", fontsize=11, color=INK)
+    axes.set_title(f"memory, {size[0]}", loc="left", fontsize=11, color=INK)
     axes.set_ylim(bottom=0)
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     axes.legend(frameon=False, fontsize=9, loc="lower right")

@@ -42,8 +42,8 @@ struct Shape {
   size_t parameter_bytes = 0;
 };
 
-// Names an array that kernels may touch. `element_bytes` is the unit in which threads may share it without a race.
-// Several arrays may have one name; their traffic is added up. Everything that is not watched is out of bounds.
+// Names an array that kernels may touch. `element_bytes` is how much of it one thread may write beside another without
+// a race. Several arrays may have one name; their traffic is added up. Everything that is not watched is out of bounds.
 void watch(const std::string& name, const void* begin, size_t bytes, size_t element_bytes, bool writable);
 void unwatch_all();
 

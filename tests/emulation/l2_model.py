@@ -20,7 +20,7 @@ from gradops.bench.models import shapes
 
 LINE = 128
 # What a block takes at a time: a piece of 512 elements for each of its 8 warps. Its lines are touched together and so
-# leave together, which makes the row, not the line, the unit of the replay.
+# leave together, which makes the row, not the line, what the replay counts by.
 ROW = 8 * 512 * 4
 MODELS = ["resnet18", "resnet50", "resnet152", "vit_b_16"]
 GRADS, STREAMS = 0, (1, 2, 3)

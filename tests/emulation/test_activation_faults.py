@@ -28,7 +28,7 @@ FAULTS = {
         "fabsf(x[i]) <= near_zero", "fabsf(x[i]) < near_zero", torch.full((700,), 1e-3)
     ),
     "values are held against 0": Fault(
-        "    if (mean == 0.0f) mean = mean_of_piece(x, n, lanes, inv_unit);\n", "", FAR[:STRIP]
+        "    if (mean == 0.0f) mean = mean_of_piece(x, n, lanes, inv_scale);\n", "", FAR[:STRIP]
     ),
     "a warp's strips are left out": Fault("for (int warp = 1; warp < kWarps", "for (int warp = 2; warp < kWarps", FAR),
 }

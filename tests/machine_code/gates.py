@@ -16,7 +16,7 @@ from .sass import Instruction, Kernel, parse
 from .toolchain import Resources
 
 ELEMENT_RULES = {
-    "csrc/math/grad_stats.h": ("clamp_grad", "add_element", "power_in_unit"),
+    "csrc/math/grad_stats.h": ("clamp_grad", "add_element", "power_in_scale"),
     **{f"csrc/math/rules/{path.name}": ("update",) for path in (toolchain.ROOT / "csrc/math/rules").glob("*.h")},
     "csrc/math/lerp.h": ("lerp",),
     "csrc/math/update.h": ("update_element", "regularise", "l1_grad", "left_by_rounding"),

@@ -184,8 +184,8 @@ class Beside:
             largest += l1
             got = self.watched.got.get(id(state.moments), (None, {}, 1.0))
             step = Step(state, group, largest, self.moments_before[row], bool(l2 or l1), self.powers, *got)
-            unit = torch.full(expected.shape, float(group["lr"]), dtype=torch.float64) * self.table.unit(step)
-            self.compare_weights(row, param, mine, state, skipped, unit)
+            scale = torch.full(expected.shape, float(group["lr"]), dtype=torch.float64) * self.table.scale(step)
+            self.compare_weights(row, param, mine, state, skipped, scale)
             self.compare_scalars(row, mine, state, skipped)
             self.compare_average(row, mine, state, skipped)
             for key in self.rule.moment_names:
@@ -202,14 +202,14 @@ class Beside:
             tolerance = tol.Tolerance(0.0, 0.0, "a skipped step changes no bit") if skipped else tol.SCALAR
             assert_close(mine[key], state[key], tolerance, what=f"{key} of param {row}")
 
-    def compare_weights(self, row, param, mine, state, skipped, unit):
+    def compare_weights(self, row, param, mine, state, skipped, scale):
         actual, expected = param.detach(), self.oracle.params[row]
         if mine:
             assert ("master" in mine) == (state.master is not None)
         if mine:
             assert ("compensation" in mine) == (state.compensation is not None)
         if "compensation" in mine and not skipped:
-            self.compare_compensated(actual, mine["compensation"], expected, state.compensation, unit, f"param {row}")
+            self.compare_compensated(actual, mine["compensation"], expected, state.compensation, scale, f"param {row}")
             return
         if "compensation" in mine:
             assert_same_bits(mine["compensation"], state.compensation, f"compensation of param {row}")
@@ -219,7 +219,7 @@ class Beside:
         if skipped:
             assert_same_bits(actual, expected, f"param {row}")
         else:
-            assert_param(actual, expected, unit, f"param {row}")
+            assert_param(actual, expected, scale, f"param {row}")
 
     def compare_average(self, row, mine, state, skipped):
         """Of the optimizer's own weights, which may differ from the oracle's by more than an average's rounding."""
@@ -239,17 +239,17 @@ class Beside:
         if decay is None:
             assert_same_bits(mine["ema"], before, f"average of param {row}")
 
-    def compare_compensated(self, actual, compensation, expected, expected_compensation, unit, what):
+    def compare_compensated(self, actual, compensation, expected, expected_compensation, scale, what):
         """Their sum has twice the parameter's digits. Where it lies between two values either may be the parameter."""
         ulp, smallest = HALF_ULP[actual.dtype]
-        assert_param(actual, expected, unit, what)
+        assert_param(actual, expected, scale, what)
         kept = actual.float() + 0.5 * compensation.float()
         assert_same_bits(kept.to(actual.dtype), actual, f"{what} keeps more than rounding took off it")
         sums = (actual.double() + compensation.double(), expected.double() + expected_compensation.double())
         finite = sums[1].isfinite()
         tolerance = tol.Tolerance(ulp**2 + tol.PARAM.rtol, tol.PARAM.atol, "")
-        unit = (unit + smallest / tol.PARAM.atol)[finite]
-        assert_close(sums[0][finite], sums[1][finite], tolerance, unit, f"sum of {what}")
+        scale = (scale + smallest / tol.PARAM.atol)[finite]
+        assert_close(sums[0][finite], sums[1][finite], tolerance, scale, f"sum of {what}")
 
     def compare_stats(self, expected):
         stats, oracle = self.optimizer.stats, self.oracle
@@ -269,8 +269,8 @@ class Beside:
         assert_scalar(stats.lr_factor, expected.lr_factor, exact, "lr_factor")
         state, known = oracle.guard_state, [value.item() for value in self.optimizer.engine.buffers.guard]
         for value, name in zip(known, ("lr_factor", "usual_norm", "deviation", "norms_seen"), strict=True):
-            unit = tol.GUARD if name == "deviation" else norm
-            assert_close(torch.tensor(value), torch.tensor(getattr(state, name)), unit, state.usual_norm, name)
+            tolerance = tol.GUARD if name == "deviation" else norm
+            assert_close(torch.tensor(value), torch.tensor(getattr(state, name)), tolerance, state.usual_norm, name)
         if self.optimizer.track_updates:
             assert_scalar(stats.update_ratio, expected.update_ratio, tol.UPDATE_RATIO, "update_ratio")
             assert_scalar(stats.param_rms, expected.param_rms, tol.NORM, "param_rms")

@@ -1,6 +1,6 @@
 """What the tests know of each update rule: a file of data for each, for the one body of all in the test files.
 
-A new rule's file has `CLASSES`, `OPTIONS`, `HYPER`, `unit` and `moment`, as `Table` says.
+A new rule's file has `CLASSES`, `OPTIONS`, `HYPER`, `scale` and `moment`, as `Table` says.
 """
 
 import importlib
@@ -50,7 +50,7 @@ class Table:
         classes: of gradops.
         options: keywords of the constructor, by a name for each set.
         hyper: strategies of a group's own numbers, for `cases.group_options`.
-        unit: of a step, what an element's error after it is relative to, per lr; a number or a tensor.
+        scale: of a step, what an element's error after it is relative to, per lr; a number or a tensor.
         moment: of a step and a moment's name, the tolerance and the magnitude that its atol is relative to.
     """
 
@@ -58,13 +58,13 @@ class Table:
     classes: tuple[type, ...]
     options: dict[str, dict[str, Any]]
     hyper: dict[str, Any]
-    unit: Callable[[Step], Any]
+    scale: Callable[[Step], Any]
     moment: Callable[[Step, str], tuple[Any, float]]
 
 
 def _table(name: str) -> Table:
     data = importlib.import_module(f"rules.{name}")
-    return Table(name, data.CLASSES, data.OPTIONS, data.HYPER, data.unit, data.moment)
+    return Table(name, data.CLASSES, data.OPTIONS, data.HYPER, data.scale, data.moment)
 
 
 _NAMES = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py") if not path.stem.startswith("test_"))

@@ -27,7 +27,7 @@ OPTIONS = {
 HYPER = {"lr_decay": st.sampled_from([0.0, 0.5]), "eps": st.sampled_from([1e-10, 1e-3])}
 
 
-def unit(step):
+def scale(step):
     """An update is 1 at most. Where penalties cancel the gradient, float32 loses of it: much, near 0."""
     if not step.penalised:
         return 1.0

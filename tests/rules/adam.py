@@ -26,7 +26,7 @@ HYPER = {
 }
 
 
-def unit(step):
+def scale(step):
     """What float32 loses of a gradient where penalties cancel it, over what Adam divides it by: much, near 0."""
     if not step.penalised:
         return 1.0

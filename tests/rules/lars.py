@@ -36,7 +36,7 @@ HYPER = {
 _OF_A_STEP = 0.05
 
 
-def unit(step):
+def scale(step):
     return _OF_A_STEP * (2.0 * step.factor * step.largest + step.before.get("momentum_buffer", 0.0))
 
 

@@ -32,7 +32,7 @@ def open_signs(step):
     return (kept + added).abs() < (_OF_A_POWER_BLEND if step.powers else _OF_A_BLEND) * terms
 
 
-def unit(step):
+def scale(step):
     """An update is the rate exactly, and where a sign is open it may be the rate the other way."""
     if step.grad is None:
         return 1.0

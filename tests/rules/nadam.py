@@ -4,9 +4,9 @@ import torch
 from hypothesis import strategies as st
 
 import gradops
-from rules.adam import moment, unit
+from rules.adam import moment, scale
 
-__all__ = ["CLASSES", "HYPER", "OPTIONS", "moment", "unit"]
+__all__ = ["CLASSES", "HYPER", "OPTIONS", "moment", "scale"]
 
 CLASSES = (gradops.NAdam,)
 OPTIONS = {

@@ -8,7 +8,7 @@ from gradops.reference.rules import radam
 from rules import adam
 from rules.adam import moment
 
-__all__ = ["CLASSES", "HYPER", "OPTIONS", "moment", "unit"]
+__all__ = ["CLASSES", "HYPER", "OPTIONS", "moment", "scale"]
 
 CLASSES = (gradops.RAdam,)
 # Updates adapt from the 6th on; with a beta2 of 0.5 none does.
@@ -35,9 +35,9 @@ HYPER = {
 _OF_A_STEP = 0.05
 
 
-def unit(step):
+def scale(step):
     number = max(1, step.state.step)
     if radam.adapts(step.group, number):
-        return adam.unit(step)
+        return adam.scale(step)
     correction = 1.0 - float(step.group["betas"][0]) ** number
     return _OF_A_STEP * (2.0 * step.largest + step.before["exp_avg"]) / correction

@@ -30,7 +30,7 @@ HYPER = {
 _OF_BUFFER = 0.05
 
 
-def unit(step):
+def scale(step):
     """An update is 1 / sqrt(1 - alpha) at most, and right to a few roundings of it. Where the square of the average is
     most of the average square, what is left of it has their error, and where penalties cancel the gradient, float32
     loses of it: much, near 0.
@@ -39,15 +39,15 @@ def unit(step):
     largest = (1.0 - group["alpha"]) ** -0.5
     variance = square - step.state["grad_avg"].double().square() if group["centered"] else square
     denom = variance.clamp(min=0.0).sqrt() + group["eps"]
-    unit = largest * (square / denom.square()).clamp(min=1.0).pow(1.5) if group["centered"] else largest
+    result = largest * (square / denom.square()).clamp(min=1.0).pow(1.5) if group["centered"] else largest
     if step.penalised:
-        unit = unit + (tol.FLOAT32_EPS * step.largest / tol.PARAM.atol) / denom
-    return torch.as_tensor(unit + _OF_BUFFER * step.before.get("momentum_buffer", 0.0)).cpu()
+        result = result + (tol.FLOAT32_EPS * step.largest / tol.PARAM.atol) / denom
+    return torch.as_tensor(result + _OF_BUFFER * step.before.get("momentum_buffer", 0.0)).cpu()
 
 
 def moment(step, name):
     if name == "momentum_buffer":
-        return tol.Tolerance(tol.POWER_EXP_AVG.rtol, tol.PARAM.atol, "as the parameter's step"), unit(step)
+        return tol.Tolerance(tol.POWER_EXP_AVG.rtol, tol.PARAM.atol, "as the parameter's step"), scale(step)
     if name == "grad_avg":
         return tol.POWER_EXP_AVG if step.powers else tol.EXP_AVG, max(step.largest, step.before[name])
     squares = tol.POWER_EXP_AVG_SQ if step.powers else tol.EXP_AVG_SQ

@@ -7,7 +7,7 @@ import matplotlib
 import pytest
 from profiles import written
 
-from gradops.bench.units import duration
+from gradops.bench.formats import duration
 from gradops.profile import page, tables, timeline
 from gradops.profile.loop import NAMES
 

@@ -26,11 +26,11 @@ def activation_stats(x: Tensor, near_zero: float) -> tuple[Tensor, Tensor]:
     wide = clean.to(torch_math.wide_dtype(x.device))
     n = finite.sum()
     mean = torch_math.block_sum(wide) / n
-    # In units of the largest value, or squares could leave the range of a device without float64.
+    # Divided by the largest value, or squares could leave the range of a device without float64.
     largest = clean.abs().amax() if clean.numel() else torch.zeros((), dtype=torch.float32, device=x.device)
-    unit = torch.where(largest > 0, largest, 1.0)
-    squares = torch_math.block_sum(torch.where(finite, (wide - mean) / unit, 0.0).square())
-    std = unit * (squares / n).sqrt()
+    scale = torch.where(largest > 0, largest, 1.0)
+    squares = torch_math.block_sum(torch.where(finite, (wide - mean) / scale, 0.0).square())
+    std = scale * (squares / n).sqrt()
     nothing = n == 0
     measures = torch.stack([mean, std, largest.to(mean.dtype)]).masked_fill(nothing, float("nan"))
     return measures.float(), counts

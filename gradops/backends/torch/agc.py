@@ -20,9 +20,9 @@ def unit_norms(values: Tensor) -> Tensor:
     if values.ndim <= 1 or values.numel() == 0:
         return torch_math.grad_stats(values, None, None, 2.0).norm
     flat = values.to(torch_math.arithmetic_of(values)).reshape(values.shape[0], -1)
-    unit = torch_math.power_of_two(flat.abs().amax(1, keepdim=True))
+    scale = torch_math.power_of_two(flat.abs().amax(1, keepdim=True))
     wide = torch_math.wide_dtype(values.device)
-    norms = (flat / unit).square_().sum(1, keepdim=True).to(wide).sqrt() * unit
+    norms = (flat / scale).square_().sum(1, keepdim=True).to(wide).sqrt() * scale
     return norms.view(-1, *[1] * (values.ndim - 1))
 
 

@@ -94,15 +94,15 @@ def norm_of(values: Tensor, largest: Tensor, norm_type: float) -> Tensor:
     if math.isinf(norm_type):
         return largest.to(wide_dtype(values.device))
     # A power of two where that makes dividing by it exact.
-    unit = power_of_two(largest) if norm_type in (1.0, 2.0) else largest.clamp(min=torch.finfo(largest.dtype).tiny)
-    values = values / unit
+    scale = power_of_two(largest) if norm_type in (1.0, 2.0) else largest.clamp(min=torch.finfo(largest.dtype).tiny)
+    values = values / scale
     if norm_type == 2.0:
         root = block_sum(values.square_()).sqrt()
     elif norm_type == 1.0:
         root = block_sum(values.abs_())
     else:
         root = block_sum(values.abs_().pow_(norm_type)).pow(1.0 / norm_type)
-    return root * unit
+    return root * scale
 
 
 def power_of_two(magnitudes: Tensor) -> Tensor:
@@ -139,9 +139,9 @@ def merge_norms(norms: Tensor, norm_type: float) -> Tensor:
     largest = norms.amax(0)
     if math.isinf(norm_type):
         return largest
-    unit = torch.where(largest > 0, largest, 1.0)
-    powers = (norms / unit).pow(norm_type)
-    return (block_sum(powers) if powers.dim() == 1 else powers.sum(0)).pow(1.0 / norm_type) * unit
+    scale = torch.where(largest > 0, largest, 1.0)
+    powers = (norms / scale).pow(norm_type)
+    return (block_sum(powers) if powers.dim() == 1 else powers.sum(0)).pow(1.0 / norm_type) * scale
 
 
 def clip_coef(grad_norm: Tensor, max_norm: float | None) -> Tensor:

@@ -34,7 +34,7 @@ def bins_of(x, bits):
 
 
 @triton.jit
-def inv_unit_of(largest):
+def inv_scale_of(largest):
     """The inverse of the power of two in which values up to this one, given as bits, are squared without loss."""
     exponent = largest >> 23
     plain = (largest == 0) | ((exponent >= 127 - 40) & (exponent <= 127 + 50))
@@ -73,19 +73,19 @@ def activation_stats_kernel(x, numel, near_zero, strips, totals, measures, count
     bits = abs_bits_of(values)
     finite = inside & (bits < INF_BITS)
     largest = tl.max(tl.where(finite, bits, 0))
-    inv_unit = inv_unit_of(largest)
-    in_unit = tl.where(finite, values, 0.0) * inv_unit
+    inv_scale = inv_scale_of(largest)
+    in_scale = tl.where(finite, values, 0.0) * inv_scale
     n = tl.sum(finite.to(tl.int32))
     some = tl.maximum(n, 1)
-    mean = tree_sum(in_unit, STRIP_LEVELS) / some.to(tl.float32)
-    apart = tl.where(finite, in_unit - mean, 0.0)
+    mean = tree_sum(in_scale, STRIP_LEVELS) / some.to(tl.float32)
+    apart = tl.where(finite, in_scale - mean, 0.0)
     deviations = tree_sum(apart, STRIP_LEVELS).to(tl.float64)
     squares = tree_sum(apart * apart, STRIP_LEVELS).to(tl.float64)
-    unit = 1.0 / inv_unit.to(tl.float64)
+    scale = 1.0 / inv_scale.to(tl.float64)
     tl.store(strips + strip, n.to(tl.float64))
-    tl.store(strips + strip_count + strip, (mean.to(tl.float64) + deviations / some) * unit)
+    tl.store(strips + strip_count + strip, (mean.to(tl.float64) + deviations / some) * scale)
     m2 = tl.maximum(squares - deviations * deviations / some, 0.0)
-    tl.store(strips + 2 * strip_count + strip, m2 * unit * unit)
+    tl.store(strips + 2 * strip_count + strip, m2 * scale * scale)
     table = tl.arange(0, TABLE)
     histogram = tl.histogram(bins_of(values, bits), TABLE, mask=inside).to(tl.int64)
     tl.atomic_add(totals + table, histogram, mask=histogram > 0, sem="relaxed")

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from gradops.backends.triton.math import (
-    SMALLEST_UNIT,
+    SMALLEST_SCALE,
     add_squares,
     clamp_grad,
     float_of,
@@ -45,15 +45,15 @@ def unit_norm(row, layouts, words, unit, scale, clip_value, TENSOR: tl.constexpr
     addresses, run, count = addresses_of(row), tl.load(words + RUN), tl.load(words + COUNT)
     length = tl.load(row + NUMEL) // count
     sums = tl.zeros([SMALL_TILE], tl.float32)
-    unit_bits = tl.zeros([SMALL_TILE], tl.int32) + SMALLEST_UNIT
+    scale_bits = tl.zeros([SMALL_TILE], tl.int32) + SMALLEST_SCALE
     for at in range(0, length, SMALL_TILE):
         index = at + tl.arange(0, SMALL_TILE).to(tl.int64)
         inside = index < length
         repeat = index // run
         place = (repeat * count + unit) * run + index - repeat * run
         x = tl.load(places_of(addresses, row, layouts, place, TENSOR, DTYPE), mask=inside, other=0.0)
-        sums, unit_bits = add_squares(sums, unit_bits, clamp_grad(x.to(tl.float32) * scale, clip_value))
-    total, measure_bits = merge_squares(sums, unit_bits, SMALL_TILE_LEVELS)
+        sums, scale_bits = add_squares(sums, scale_bits, clamp_grad(x.to(tl.float32) * scale, clip_value))
+    total, measure_bits = merge_squares(sums, scale_bits, SMALL_TILE_LEVELS)
     return tl.sqrt(total.to(tl.float64)) * float_of(measure_bits).to(tl.float64)
 
 

@@ -60,8 +60,8 @@ def current_lr(group, lr_pointer):
 def rms_of(row, param_sums, param_counts, chunk_count):
     """Of what a row updates, in float64."""
     first, chunks = tl.load(row + FIRST_CHUNK), tl.load(row + CHUNKS)
-    total, unit, _, _ = merge_stats(param_sums, param_counts, chunk_count, first, chunks, 2.0, 2, MERGE_LEVELS)
-    return unit * tl.sqrt(total / tl.maximum(tl.load(row + NUMEL), 1).to(tl.float64))
+    total, power_scale, _, _ = merge_stats(param_sums, param_counts, chunk_count, first, chunks, 2.0, 2, MERGE_LEVELS)
+    return power_scale * tl.sqrt(total / tl.maximum(tl.load(row + NUMEL), 1).to(tl.float64))
 
 
 @triton.jit
@@ -172,10 +172,10 @@ def decide(
 ):
     """Merges all rows and writes what the step does and the statistics of the whole of it."""
     p, clip_value = tl.load(settings + NORM_TYPE), tl.load(settings + CLIP_VALUE).to(tl.float32)
-    total, unit, abs_max_bits, nonfinite = merge_stats(
+    total, power_scale, abs_max_bits, nonfinite = merge_stats(
         row_sums, row_counts, row_count, 0, row_count, p, NORM, MERGE_LEVELS
     )
-    grad_norm = norm_of(total, unit, abs_max_bits, nonfinite, clip_value, p, NORM)
+    grad_norm = norm_of(total, power_scale, abs_max_bits, nonfinite, clip_value, p, NORM)
     found_nonfinite = nonfinite != 0
     if found_inf is not None:
         found_nonfinite = found_nonfinite | (tl.load(found_inf) != 0)

@@ -89,30 +89,30 @@ def grad_stats_kernel(
         if SCALED:
             inv_scale = (1.0 / scale.to(tl.float64)).to(tl.float32)
     kind = tl.where(tl.load(row + TAKES_PART) != 0, tl.load(row + KIND) // 3 % 3, -1)
-    total, unit, abs_max_bits, nonfinite = 0.0, 1.0, 0, 0
+    total, power_scale, abs_max_bits, nonfinite = 0.0, 1.0, 0, 0
     for dtype in tl.static_range(3):
         if DTYPES & (1 << dtype):
             if kind == dtype:
-                total, unit, abs_max_bits, nonfinite = measure_chunk(
+                total, power_scale, abs_max_bits, nonfinite = measure_chunk(
                     row, layouts, (chunk - first) * CHUNK, inv_scale, clip_value, p, GRAD, dtype, NORM
                 )
     if unmeasured is not None:
         if tl.load(unmeasured + index) != 0:
             measure_param(row, layouts, (chunk - first) * CHUNK, param_sums + chunk, chunk_count, PARAM_DTYPES, MASTERS)
     tl.store(chunk_sums + chunk, total)
-    tl.store(chunk_sums + chunk_count + chunk, unit)
+    tl.store(chunk_sums + chunk_count + chunk, power_scale)
     tl.store(chunk_counts + chunk, abs_max_bits)
     tl.store(chunk_counts + chunk_count + chunk, nonfinite)
     if tl.atomic_add(tickets + index, 1, sem="acq_rel") == tl.load(row + CHUNKS) - 1:
         tl.store(tickets + index, 0)
         count = tl.load(row + CHUNKS)
         merged = merge_stats(chunk_sums, chunk_counts, chunk_count, first, count, p, NORM, MERGE_LEVELS)
-        row_total, row_unit, row_abs_max_bits, row_nonfinite = merged
+        row_total, row_scale, row_abs_max_bits, row_nonfinite = merged
         tl.store(row_sums + index, row_total)
-        tl.store(row_sums + row_count + index, row_unit)
+        tl.store(row_sums + row_count + index, row_scale)
         tl.store(row_counts + index, row_abs_max_bits)
         tl.store(row_counts + row_count + index, row_nonfinite)
-        norm = norm_of(row_total, row_unit, row_abs_max_bits, row_nonfinite, clip_value, p, NORM)
+        norm = norm_of(row_total, row_scale, row_abs_max_bits, row_nonfinite, clip_value, p, NORM)
         tl.store(norms + index, norm.to(tl.float32))
         tl.store(abs_max + index, float_of(row_abs_max_bits))
         tl.store(nonfinite_of + index, row_nonfinite)

@@ -10,9 +10,9 @@ import triton.language as tl
 
 INF_BITS = tl.constexpr(0x7F800000)
 SMALLEST_NORMAL = tl.constexpr(2.0**-126)
-# Bits of 2^-126 and 2^126, whose inverses are numbers too, and what the bits of a unit and of its inverse add up to.
-SMALLEST_UNIT = tl.constexpr(0x00800000)
-LARGEST_UNIT = tl.constexpr(0x7E800000)
+# Bits of 2^-126 and 2^126, whose inverses are numbers too, and what the bits of a scale and of its inverse add up to.
+SMALLEST_SCALE = tl.constexpr(0x00800000)
+LARGEST_SCALE = tl.constexpr(0x7E800000)
 ONE_SQUARED = tl.constexpr(0x7F000000)
 LARGEST = tl.constexpr(3.4028234663852886e38)
 # A square below 2^-126 may vanish; 2^12 of them stay below 2^-32 of a sum of 2^-80.
@@ -73,7 +73,7 @@ def power_of(x, p, NORM: tl.constexpr):
 
 
 @triton.jit
-def needs_unit(total, abs_max_bits, NORM: tl.constexpr):
+def needs_scale(total, abs_max_bits, NORM: tl.constexpr):
     """Whether a plain float32 sum of powers lost something; other powers than 1 and 2 have no plain sum."""
     finite = (abs_max_bits > 0) & (abs_max_bits < INF_BITS)
     if NORM == 0:
@@ -88,80 +88,80 @@ def needs_unit(total, abs_max_bits, NORM: tl.constexpr):
 
 
 @triton.jit
-def unit_of(largest, NORM: tl.constexpr):
-    """The unit for a chunk with this largest element; for p = 1 and 2 a power of two, so that quotients are exact."""
-    unit = tl.maximum(largest, SMALLEST_NORMAL)
+def scale_of(largest, NORM: tl.constexpr):
+    """The scale for a chunk with this largest element; for p = 1 and 2 a power of two, so that quotients are exact."""
+    scale = tl.maximum(largest, SMALLEST_NORMAL)
     if NORM < 3:
-        unit = float_of(abs_bits_of(unit) & INF_BITS)
-    return unit
+        scale = float_of(abs_bits_of(scale) & INF_BITS)
+    return scale
 
 
 @triton.jit
 def merge_stats(sums, counts, stride, first, count, p, NORM: tl.constexpr, LEVELS: tl.constexpr):
     """Merges `count` entries, in the fixed order of 2^LEVELS lanes and a tree over them.
 
-    `sums` holds all entries' sums and then, `stride` further, their units; `counts` their largest absolute values, as
+    `sums` holds all entries' sums and then, `stride` further, their scales; `counts` their largest absolute values, as
     bits, and their numbers of elements that are not finite.
     """
     lanes = tl.arange(0, 2**LEVELS)
-    units = tl.zeros([2**LEVELS], tl.float64)
+    scales = tl.zeros([2**LEVELS], tl.float64)
     abs_max_bits = tl.zeros([2**LEVELS], tl.int64)
     nonfinite = tl.zeros([2**LEVELS], tl.int64)
     for begin in range(0, count, 2**LEVELS):
         at = first + begin + lanes
         inside = begin + lanes < count
         part = tl.load(sums + at, mask=inside, other=0.0)
-        units = tl.maximum(units, tl.where(part > 0, tl.load(sums + stride + at, mask=inside, other=0.0), 0.0))
+        scales = tl.maximum(scales, tl.where(part > 0, tl.load(sums + stride + at, mask=inside, other=0.0), 0.0))
         abs_max_bits = tl.maximum(abs_max_bits, tl.load(counts + at, mask=inside, other=0))
         nonfinite += tl.load(counts + stride + at, mask=inside, other=0)
-    unit = tl.max(units)
-    unit = tl.where(unit > 0, unit, 1.0)
+    scale = tl.max(scales)
+    scale = tl.where(scale > 0, scale, 1.0)
     total = tl.zeros([2**LEVELS], tl.float64)
     for begin in range(0, count, 2**LEVELS):
         at = first + begin + lanes
         inside = begin + lanes < count
         part = tl.load(sums + at, mask=inside, other=0.0)
-        ratio = tl.load(sums + stride + at, mask=inside, other=0.0) / unit
-        # A sum of 0 has unit 1, which may be so far above the others that its power is inf. A NaN is no 0.
+        ratio = tl.load(sums + stride + at, mask=inside, other=0.0) / scale
+        # A sum of 0 has scale 1, which may be so far above the others that its power is inf. A NaN is no 0.
         total += tl.where(part != 0, part * power_of(ratio, p, NORM), 0.0)
-    return tree_sum(total, LEVELS), unit, tl.max(abs_max_bits), tl.sum(nonfinite)
+    return tree_sum(total, LEVELS), scale, tl.max(abs_max_bits), tl.sum(nonfinite)
 
 
 @triton.jit
-def norm_of(total, unit, abs_max_bits, nonfinite, clip_value, p, NORM: tl.constexpr):
+def norm_of(total, scale, abs_max_bits, nonfinite, clip_value, p, NORM: tl.constexpr):
     """In float64; NaN if any element is NaN, else inf if any is inf."""
     abs_max = float_of(abs_max_bits)
     if NORM == 0:
         norm = tl.minimum(abs_max, clip_value).to(tl.float64)
     else:
-        norm = tl.where(total > 0, unit * root_of(tl.where(total > 0, total, 1.0), p, NORM), 0.0)
+        norm = tl.where(total > 0, scale * root_of(tl.where(total > 0, total, 1.0), p, NORM), 0.0)
     return tl.where(nonfinite != 0, abs_max.to(tl.float64), norm)
 
 
 @triton.jit
-def add_squares(sums, unit_bits, x):
-    """Adds to each lane's sum of squares, which is kept in a unit of the lane's own, for values that pass only once.
+def add_squares(sums, scale_bits, x):
+    """Adds to each lane's sum of squares, which is kept in a scale of the lane's own, for values that pass only once.
 
-    A unit is a power of two, no smaller than any value of the lane but one beyond 2^126, and given by its bits.
+    A scale is a power of two, no smaller than any value of the lane but one beyond 2^126, and given by its bits.
     """
-    own = tl.minimum(tl.maximum(abs_bits_of(x) & INF_BITS, SMALLEST_UNIT), LARGEST_UNIT)
-    larger = tl.maximum(unit_bits, own)
-    inverse = inverse_unit(larger)
-    down = float_of(unit_bits) * inverse
+    own = tl.minimum(tl.maximum(abs_bits_of(x) & INF_BITS, SMALLEST_SCALE), LARGEST_SCALE)
+    larger = tl.maximum(scale_bits, own)
+    inverse = inverse_scale(larger)
+    down = float_of(scale_bits) * inverse
     x = x * inverse
     return sums * down * down + x * x, larger
 
 
 @triton.jit
-def inverse_unit(unit_bits):
-    return float_of(-unit_bits + ONE_SQUARED)
+def inverse_scale(scale_bits):
+    return float_of(-scale_bits + ONE_SQUARED)
 
 
 @triton.jit
-def merge_squares(sums, unit_bits, LEVELS: tl.constexpr):
-    """The lanes' sums as one in the order of `tree_sum`, and the bits of its unit."""
-    largest = tl.max(unit_bits)
-    down = float_of(unit_bits) * inverse_unit(largest)
+def merge_squares(sums, scale_bits, LEVELS: tl.constexpr):
+    """The lanes' sums as one in the order of `tree_sum`, and the bits of its scale."""
+    largest = tl.max(scale_bits)
+    down = float_of(scale_bits) * inverse_scale(largest)
     return tree_sum(sums * down * down, LEVELS), largest
 
 

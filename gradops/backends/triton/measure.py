@@ -8,10 +8,10 @@ from gradops.backends.triton.math import (
     abs_bits_of,
     clamp_grad,
     float_of,
-    needs_unit,
+    needs_scale,
     power_of,
+    scale_of,
     tree_sum,
-    unit_of,
 )
 from gradops.backends.triton.rows import (
     CHUNK,
@@ -59,21 +59,21 @@ def look_again(
     inv_scale,
     clip_value,
     p,
-    unit,
+    power_scale,
     TENSOR: tl.constexpr,
     DTYPE: tl.constexpr,
     NORM: tl.constexpr,
     VECTORS: tl.constexpr,
 ):
-    """The rare second look: sum of powers in a unit, and how many elements are not finite."""
+    """The rare second look: sum of powers in a scale, and how many elements are not finite."""
     sums = tl.zeros([TILE], tl.float32)
     nonfinite = tl.zeros([TILE], tl.int32)
     for at in range(begin, end, TILE):
         x = read_tile(row, layouts, at, inv_scale, TENSOR, DTYPE, VECTORS)
         nonfinite += (abs_bits_of(x) >= INF_BITS).to(tl.int32)
         if NORM > 0:
-            in_unit = tl.div_rn(tl.abs(clamp_grad(x, clip_value)), tl.zeros([TILE], tl.float32) + unit)
-            sums += power_of(in_unit, p, NORM)
+            in_scale = tl.div_rn(tl.abs(clamp_grad(x, clip_value)), tl.zeros([TILE], tl.float32) + power_scale)
+            sums += power_of(in_scale, p, NORM)
     return tree_sum(sums, TILE_LEVELS), tl.sum(nonfinite)
 
 
@@ -93,22 +93,22 @@ def chunk_stats(
     NORM: tl.constexpr,
     VECTORS: tl.constexpr,
 ):
-    """From what the lanes know: sum of powers and its unit, largest absolute value as bits, how many are not finite.
+    """From what the lanes know: sum of powers and its scale, largest absolute value as bits, how many are not finite.
 
-    The sum is `sum * unit^p`. The unit is 1 unless the plain sum left the range in which float32 is exact.
+    The sum is `sum * power_scale^p`. The scale is 1 unless the plain sum left the range in which float32 is exact.
     """
     abs_max_bits = tl.max(lanes_abs_max_bits)
     total = tree_sum(sums, TILE_LEVELS)
-    unit = 1.0
+    power_scale = 1.0
     nonfinite = 0
-    in_unit = needs_unit(total, abs_max_bits, NORM)
-    if in_unit | (abs_max_bits >= INF_BITS):
+    in_scale = needs_scale(total, abs_max_bits, NORM)
+    if in_scale | (abs_max_bits >= INF_BITS):
         largest = tl.minimum(float_of(abs_max_bits), clip_value)
-        unit = tl.where(in_unit, unit_of(largest, NORM), 1.0)
+        power_scale = tl.where(in_scale, scale_of(largest, NORM), 1.0)
         total, nonfinite = look_again(
-            row, layouts, begin, end, inv_scale, clip_value, p, unit, TENSOR, DTYPE, NORM, VECTORS
+            row, layouts, begin, end, inv_scale, clip_value, p, power_scale, TENSOR, DTYPE, NORM, VECTORS
         )
-    return total, unit, abs_max_bits, nonfinite
+    return total, power_scale, abs_max_bits, nonfinite
 
 
 @triton.jit
@@ -148,14 +148,14 @@ def measure_chunk(
     """`measure_tiles` of a chunk, in vectors where it is full and lies so."""
     end = tl.minimum(begin + CHUNK, tl.load(row + NUMEL))
     if (tl.load(row + IN_VECTORS) != 0) & (end == begin + CHUNK):
-        total, unit, abs_max_bits, nonfinite = measure_tiles(
+        total, power_scale, abs_max_bits, nonfinite = measure_tiles(
             row, layouts, begin, end, inv_scale, clip_value, p, TENSOR, DTYPE, NORM, True
         )
     else:
-        total, unit, abs_max_bits, nonfinite = measure_tiles(
+        total, power_scale, abs_max_bits, nonfinite = measure_tiles(
             row, layouts, begin, end, inv_scale, clip_value, p, TENSOR, DTYPE, NORM, False
         )
-    return total, unit, abs_max_bits, nonfinite
+    return total, power_scale, abs_max_bits, nonfinite
 
 
 @triton.jit
@@ -165,6 +165,6 @@ def measure_param(row, layouts, begin, param_sum, chunk_count, DTYPES: tl.conste
     for dtype in tl.static_range(3):
         if DTYPES & (1 << dtype):
             if kind == dtype:
-                total, unit, _, _ = measure_chunk(row, layouts, begin, 1.0, float("inf"), 2.0, PARAM, dtype, 2)
+                total, power_scale, _, _ = measure_chunk(row, layouts, begin, 1.0, float("inf"), 2.0, PARAM, dtype, 2)
                 tl.store(param_sum, total)
-                tl.store(param_sum + chunk_count, unit)
+                tl.store(param_sum + chunk_count, power_scale)

@@ -11,8 +11,8 @@ from gradops.backends.triton.rows import CHUNKS, FIRST_CHUNK, NUMEL, SKIP, TAKES
 def row_norm(sums, counts, chunk_count, row):
     """The L2 norm of a row whose chunks' sums of squares are known, in float64."""
     first, chunks = tl.load(row + FIRST_CHUNK), tl.load(row + CHUNKS)
-    total, unit, _, _ = merge_stats(sums, counts, chunk_count, first, chunks, 2.0, 2, MERGE_LEVELS)
-    return unit * tl.sqrt(total)
+    total, scale, _, _ = merge_stats(sums, counts, chunk_count, first, chunks, 2.0, 2, MERGE_LEVELS)
+    return scale * tl.sqrt(total)
 
 
 @triton.jit

@@ -146,11 +146,11 @@ def _taking_part(rows: Tensor) -> Tensor:
 
 def _norms(sums: Tensor, abs_max: Tensor, nonfinite: Tensor, settings: Settings) -> Tensor:
     """Each row's norm from its sum of powers, as triton.math.norm_of."""
-    total, unit = sums
+    total, power_scale = sums
     if math.isinf(settings.norm_type):
         norms = abs_max.double().clamp(max=math.inf if settings.clip_value is None else settings.clip_value)
     else:
-        norms = total.pow(1.0 / settings.norm_type) * unit
+        norms = total.pow(1.0 / settings.norm_type) * power_scale
     return torch.where(nonfinite > 0, abs_max.double(), norms)
 
 

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from gradops.backends.triton.math import SMALLEST_UNIT, add_squares, float_of, merge_squares
+from gradops.backends.triton.math import SMALLEST_SCALE, add_squares, float_of, merge_squares
 from gradops.backends.triton.measure import add_tile, chunk_stats, measure_tiles
 from gradops.backends.triton.rows import (
     CHUNK,
@@ -43,15 +43,15 @@ def update_in_vectors(
     MASTERS: tl.constexpr,
     COMPENSATES: tl.constexpr,
 ):
-    """Updates a full chunk; with SQUARES returns the sum of the stored parameters' squares, and its unit; with
-    TRACKS that of what they were moved by, and the bits of its unit.
+    """Updates a full chunk; with SQUARES returns the sum of the stored parameters' squares, and its scale; with
+    TRACKS that of what they were moved by, and the bits of its scale.
     """
     addresses, values = addresses_of(row), values_of(coefs, COEFS)
     decided = (tl.load(decision + INV_SCALE), tl.load(decision + CLIP_COEF))
     sums = tl.zeros([TILE], tl.float32)
     abs_max_bits = tl.zeros([TILE], tl.int32)
     moved_sums = tl.zeros([TILE], tl.float32)
-    unit_bits = tl.zeros([TILE], tl.int32) + SMALLEST_UNIT
+    scale_bits = tl.zeros([TILE], tl.int32) + SMALLEST_SCALE
     for at in range(begin, end, TILE):
         stored, moved = update_tile(
             addresses, row, layouts, at, decided, values, clip_value, units, ema_weight, ELEMENT, MOMENTS, KIND_,
@@ -60,18 +60,18 @@ def update_in_vectors(
         if SQUARES:
             sums, abs_max_bits = add_tile(sums, abs_max_bits, stored, float("inf"), 2)
         if TRACKS:
-            moved_sums, unit_bits = add_squares(moved_sums, unit_bits, moved)
-    total, unit = 0.0, 1.0
+            moved_sums, scale_bits = add_squares(moved_sums, scale_bits, moved)
+    total, power_scale = 0.0, 1.0
     if SQUARES:
         tl.debug_barrier()  # a second look may read what another thread has stored
-        total, unit, _, _ = chunk_stats(
+        total, power_scale, _, _ = chunk_stats(
             row, layouts, begin, end, 1.0, float("inf"), 2.0, sums, abs_max_bits, PARAM,
             updated_dtype(KIND_, MASTERS), 2, True,
         )  # fmt: skip
-    moved_total, moved_unit_bits = 0.0, SMALLEST_UNIT
+    moved_total, moved_scale_bits = 0.0, SMALLEST_SCALE
     if TRACKS:
-        moved_total, moved_unit_bits = merge_squares(moved_sums, unit_bits, TILE_LEVELS)
-    return total, unit, moved_total, moved_unit_bits
+        moved_total, moved_scale_bits = merge_squares(moved_sums, scale_bits, TILE_LEVELS)
+    return total, power_scale, moved_total, moved_scale_bits
 
 
 @triton.jit
@@ -101,37 +101,37 @@ def update_elements(
     """
     addresses, values = addresses_of(row), values_of(coefs, COEFS)
     decided = (tl.load(decision + INV_SCALE), tl.load(decision + CLIP_COEF))
-    moved_total, moved_unit_bits = 0.0, SMALLEST_UNIT
+    moved_total, moved_scale_bits = 0.0, SMALLEST_SCALE
     if TRACKS:
         part = tl.arange(0, SMALL_TILES)
         moved_totals = tl.zeros([SMALL_TILES], tl.float32)
-        moved_units = tl.zeros([SMALL_TILES], tl.int32) + SMALLEST_UNIT
+        moved_scales = tl.zeros([SMALL_TILES], tl.int32) + SMALLEST_SCALE
         for index in range(SMALL_TILES):
             sums = tl.zeros([SMALL_TILE], tl.float32)
-            unit_bits = tl.zeros([SMALL_TILE], tl.int32) + SMALLEST_UNIT
+            scale_bits = tl.zeros([SMALL_TILE], tl.int32) + SMALLEST_SCALE
             for at in range(begin + index * SMALL_TILE, end, TILE):
                 _, moved = update_tile(
                     addresses, row, layouts, at, decided, values, clip_value, units, ema_weight, ELEMENT, MOMENTS,
                     KIND_, MASTERS, COMPENSATES, False, SMALL_TILE,
                 )  # fmt: skip
-                sums, unit_bits = add_squares(sums, unit_bits, moved)
-            part_total, part_unit_bits = merge_squares(sums, unit_bits, SMALL_TILE_LEVELS)
+                sums, scale_bits = add_squares(sums, scale_bits, moved)
+            part_total, part_scale_bits = merge_squares(sums, scale_bits, SMALL_TILE_LEVELS)
             moved_totals = tl.where(part == index, part_total, moved_totals)
-            moved_units = tl.where(part == index, part_unit_bits, moved_units)
-        moved_total, moved_unit_bits = merge_squares(moved_totals, moved_units, TILE_LEVELS - SMALL_TILE_LEVELS)
+            moved_scales = tl.where(part == index, part_scale_bits, moved_scales)
+        moved_total, moved_scale_bits = merge_squares(moved_totals, moved_scales, TILE_LEVELS - SMALL_TILE_LEVELS)
     else:
         for at in range(begin, end, SMALL_TILE):
             update_tile(
                 addresses, row, layouts, at, decided, values, clip_value, units, ema_weight, ELEMENT, MOMENTS, KIND_,
                 MASTERS, COMPENSATES, False, SMALL_TILE,
             )  # fmt: skip
-    total, unit = 0.0, 1.0
+    total, power_scale = 0.0, 1.0
     if SQUARES:
         tl.debug_barrier()
-        total, unit, _, _ = measure_tiles(
+        total, power_scale, _, _ = measure_tiles(
             row, layouts, begin, end, 1.0, float("inf"), 2.0, PARAM, updated_dtype(KIND_, MASTERS), 2, False
         )
-    return total, unit, moved_total, moved_unit_bits
+    return total, power_scale, moved_total, moved_scale_bits
 
 
 @triton.jit
@@ -161,18 +161,18 @@ def update_chunk(
     """
     end = tl.minimum(begin + CHUNK, tl.load(row + NUMEL))
     if (tl.load(row + IN_VECTORS) != 0) & (end == begin + CHUNK):
-        total, unit, moved_total, moved_unit_bits = update_in_vectors(
+        total, power_scale, moved_total, moved_scale_bits = update_in_vectors(
             row, layouts, begin, end, coefs, decision, clip_value, units, ema_weight, ELEMENT, COEFS, MOMENTS, KIND_,
             SQUARES, TRACKS, MASTERS, COMPENSATES,
         )  # fmt: skip
     else:
-        total, unit, moved_total, moved_unit_bits = update_elements(
+        total, power_scale, moved_total, moved_scale_bits = update_elements(
             row, layouts, begin, end, coefs, decision, clip_value, units, ema_weight, ELEMENT, COEFS, MOMENTS, KIND_,
             SQUARES, TRACKS, MASTERS, COMPENSATES,
         )  # fmt: skip
     if SQUARES:
         tl.store(param_sum, total)
-        tl.store(param_sum + chunk_count, unit)
+        tl.store(param_sum + chunk_count, power_scale)
     if TRACKS:
         tl.store(moved_sum, moved_total)
-        tl.store(moved_sum + chunk_count, float_of(moved_unit_bits))
+        tl.store(moved_sum + chunk_count, float_of(moved_scale_bits))
