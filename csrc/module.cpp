@@ -65,31 +65,31 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_capability", [] { return cpu::isa_name(cpu::current_isa()); });
   m.def("set_cpu_capability", &set_cpu_capability, py::arg("name"));
 
-  py::class_<LossScaleRule>(m, "LossScaleRule")
+  py::class_<LossScalePolicy>(m, "LossScalePolicy")
       .def(py::init<double, double, int64_t, double, double>(), py::arg("growth_factor"), py::arg("backoff_factor"),
            py::arg("growth_interval"), py::arg("min_scale"), py::arg("max_scale"));
-  py::class_<RelativeStepRule>(m, "RelativeStepRule")
+  py::class_<RelativeStepPolicy>(m, "RelativeStepPolicy")
       .def(py::init<double, double, int64_t>(), py::arg("cap"), py::arg("floor"), py::arg("warmup_steps"));
-  py::class_<SpikeGuardRule>(m, "SpikeGuardRule")
+  py::class_<SpikeGuardPolicy>(m, "SpikeGuardPolicy")
       .def(py::init<double, double, bool, double, double, double, int64_t, int64_t>(), py::arg("ratio"),
            py::arg("z_score"), py::arg("skips"), py::arg("lr_cut"), py::arg("lr_growth"), py::arg("min_lr_factor"),
            py::arg("history"), py::arg("warmup_steps"));
-  py::class_<EmaRule>(m, "EmaRule")
+  py::class_<EmaPolicy>(m, "EmaPolicy")
       .def(py::init<double, double, double, double, double, double, double>(), py::arg("decay"), py::arg("min_decay"),
            py::arg("inv_gamma"), py::arg("power"), py::arg("tau"), py::arg("start"), py::arg("every"));
   py::class_<StepSettings>(m, "StepSettings")
-      .def(py::init([](double max_norm, double norm_type, double clip_value, const RelativeStepRule* relative_step,
-                       const LossScaleRule* loss_scale_rule, const SpikeGuardRule* guard, bool track_updates, double l1,
-                       bool agc, const EmaRule* ema) {
+      .def(py::init([](double max_norm, double norm_type, double clip_value, const RelativeStepPolicy* relative_step,
+                       const LossScalePolicy* loss_scale_policy, const SpikeGuardPolicy* guard, bool track_updates,
+                       double l1, bool agc, const EmaPolicy* ema) {
              StepSettings settings{max_norm, norm_type, clip_value, {}, {}, {}, track_updates, l1, agc, {}};
              if (ema != nullptr) settings.ema = *ema;
              if (relative_step != nullptr) settings.relative_step = *relative_step;
-             if (loss_scale_rule != nullptr) settings.loss_scale_rule = *loss_scale_rule;
+             if (loss_scale_policy != nullptr) settings.loss_scale_policy = *loss_scale_policy;
              if (guard != nullptr) settings.guard = *guard;
              return settings;
            }),
            py::arg("max_norm"), py::arg("norm_type"), py::arg("clip_value"), py::arg("relative_step"),
-           py::arg("loss_scale_rule"), py::arg("guard"), py::arg("track_updates"), py::arg("l1"), py::arg("agc"),
+           py::arg("loss_scale_policy"), py::arg("guard"), py::arg("track_updates"), py::arg("l1"), py::arg("agc"),
            py::arg("ema"));
 
   py::class_<Exchange, std::shared_ptr<Exchange>>(m, "Exchange")

@@ -19,15 +19,15 @@ def allow_one_launch(allowed: bool) -> bool: ...
 def cpu_capability() -> str: ...
 def set_cpu_capability(name: str) -> str: ...
 
-class LossScaleRule:
+class LossScalePolicy:
     def __init__(
         self, growth_factor: float, backoff_factor: float, growth_interval: int, min_scale: float, max_scale: float
     ) -> None: ...
 
-class RelativeStepRule:
+class RelativeStepPolicy:
     def __init__(self, cap: float, floor: float, warmup_steps: int) -> None: ...
 
-class SpikeGuardRule:
+class SpikeGuardPolicy:
     def __init__(
         self,
         ratio: float,
@@ -40,7 +40,7 @@ class SpikeGuardRule:
         warmup_steps: int,
     ) -> None: ...
 
-class EmaRule:
+class EmaPolicy:
     def __init__(
         self,
         decay: float,
@@ -58,13 +58,13 @@ class StepSettings:
         max_norm: float,
         norm_type: float,
         clip_value: float,
-        relative_step: RelativeStepRule | None,
-        loss_scale_rule: LossScaleRule | None,
-        guard: SpikeGuardRule | None,
+        relative_step: RelativeStepPolicy | None,
+        loss_scale_policy: LossScalePolicy | None,
+        guard: SpikeGuardPolicy | None,
         track_updates: bool,
         l1: float,
         agc: bool,
-        ema: EmaRule | None,
+        ema: EmaPolicy | None,
     ) -> None: ...
 
 class Exchange:

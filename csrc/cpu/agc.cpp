@@ -7,17 +7,17 @@ namespace {
 
 // Element i of a piece belongs to lane i % kWidth, whatever the vector width: one AVX-512 register of doubles.
 template <int kWidth>
-GRADOPS_HD double sum_of_squares(const float* __restrict values, int64_t n, const GradRule rule) {
+GRADOPS_HD double sum_of_squares(const float* __restrict values, int64_t n, const Unscaling unscaling) {
   double lanes[kWidth] = {};
   int64_t i = 0;
   for (; i + kWidth <= n; i += kWidth) {
     for (int lane = 0; lane < kWidth; ++lane) {
-      const double x = clamp_grad(values[i + lane] * rule.inv_scale, rule.clip_value);
+      const double x = clamp_grad(values[i + lane] * unscaling.inv_scale, unscaling.clip_value);
       lanes[lane] += x * x;
     }
   }
   for (int lane = 0; i + lane < n; ++lane) {
-    const double x = clamp_grad(values[i + lane] * rule.inv_scale, rule.clip_value);
+    const double x = clamp_grad(values[i + lane] * unscaling.inv_scale, unscaling.clip_value);
     lanes[lane] += x * x;
   }
   for (int width = kWidth / 2; width > 0; width /= 2) {
@@ -27,7 +27,7 @@ GRADOPS_HD double sum_of_squares(const float* __restrict values, int64_t n, cons
 }
 
 GRADOPS_ISA_CLONES(SumOfSquares, sum_of_squares<kWidth>, int kWidth, double,
-                   (const float* values, int64_t n, const GradRule& rule), (values, n, rule));
+                   (const float* values, int64_t n, const Unscaling& unscaling), (values, n, unscaling));
 
 GRADOPS_HD void clip_run(const float* grad, int64_t n, const StepDecision decision, const float coef, float* clipped) {
   for (int64_t i = 0; i < n; ++i) {
@@ -38,10 +38,10 @@ GRADOPS_HD void clip_run(const float* grad, int64_t n, const StepDecision decisi
 }  // namespace
 
 void unit_squares_chunk(const float* grad, const float* param, int64_t begin, int64_t n, const Units& units,
-                        const GradRule& rule, UnitSquares* pieces) {
+                        const Unscaling& unscaling, UnitSquares* pieces) {
   const auto sum = SumOfSquares<8>::table[static_cast<int>(current_isa())];
   for_each_piece(units, begin, n, [&](int64_t, int64_t first, int64_t length) {
-    *pieces++ = {sum(grad + first, length, rule), sum(param + first, length, GradRule{})};
+    *pieces++ = {sum(grad + first, length, unscaling), sum(param + first, length, Unscaling{})};
   });
 }
 

@@ -38,7 +38,7 @@ struct UnitSquares {
 
 // Those of each piece of a chunk that begins at element `begin` of its parameter.
 void unit_squares_chunk(const float* grad, const float* param, int64_t begin, int64_t n, const Units& units,
-                        const GradRule& rule, UnitSquares* pieces);
+                        const Unscaling& unscaling, UnitSquares* pieces);
 
 // The chunk's gradients unscaled, clamped and clipped, each by the decision and by its unit. `clipped` may be `grad`.
 void clip_units_chunk(const float* grad, int64_t begin, int64_t n, const Units& units, const float* coefs,

@@ -14,7 +14,7 @@ constexpr int64_t kChunk = 8192;
 constexpr int kLanes = 32;
 
 // Statistics of one chunk; `n` at most kChunk.
-ChunkStats grad_stats_chunk(const float* grad, int64_t n, const GradRule& rule, NormType norm_type, float p);
+ChunkStats grad_stats_chunk(const float* grad, int64_t n, const Unscaling& unscaling, NormType norm_type, float p);
 
 // The values of one chunk of one parameter. Moments that the row's variant does not use are null, as is `moved`, which
 // takes what the update adds to `param`, where nobody asks for it.

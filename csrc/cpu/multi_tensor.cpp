@@ -64,10 +64,10 @@ void for_each_chunk(const ChunkTable& table, bool reverse, const Run& run) {
   });
 }
 
-ChunkStats stats_of(const TensorView& view, const Chunk& chunk, const GradRule& rule, const Norm& norm,
+ChunkStats stats_of(const TensorView& view, const Chunk& chunk, const Unscaling& unscaling, const Norm& norm,
                     Scratch& scratch) {
   const float* values = load(view, chunk.begin, chunk.n, scratch.grad);
-  return grad_stats_chunk(values, chunk.n, rule, norm.type, static_cast<float>(norm.p));
+  return grad_stats_chunk(values, chunk.n, unscaling, norm.type, static_cast<float>(norm.p));
 }
 
 // What rounding took off `values`, which are those of the parameter before it was stored, in the parameter's place.
@@ -134,7 +134,7 @@ ChunkStats update_and_track(const ChunkUpdate& run, const TensorRow& row, const 
     run(row, chunk, update, copies);
     subtract_chunk(load(param, chunk.begin, chunk.n, copies.param), copies.moved, chunk.n);
   }
-  return grad_stats_chunk(copies.moved, chunk.n, GradRule{}, NormType::kL2, 2.0f);
+  return grad_stats_chunk(copies.moved, chunk.n, Unscaling{}, NormType::kL2, 2.0f);
 }
 
 }  // namespace
@@ -159,7 +159,7 @@ int64_t ChunkTable::bound(int64_t part, int64_t parts) const {
   return std::upper_bound(cost_.begin(), cost_.end(), cost() * part / parts) - cost_.begin();
 }
 
-void chunk_stats(const ChunkTable& table, std::span<const TensorRow> rows, Slot which, const GradRule& rule,
+void chunk_stats(const ChunkTable& table, std::span<const TensorRow> rows, Slot which, const Unscaling& unscaling,
                  const Norm& norm, std::span<ChunkStats> stats) {
   const int64_t count = static_cast<int64_t>(table.chunks().size());
   for_each_chunk(table, false, [&](int64_t i, Scratch& scratch) {
@@ -167,21 +167,21 @@ void chunk_stats(const ChunkTable& table, std::span<const TensorRow> rows, Slot 
     if (const int64_t next = i + kPrefetchChunks; count > kManyChunks && next < count) {
       prefetch(rows[table.chunks()[next].row][which], table.chunks()[next]);
     }
-    stats[i] = stats_of(rows[chunk.row][which], chunk, rule, norm, scratch);
+    stats[i] = stats_of(rows[chunk.row][which], chunk, unscaling, norm, scratch);
   });
 }
 
-void chunk_and_unit_stats(const ChunkTable& table, std::span<const TensorRow> rows, const GradRule& rule,
+void chunk_and_unit_stats(const ChunkTable& table, std::span<const TensorRow> rows, const Unscaling& unscaling,
                           const Norm& norm, std::span<ChunkStats> stats, const UnitPieces& pieces) {
   for_each_chunk(table, false, [&](int64_t i, Scratch& scratch) {
     const Chunk& chunk = table.chunks()[i];
     const TensorRow& row = rows[chunk.row];
-    stats[i] = stats_of(row[kGrad], chunk, rule, norm, scratch);
+    stats[i] = stats_of(row[kGrad], chunk, unscaling, norm, scratch);
     const Units& units = pieces.units[chunk.row];
     if (units.count == 0) return;
     const float* grad = load(row[kGrad], chunk.begin, chunk.n, scratch.grad);
     const float* param = load(row[kParam], chunk.begin, chunk.n, scratch.param);
-    unit_squares_chunk(grad, param, chunk.begin, chunk.n, units, rule, pieces.squares.data() + pieces.first[i]);
+    unit_squares_chunk(grad, param, chunk.begin, chunk.n, units, unscaling, pieces.squares.data() + pieces.first[i]);
   });
 }
 
@@ -203,7 +203,7 @@ void update(const ChunkTable& table, std::span<const TensorRow> rows, UpdateChun
     } else {
       stats.moved[i] = update_and_track(run, row, chunk, updates[chunk.row], scratch);
     }
-    if (!stats.params.empty()) stats.params[i] = stats_of(row[kParam], chunk, GradRule{}, Norm{}, scratch);
+    if (!stats.params.empty()) stats.params[i] = stats_of(row[kParam], chunk, Unscaling{}, Norm{}, scratch);
   });
 }
 

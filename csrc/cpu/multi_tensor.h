@@ -60,7 +60,7 @@ struct Norm {
 };
 
 // Statistics of each chunk of the gradients or of the parameters.
-void chunk_stats(const ChunkTable& table, std::span<const TensorRow> rows, Slot which, const GradRule& rule,
+void chunk_stats(const ChunkTable& table, std::span<const TensorRow> rows, Slot which, const Unscaling& unscaling,
                  const Norm& norm, std::span<ChunkStats> stats);
 
 // The units of every row, and where each chunk's pieces of them are.
@@ -71,7 +71,7 @@ struct UnitPieces {
 };
 
 // The gradients' statistics, and in the same pass the units' sums, for which the parameters are read.
-void chunk_and_unit_stats(const ChunkTable& table, std::span<const TensorRow> rows, const GradRule& rule,
+void chunk_and_unit_stats(const ChunkTable& table, std::span<const TensorRow> rows, const Unscaling& unscaling,
                           const Norm& norm, std::span<ChunkStats> stats, const UnitPieces& pieces);
 
 // How one parameter is updated in this step.

@@ -20,20 +20,20 @@ cpu::ChunkTable chunks_of(const TensorLists& rows) {
   return table;
 }
 
-GradRule grad_rule(const std::optional<at::Tensor>& grad_scale, std::optional<double> clip_value) {
-  GradRule rule;
-  if (grad_scale.has_value()) rule.inv_scale = inv_loss_scale(grad_scale->item<float>());
-  if (clip_value.has_value()) rule.clip_value = static_cast<float>(*clip_value);
-  return rule;
+Unscaling unscaling_of(const std::optional<at::Tensor>& grad_scale, std::optional<double> clip_value) {
+  Unscaling unscaling;
+  if (grad_scale.has_value()) unscaling.inv_scale = inv_loss_scale(grad_scale->item<float>());
+  if (clip_value.has_value()) unscaling.clip_value = static_cast<float>(*clip_value);
+  return unscaling;
 }
 
 // Statistics of each row, and of all together.
-std::vector<GradStats> row_stats(const TensorLists& rows, const cpu::ChunkTable& table, const GradRule& rule,
+std::vector<GradStats> row_stats(const TensorLists& rows, const cpu::ChunkTable& table, const Unscaling& unscaling,
                                  double norm_type, GradStats& all) {
   TORCH_CHECK_VALUE(norm_type > 0, "norm_type must be positive, got ", norm_type);
   const cpu::Norm norm{norm_type_of(norm_type), norm_type};
   std::vector<ChunkStats> chunks(table.chunks().size());
-  cpu::chunk_stats(table, rows.views, kGrad, rule, norm, chunks);
+  cpu::chunk_stats(table, rows.views, kGrad, unscaling, norm, chunks);
   std::vector<GradStats> stats(rows.views.size());
   table.for_each_row([&](int64_t row, size_t first, size_t last) {
     for (size_t i = first; i < last; ++i) stats[row].merge(chunks[i], norm_type);
@@ -49,19 +49,19 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> grad_stats(at::Tensor
   TensorLists rows(grads);
   rows.set(kGrad, grads, "grads", false);
   const cpu::ChunkTable table = chunks_of(rows);
-  const GradRule rule = grad_rule(grad_scale, clip_value);
+  const Unscaling unscaling = unscaling_of(grad_scale, clip_value);
   GradStats all;
-  const std::vector<GradStats> stats = row_stats(rows, table, rule, norm_type, all);
+  const std::vector<GradStats> stats = row_stats(rows, table, unscaling, norm_type, all);
   const int64_t count = static_cast<int64_t>(grads.size());
   at::Tensor norms = at::empty({count}, on_cpu(at::kFloat));
   at::Tensor abs_max = at::empty({count}, on_cpu(at::kFloat));
   at::Tensor nonfinite = at::empty({count}, on_cpu(at::kLong));
   for (int64_t i = 0; i < count; ++i) {
-    norms.data_ptr<float>()[i] = static_cast<float>(stats[i].norm(norm_type, rule.clip_value));
+    norms.data_ptr<float>()[i] = static_cast<float>(stats[i].norm(norm_type, unscaling.clip_value));
     abs_max.data_ptr<float>()[i] = stats[i].abs_max();
     nonfinite.data_ptr<int64_t>()[i] = stats[i].nonfinite;
   }
-  return {at::scalar_tensor(all.norm(norm_type, rule.clip_value), on_cpu(at::kFloat)), norms, abs_max, nonfinite};
+  return {at::scalar_tensor(all.norm(norm_type, unscaling.clip_value), on_cpu(at::kFloat)), norms, abs_max, nonfinite};
 }
 
 void update_(const std::string& rule_name, at::TensorList params, at::TensorList grads, at::TensorList moments,
@@ -74,8 +74,9 @@ void update_(const std::string& rule_name, at::TensorList params, at::TensorList
   const UpdateLists lists{params, grads, moments, steps, scalars};
   const TensorLists rows = lists.rows(rule, hyper.variant);
   const at::Tensor factors = grad_factors_of(rule, grad_factors, params);
-  const GradRule grad = grad_rule(grad_scale, clip_value);
-  const StepDecision decision{grad.inv_scale, grad.clip_value, clip_coef.has_value() ? clip_coef->item<float>() : 1.0f,
+  const Unscaling unscaling = unscaling_of(grad_scale, clip_value);
+  const StepDecision decision{unscaling.inv_scale, unscaling.clip_value,
+                              clip_coef.has_value() ? clip_coef->item<float>() : 1.0f,
                               found_inf.has_value() && found_inf->item<double>() != 0.0};
   if (decision.skip) return;
   hyper.lr = lr.item<double>();
@@ -98,9 +99,9 @@ at::Tensor clip_grad_norm_(at::TensorList grads, double max_norm, double norm_ty
   rows.set(kGrad, grads, "grads", true);
   const cpu::ChunkTable table = chunks_of(rows);
   GradStats all;
-  row_stats(rows, table, GradRule{}, norm_type, all);
+  row_stats(rows, table, Unscaling{}, norm_type, all);
   const double norm = all.norm(norm_type, INFINITY);
-  const float coef = decide(all, norm, max_norm, GradRule{}, false).clip_coef;
+  const float coef = decide(all, norm, max_norm, Unscaling{}, false).clip_coef;
   if (coef < 1.0f) {
     cpu::scale_grads(table, rows.views, coef);
     bump_versions(grads);
@@ -112,10 +113,10 @@ at::Tensor unscale_(at::TensorList grads, const at::Tensor& grad_scale) {
   TensorLists rows(grads);
   rows.set(kGrad, grads, "grads", true);
   const cpu::ChunkTable table = chunks_of(rows);
-  const GradRule rule = grad_rule(grad_scale, std::nullopt);
+  const Unscaling unscaling = unscaling_of(grad_scale, std::nullopt);
   GradStats all;
-  row_stats(rows, table, rule, INFINITY, all);
-  cpu::scale_grads(table, rows.views, rule.inv_scale);
+  row_stats(rows, table, unscaling, INFINITY, all);
+  cpu::scale_grads(table, rows.views, unscaling.inv_scale);
   bump_versions(grads);
   return at::scalar_tensor(all.nonfinite != 0 ? 1.0 : 0.0, on_cpu(at::kFloat));
 }
@@ -124,9 +125,9 @@ void update_loss_scale_(at::Tensor& scale, at::Tensor& growth_tracker, const at:
                         double growth_factor, double backoff_factor, int64_t growth_interval, double min_scale,
                         double max_scale) {
   check_loss_scale(scale, growth_tracker);
-  const LossScaleRule rule{growth_factor, backoff_factor, growth_interval, min_scale, max_scale};
+  const LossScalePolicy policy{growth_factor, backoff_factor, growth_interval, min_scale, max_scale};
   const LossScaleState state{scale.item<float>(), growth_tracker.item<int64_t>()};
-  const LossScaleState next = next_loss_scale(state, rule, found_inf.item<double>() != 0.0);
+  const LossScaleState next = next_loss_scale(state, policy, found_inf.item<double>() != 0.0);
   scale.fill_(next.scale);
   growth_tracker.fill_(next.growth_tracker);
 }

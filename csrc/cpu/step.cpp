@@ -37,14 +37,14 @@ void CpuStep::cut_into_chunks(const StepCall& call) {
   updates_.resize(call.rows.size());
 }
 
-void CpuStep::measure(const StepCall& call, const GradRule& rule, const cpu::Norm& norm) {
+void CpuStep::measure(const StepCall& call, const Unscaling& unscaling, const cpu::Norm& norm) {
   RECORD_USER_SCOPE("gradops.grad_stats");
   if (call.settings.agc) {
     units_.cut(call, table_);
-    cpu::chunk_and_unit_stats(table_, call.views, rule, norm, grad_chunks_, units_.pieces());
+    cpu::chunk_and_unit_stats(table_, call.views, unscaling, norm, grad_chunks_, units_.pieces());
     units_.merge(table_);
   } else {
-    cpu::chunk_stats(table_, call.views, kGrad, rule, norm, grad_chunks_);
+    cpu::chunk_stats(table_, call.views, kGrad, unscaling, norm, grad_chunks_);
   }
   stats_.params.clear();
   stats_.grads.assign(call.rows.size(), GradStats());
@@ -55,14 +55,14 @@ void CpuStep::measure(const StepCall& call, const GradRule& rule, const cpu::Nor
   });
 }
 
-CpuStep::Outcome CpuStep::decide_step(const StepCall& call, const GradRule& rule, const cpu::Norm& norm,
+CpuStep::Outcome CpuStep::decide_step(const StepCall& call, const Unscaling& unscaling, const cpu::Norm& norm,
                                       const SpikeGuardState& history, bool found_inf) const {
   const StepSettings& settings = call.settings;
   GradStats all;
   for (const GradStats& stats : stats_.grads) all.merge(stats, norm.p);
   Outcome outcome;
-  outcome.grad_norm = all.norm(norm.p, rule.clip_value);
-  outcome.decision = decide(all, outcome.grad_norm, settings.max_grad_norm(), rule, found_inf);
+  outcome.grad_norm = all.norm(norm.p, unscaling.clip_value);
+  outcome.decision = decide(all, outcome.grad_norm, settings.max_grad_norm(), unscaling, found_inf);
   outcome.found_inf = outcome.decision.skip;
   if (settings.guard) outcome.guarded = guard_step(outcome.decision, outcome.grad_norm, history, *settings.guard);
   return outcome;
@@ -79,7 +79,7 @@ void CpuStep::measure_params(const StepCall& call) {
   if (!unknown.chunks().empty()) {
     RECORD_USER_SCOPE("gradops.param_stats");
     std::vector<ChunkStats> chunks(unknown.chunks().size());
-    cpu::chunk_stats(unknown, call.views, kParam, GradRule{}, cpu::Norm{}, chunks);
+    cpu::chunk_stats(unknown, call.views, kParam, Unscaling{}, cpu::Norm{}, chunks);
     unknown.for_each_row([&](int64_t row, size_t first, size_t last) {
       call.rows[row].set_squares(sum_of(std::span(chunks).subspan(first, last - first)));
     });
@@ -186,9 +186,9 @@ void CpuStep::write_scalars(const StepCall& call, const Outcome& outcome, const 
   scalars[kFoundInf] = outcome.found_inf ? 1.0f : 0.0f;
   scalars[kLossScaleUsed] = loss_scale;
   counters[outcome.decision.skip ? kStepsSkipped : kStepsTaken] += 1;
-  if (settings.loss_scale_rule.has_value()) {
-    const LossScaleState next =
-        next_loss_scale({scalars[kLossScale], counters[kGrowthTracker]}, *settings.loss_scale_rule, outcome.found_inf);
+  if (settings.loss_scale_policy.has_value()) {
+    const LossScaleState next = next_loss_scale({scalars[kLossScale], counters[kGrowthTracker]},
+                                                *settings.loss_scale_policy, outcome.found_inf);
     scalars[kLossScale] = next.scale;
     counters[kGrowthTracker] = next.growth_tracker;
   }
@@ -234,9 +234,9 @@ void CpuStep::step(const StepCall& call) {
     for (const int64_t i : call.taking_part) call.rows[i].hold_grad(true);
     release.emplace();
   }
-  const GradRule rule{inv_scale, static_cast<float>(settings.clip_value)};
+  const Unscaling unscaling{inv_scale, static_cast<float>(settings.clip_value)};
   const cpu::Norm norm{norm_type_of(settings.norm_type), settings.norm_type};
-  measure(call, rule, norm);
+  measure(call, unscaling, norm);
   if (settings.measures_params(rule_)) measure_params(call);
   if (call.exchange != nullptr) {
     RECORD_USER_SCOPE("gradops.exchange");
@@ -244,7 +244,7 @@ void CpuStep::step(const StepCall& call) {
     if (std::none_of(stats_.taking_part.begin(), stats_.taking_part.end(), std::identity())) return;
   }
   const SpikeGuardState history = guard_state(call);
-  Outcome outcome = decide_step(call, rule, norm, history, found_inf);
+  Outcome outcome = decide_step(call, unscaling, norm, history, found_inf);
   if (!outcome.decision.skip) {
     float& clip_coef = outcome.decision.clip_coef;
     float smallest = settings.agc ? units_.decide(settings.max_norm, clip_coef) : 1.0f;

@@ -27,10 +27,10 @@ class CpuStep : public StepBackend {
   };
 
   void cut_into_chunks(const StepCall& call);
-  void measure(const StepCall& call, const GradRule& rule, const cpu::Norm& norm);
+  void measure(const StepCall& call, const Unscaling& unscaling, const cpu::Norm& norm);
   void measure_params(const StepCall& call);
-  Outcome decide_step(const StepCall& call, const GradRule& rule, const cpu::Norm& norm, const SpikeGuardState& history,
-                      bool found_inf) const;
+  Outcome decide_step(const StepCall& call, const Unscaling& unscaling, const cpu::Norm& norm,
+                      const SpikeGuardState& history, bool found_inf) const;
   RowStep row_step(const StepCall& call, int64_t row, const StepDecision& decision, double group_lr) const;
   void plan_updates(const StepCall& call, const StepDecision& decision, double lr_factor);
   void count_update(ParamRow& row, const HyperParams& hyper) const;

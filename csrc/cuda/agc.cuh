@@ -61,7 +61,7 @@ GRADOPS_DEVICE Squares squares_of(const float* values, int32_t first, int32_t la
   int32_t abs_max_bits = 0;
 #pragma unroll 1
   for (int32_t i = mine; i < last; i += width) {
-    add_element<NormType::kL2>(values[i], GradRule{}, squares.sum, abs_max_bits);
+    add_element<NormType::kL2>(values[i], Unscaling{}, squares.sum, abs_max_bits);
   }
   squares.sum = lanes_sum(squares.sum, width);
   abs_max_bits = lanes_max(abs_max_bits, width);
@@ -70,7 +70,7 @@ GRADOPS_DEVICE Squares squares_of(const float* values, int32_t first, int32_t la
   const float scale = again ? scale_for<NormType::kL2>(bits_float(abs_max_bits)) : 1.0f;
   float sum = 0.0f;
 #pragma unroll 1
-  for (int32_t i = mine; i < last; i += width) sum += power_in_scale(values[i], GradRule{}, scale, 2.0f);
+  for (int32_t i = mine; i < last; i += width) sum += power_in_scale(values[i], Unscaling{}, scale, 2.0f);
   sum = lanes_sum(sum, width);
   return again ? Squares{sum, scale} : squares;
 }
@@ -82,13 +82,13 @@ struct StagedPiece {
   // `staging` has a piece for each warp of the block.
   GRADOPS_DEVICE explicit StagedPiece(float* staging) : values(staging + threadIdx.x / 32 * kPiece) {}
 
-  GRADOPS_DEVICE void fill(const float (&x)[16], const Lanes& lanes, const GradRule& rule) const {
+  GRADOPS_DEVICE void fill(const float (&x)[16], const Lanes& lanes, const Unscaling& unscaling) const {
     __syncwarp();  // what was here may still be read
 #pragma unroll
     for (int q = 0; q < Lanes::kQuads; ++q) {
       float clamped[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) clamped[i] = clamp_grad(x[4 * q + i] * rule.inv_scale, rule.clip_value);
+      for (int i = 0; i < 4; ++i) clamped[i] = clamp_grad(x[4 * q + i] * unscaling.inv_scale, unscaling.clip_value);
       *reinterpret_cast<float4*>(values + lanes.element(q)) = {clamped[0], clamped[1], clamped[2], clamped[3]};
     }
     __syncwarp();
@@ -99,7 +99,7 @@ struct StagedPiece {
 struct UnitMeasure {
   const Call& call;
   const BlockShare& share;
-  GradRule rule;
+  Unscaling unscaling;
   StagedPiece staged;
 
   GRADOPS_DEVICE bool holds(int32_t) const { return false; }
@@ -113,13 +113,13 @@ struct UnitMeasure {
     load_piece<2>(piece.of(kParam), 0, lanes, CachePolicy::read_again(), param);
     const RunsOfPiece runs(units, piece.begin);
     UnitSquares* segments = call.step.unit_work.segments + units.first_segment + runs.first + piece.begin / kPiece;
-    sum_up(grad, rule, piece.n, lanes, runs, &segments->grad);
-    sum_up(param, GradRule{}, piece.n, lanes, runs, &segments->param);
+    sum_up(grad, unscaling, piece.n, lanes, runs, &segments->grad);
+    sum_up(param, Unscaling{}, piece.n, lanes, runs, &segments->param);
   }
 
  private:
   // Writes the sum and the scale of every run in the piece, each run's four floats behind the last's.
-  GRADOPS_DEVICE void sum_up(const float (&x)[16], const GradRule& of, int32_t n, const Lanes& lanes,
+  GRADOPS_DEVICE void sum_up(const float (&x)[16], const Unscaling& of, int32_t n, const Lanes& lanes,
                              const RunsOfPiece& runs, float* to) const {
     staged.fill(x, lanes, of);
     const int32_t count = runs.of(n - 1) + 1;
@@ -223,7 +223,8 @@ GRADOPS_DEVICE void decide_units(const Call& call, float clip_coef) {
     if (unit < units.count) norms = unit_norms(call, units, unit, lane % width);
     norms.merge_lanes(width);
     if (unit < units.count && lane % width == 0) {
-      const float coef = agc_coef(norms.param.norm(2.0), clip_coef * norms.grad.norm(2.0), call.step.rules.agc_ratio);
+      const float coef =
+          agc_coef(norms.param.norm(2.0), clip_coef * norms.grad.norm(2.0), call.step.policies.agc_ratio);
       store(call.step.unit_work.coefs + units.first_unit + unit, coef);
       const int32_t bits = float_bits(coef);
       smallest = bits < smallest ? bits : smallest;

@@ -31,8 +31,8 @@ __global__ void __launch_bounds__(kThreads, 2) measure_units_kernel(const SmallA
   const BlockShare share(args.step.table);
   if (blockIdx.x == 0 && threadIdx.x == 0) store(args.step.unit_work.smallest_coef, float_bits(1.0f));
   plan_rows<Rule>(call, state.shared.scratch);
-  const GradRule rule{read_inputs(args.step).inv_scale, args.step.rules.clip_value};
-  UnitMeasure units{call, share, rule, StagedPiece(staging_place(state))};
+  const Unscaling unscaling{read_inputs(args.step).inv_scale, args.step.policies.clip_value};
+  UnitMeasure units{call, share, unscaling, StagedPiece(staging_place(state))};
   measure(call, share, units);
 }
 
@@ -58,7 +58,7 @@ void agc_step(const LaunchForm& form, const StepCall& call, Stream stream) {
   launch_decide_units(form, args, stream);
   const auto update = args.step.has_extras() ? update_units_kernel<Rule, true> : update_units_kernel<Rule, false>;
   launch("update_units", update, form.blocks, kSharedStateBytes, false, stream, args);
-  if (args.step.rules.track_updates) launch_write_updates(form, args, stream);
+  if (args.step.policies.track_updates) launch_write_updates(form, args, stream);
 }
 
 }  // namespace gradops::cuda

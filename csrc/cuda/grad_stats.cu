@@ -15,7 +15,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     const Lanes lanes = piece.lanes();
     float param[16];
     load_piece<2>(piece.of(kParam), 0, lanes, UsedOnce(), param);
-    const ChunkStats stats = piece_stats(param, piece.n, lanes, GradRule{}, Norm{NormType::kL2, 2.0f});
+    const ChunkStats stats = piece_stats(param, piece.n, lanes, Unscaling{}, Norm{NormType::kL2, 2.0f});
     if (threadIdx.x % 32 == 0) store_struct(work.piece_stats + share.piece(slot), stats);
   }
   merge_pieces(table, share, work.piece_stats, work.param_sums, 2.0, skips);

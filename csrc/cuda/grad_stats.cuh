@@ -54,7 +54,7 @@ struct Parking {
 
 GRADOPS_DEVICE SpikeGuardState guard_state(const StepArgs& step) {
   const StatsBuffers& stats = step.stats;
-  if (!step.rules.guards) return {};
+  if (!step.policies.guards) return {};
   return {load(stats.scalars + kLrFactor), load(stats.scalars + kUsualNorm), load(stats.scalars + kDeviation),
           load(stats.counters + kNormsSeen)};
 }
@@ -88,7 +88,7 @@ struct GradPiece {
 // Statistics of the block's pieces, one warp a piece. The next one is read before this one is looked at: a warp alone
 // would leave the memory idle while it adds up.
 template <class Parked>
-GRADOPS_DEVICE void grad_stats(const Call& call, const BlockShare& share, const GradRule& rule, const Norm& norm,
+GRADOPS_DEVICE void grad_stats(const Call& call, const BlockShare& share, const Unscaling& unscaling, const Norm& norm,
                                Parked& parking) {
   const CachePolicy used_once = CachePolicy::used_once();
   const CachePolicy read_again = CachePolicy::read_again();
@@ -102,14 +102,14 @@ GRADOPS_DEVICE void grad_stats(const Call& call, const BlockShare& share, const 
     ChunkStats stats;
     if (piece.n > 0) {
       parking.put(slot, piece.values);
-      stats = piece_stats(piece.values, piece.n, Lanes(piece.octets), rule, norm);
+      stats = piece_stats(piece.values, piece.n, Lanes(piece.octets), unscaling, norm);
     }
     if (threadIdx.x % 32 == 0) store_struct(call.step.work.piece_stats + share.piece(slot), stats);
   }
 }
 
-GRADOPS_DEVICE Norm norm_of(const StepRules& rules) {
-  return {norm_type_of(rules.norm_type), static_cast<float>(rules.norm_type)};
+GRADOPS_DEVICE Norm norm_of(const StepPolicies& policies) {
+  return {norm_type_of(policies.norm_type), static_cast<float>(policies.norm_type)};
 }
 
 // The whole phase but for the rows' rules, which only an update needs.
@@ -118,8 +118,8 @@ GRADOPS_DEVICE void measure(const Call& call, const BlockShare& share, Parked& p
   const StepArgs& step = call.step;
   const StepInputs inputs = read_inputs(step);
   if (blockIdx.x == 0 && threadIdx.x == 0) store_struct(step.work.inputs, inputs);
-  grad_stats(call, share, GradRule{inputs.inv_scale, step.rules.clip_value}, norm_of(step.rules), parking);
-  merge_pieces(step.table, share, step.work.piece_stats, step.work.grad_sums, step.rules.norm_type,
+  grad_stats(call, share, Unscaling{inputs.inv_scale, step.policies.clip_value}, norm_of(step.policies), parking);
+  merge_pieces(step.table, share, step.work.piece_stats, step.work.grad_sums, step.policies.norm_type,
                [](int32_t) { return false; });
 }
 

@@ -149,7 +149,7 @@ enum class ScaleBy : int32_t { kNothing, kInvScale, kClipCoef };
 void grad_stats(const LaunchForm& form, const StepCall& call, ScaleBy scale_by, Stream stream);
 
 // Moves a loss scale by what `found_inf` says.
-void update_loss_scale(float* scale, int64_t* growth_tracker, const float* found_inf, const LossScaleRule& rule,
+void update_loss_scale(float* scale, int64_t* growth_tracker, const float* found_inf, const LossScalePolicy& policy,
                        Stream stream);
 
 // Sums of squares of the stored parameters, for rows whose byte in `marked` (a device array; null: for all) is not 0.

@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(kThreads, 2) merge_rows_kernel(const ShardArgs
   }
   const int32_t abs_max_bits = records.largest(kAbsMax);
   GradStats grads;
-  grads.power = records.norms(kGradNorms, args.step.rules.norm_type);
+  grads.power = records.norms(kGradNorms, args.step.policies.norm_type);
   grads.abs_max_bits = abs_max_bits > 0 ? abs_max_bits : 0;
   grads.nonfinite = records.sum(kNonfinite);
   // Only a replica has seen it, whose numbers do not count.
@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(kThreads, 2) write_shared_updates_kernel(const
   const StatsBuffers& stats = args.step.stats;
   const int32_t rows = args.step.table.row_count, lane = threadIdx.x % 32;
   if (!anybody_takes_part(args)) return;
-  const bool guarded_skip = args.step.rules.guard.skips && load(stats.scalars + kGuarded) != 0.0f;
+  const bool guarded_skip = args.step.policies.guard.skips && load(stats.scalars + kGuarded) != 0.0f;
   const bool skip = guarded_skip || load(stats.scalars + kFoundInf) != 0.0f;
   const RowRecords records{args.work, row_of_warp(), rows, kUpdateLines};
   if (records.row > rows) return;
@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(kThreads, 2) write_shared_updates_kernel(const
     if (lane == 0 && !skip && smallest < load(stats.scalars + kClipCoef)) store(stats.scalars + kClipCoef, smallest);
     return;
   }
-  if (!args.step.rules.track_updates) return;
+  if (!args.step.policies.track_updates) return;
   const double moved = records.norms(kMovedNorms, 2.0).norm(2.0), norm = records.norms(kNewNorms, 2.0).norm(2.0);
   if (lane != 0) return;
   float ratio = update_ratio(moved, norm);

@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kThreads, 1) one_pass_step_kernel(const Args _
     cooperative_groups::this_grid().sync();
   }
   carry_out<Rule, kExtras>(call, share, shared, parking);
-  if (kExtras && args.step.rules.track_updates) {
+  if (kExtras && args.step.policies.track_updates) {
     cooperative_groups::this_grid().sync();
     write_updates(call, shared.decision.skip, shared.scratch);
   }

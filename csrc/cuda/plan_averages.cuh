@@ -12,7 +12,7 @@ GRADOPS_DEVICE void plan_averages(const Call& call, GradStats (&scratch)[kWarps]
   for_each_row(call.step.table, nullptr, 2.0, scratch, [&](int32_t index, const GradStats&) {
     if (call.grad(index) == nullptr) return;
     const double step = static_cast<double>(load(load(&call.step.table.rows[index].step))) + 1.0;
-    store(call.step.work.ema_weights + index, ema_weight(call.step.rules.ema, step));
+    store(call.step.work.ema_weights + index, ema_weight(call.step.policies.ema, step));
   });
 }
 

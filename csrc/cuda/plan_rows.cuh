@@ -41,7 +41,7 @@ template <class Rule>
 GRADOPS_DEVICE void plan_rows(const Call& call, GradStats (&scratch)[kWarps]) {
   if (plans_by_grads<Rule>(call.step)) return;
   const bool caps = call.step.caps();
-  const RelativeStepRule relative_step = call.step.rules.relative_step;
+  const RelativeStepPolicy relative_step = call.step.policies.relative_step;
   const double lr_factor = guard_state(call.step).lr_factor;
   const GradStats* param_sums = caps ? call.step.work.param_sums : nullptr;
   for_each_row(call.step.table, param_sums, 2.0, scratch, [&](int32_t index, const GradStats& squares) {
@@ -66,7 +66,7 @@ GRADOPS_DEVICE void plan_by_norms(const StepArgs& args, const HyperParams& hyper
     per_lr = rms_per_lr(hyper, rms, clip_coef * rms_of(grad_norm, numel));
     if constexpr (kNeedsNorms<Rule>) per_lr *= step.grad_factor;
   }
-  step.lr = capped_lr(step.lr, rms, step.step, args.rules.relative_step, per_lr);
+  step.lr = capped_lr(step.lr, rms, step.step, args.policies.relative_step, per_lr);
 }
 
 // The same after the decision, for rules whose step is scaled or bounded by the size of the clipped gradient.

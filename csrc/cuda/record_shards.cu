@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kThreads, 2) record_rows_kernel(const ShardArg
   SharedState& shared = *reinterpret_cast<SharedState*>(memory);
   const Call call(args);
   const StepArgs& step = args.step;
-  const double p = step.rules.norm_type;
+  const double p = step.policies.norm_type;
   for_each_row(step.table, step.work.grad_sums, p, shared.scratch, [&](int32_t row, const GradStats& stats) {
     const bool has_grad = call.grad(row) != nullptr;
     store(record_of(args, kGradNorms, row), stats.power.norm(p));
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   SharedState& shared = *reinterpret_cast<SharedState*>(memory);
   const Call call(args);
   const StepArgs& step = args.step;
-  const bool tracks = step.rules.track_updates && any_grad != 0;
+  const bool tracks = step.policies.track_updates && any_grad != 0;
   const auto record = [&](int32_t line, const GradStats* sums) {
     for_each_row(step.table, tracks ? sums : nullptr, 2.0, shared.scratch, [&](int32_t row, const GradStats& squares) {
       store(record_of(args, line, row), call.grad(row) != nullptr ? squares.power.norm(2.0) : 0.0);

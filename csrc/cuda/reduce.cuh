@@ -47,25 +47,25 @@ struct LaneSums {
   // Four quads, or the two of one half.
   template <NormType kNorm, int kCount>
   GRADOPS_DEVICE void add(const float (&x)[kCount], int first_quad, int32_t n, const Lanes& lanes,
-                          const GradRule& rule) {
+                          const Unscaling& unscaling) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       const bool inside = lanes.element(first_quad + i / 4) + i % 4 < n;
-      if (inside) add_element<kNorm>(x[i], rule, i / 4 % 2 == 0 ? even : odd, abs_max_bits);
+      if (inside) add_element<kNorm>(x[i], unscaling, i / 4 % 2 == 0 ? even : odd, abs_max_bits);
     }
   }
 };
 
 template <int kCount>
 GRADOPS_DEVICE void add_piece(LaneSums& sums, const float (&x)[kCount], int32_t n, const Lanes& lanes,
-                              const GradRule& rule, const Norm& norm) {
+                              const Unscaling& unscaling, const Norm& norm) {
   switch (norm.type) {
     case NormType::kL1:
-      return sums.add<NormType::kL1>(x, 0, n, lanes, rule);
+      return sums.add<NormType::kL1>(x, 0, n, lanes, unscaling);
     case NormType::kL2:
-      return sums.add<NormType::kL2>(x, 0, n, lanes, rule);
+      return sums.add<NormType::kL2>(x, 0, n, lanes, unscaling);
     default:  // a general power is summed in its scale, at the second look
-      return sums.add<NormType::kInf>(x, 0, n, lanes, rule);
+      return sums.add<NormType::kInf>(x, 0, n, lanes, unscaling);
   }
 }
 
@@ -83,11 +83,11 @@ GRADOPS_DEVICE bool needs_scale(NormType type, float power_sum, int32_t abs_max_
 }
 
 // The rare second look at a piece: how many elements are not finite, and the sum in a scale of its own.
-GRADOPS_DEVICE void look_again(const float (&x)[16], int32_t n, const Lanes& lanes, const GradRule& rule,
+GRADOPS_DEVICE void look_again(const float (&x)[16], int32_t n, const Lanes& lanes, const Unscaling& unscaling,
                                const Norm& norm, ChunkStats& stats) {
   const bool in_scale = needs_scale(norm.type, stats.power_sum, stats.abs_max_bits);
   if (in_scale) {
-    const float largest = largest_clamped(stats.abs_max_bits, rule.clip_value);
+    const float largest = largest_clamped(stats.abs_max_bits, unscaling.clip_value);
     stats.scale =
         norm.type == NormType::kGeneral ? scale_for<NormType::kGeneral>(largest) : scale_for<NormType::kL2>(largest);
   }
@@ -99,8 +99,8 @@ GRADOPS_DEVICE void look_again(const float (&x)[16], int32_t n, const Lanes& lan
 #pragma unroll
     for (int j = 0; j < 16; ++j) value = i == j ? x[j] : value;
     if (lanes.element(i / 4) + i % 4 >= n) continue;
-    nonfinite += (float_bits(value * rule.inv_scale) & 0x7fffffff) >= kInfBits;
-    if (in_scale) (i / 4 % 2 == 0 ? even : odd) += power_in_scale(value, rule, stats.scale, norm.p);
+    nonfinite += (float_bits(value * unscaling.inv_scale) & 0x7fffffff) >= kInfBits;
+    if (in_scale) (i / 4 % 2 == 0 ? even : odd) += power_in_scale(value, unscaling, stats.scale, norm.p);
   }
   if (in_scale) stats.power_sum = piece_sum(even, odd, lanes.octets());
 #pragma unroll
@@ -121,13 +121,13 @@ GRADOPS_DEVICE ChunkStats sums_of_warp(const LaneSums& sums, const Lanes& lanes)
 }
 
 // Statistics of one piece, the same in every lane.
-GRADOPS_DEVICE ChunkStats piece_stats(const float (&x)[16], int32_t n, const Lanes& lanes, const GradRule& rule,
+GRADOPS_DEVICE ChunkStats piece_stats(const float (&x)[16], int32_t n, const Lanes& lanes, const Unscaling& unscaling,
                                       const Norm& norm) {
   LaneSums sums;
-  add_piece(sums, x, n, lanes, rule, norm);
+  add_piece(sums, x, n, lanes, unscaling, norm);
   ChunkStats stats = sums_of_warp(sums, lanes);
   if (norm.type == NormType::kInf || norm.type == NormType::kGeneral) stats.power_sum = 0.0f;
-  if (!is_plain(stats, norm.type)) look_again(x, n, lanes, rule, norm, stats);
+  if (!is_plain(stats, norm.type)) look_again(x, n, lanes, unscaling, norm, stats);
   return stats;
 }
 

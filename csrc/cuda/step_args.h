@@ -147,18 +147,18 @@ struct StatsBuffers {
   float* param_rms;
 };
 
-struct StepRules {
+struct StepPolicies {
   double max_norm = INFINITY;
   double norm_type = 2.0;
   float clip_value = INFINITY;
-  RelativeStepRule relative_step;
-  LossScaleRule loss_scale;
-  SpikeGuardRule guard;
+  RelativeStepPolicy relative_step;
+  LossScalePolicy loss_scale;
+  SpikeGuardPolicy guard;
   bool moves_loss_scale = false;
   bool guards = false;
   bool track_updates = false;
   bool gathers_squares = false;  // of stored parameters, for the next step to compare with, or to track updates
-  EmaRule ema = {};
+  EmaPolicy ema = {};
   double agc_ratio = INFINITY;  // the largest norm of a unit's gradient, relative to its weights'
 };
 
@@ -166,7 +166,7 @@ struct StepArgs {
   WorkTable table;
   Workspace work;
   StatsBuffers stats;
-  StepRules rules;
+  StepPolicies policies;
   UnitTable units;
   UnitWork unit_work;
   const float* loss_scale = nullptr;     // what the loss was multiplied by; null for 1
@@ -178,9 +178,9 @@ struct StepArgs {
   int32_t shared_slots = 0;              // how many pieces a warp parks in shared memory
   const double* grad_factors = nullptr;  // of an update without statistics, one a row, where the rule needs norms
 
-  GRADOPS_HD bool caps() const { return !std::isinf(rules.relative_step.cap); }
+  GRADOPS_HD bool caps() const { return !std::isinf(policies.relative_step.cap); }
   // What few steps ask for and what takes registers has kernels of its own.
-  bool has_extras() const { return rules.track_updates || table.compensated || table.averaged; }
+  bool has_extras() const { return policies.track_updates || table.compensated || table.averaged; }
 };
 
 // What travels as kernel parameters, so that a steady step copies nothing. An empty gradient needs an address, too: any

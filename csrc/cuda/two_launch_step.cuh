@@ -49,7 +49,7 @@ void two_launch_step(const LaunchForm& form, const StepCall& call, Stream stream
   }
   const auto update = args.step.has_extras() ? update_kernel<Rule, true> : update_kernel<Rule, false>;
   launch("update", update, form.blocks, kSharedStateBytes, false, stream, args);
-  if (args.step.rules.track_updates) launch_write_updates(form, args, stream);
+  if (args.step.policies.track_updates) launch_write_updates(form, args, stream);
 }
 
 }  // namespace gradops::cuda

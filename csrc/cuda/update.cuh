@@ -116,7 +116,7 @@ GRADOPS_DEVICE ChunkStats param_piece_stats(const PieceAt& piece, const Lanes& l
   if (is_plain(stats, NormType::kL2)) return stats;
   float param[16];
   load_piece<2>(piece.of(kParam), 0, lanes, UsedOnce(), param);
-  return piece_stats(param, piece.n, lanes, GradRule{}, Norm{NormType::kL2, 2.0f});
+  return piece_stats(param, piece.n, lanes, Unscaling{}, Norm{NormType::kL2, 2.0f});
 }
 
 // Averages half a piece of what was stored.
@@ -159,7 +159,7 @@ GRADOPS_DEVICE void update_pieces(const Call& call, const BlockShare& share, con
       update_half<Rule, kExtras>(piece, half, lanes, grad, shared.decision, rule, updated);
       if (piece.has(kRounded)) store_piece(piece.of(kRounded), half, lanes, updated.param);
       if (kExtras && ema_weight != 0.0f) average_half(piece.of(kEma), half, lanes, updated.param, ema_weight);
-      if (shared.gather_squares) sums.add<NormType::kL2>(updated.param, 2 * half, piece.n, lanes, GradRule{});
+      if (shared.gather_squares) sums.add<NormType::kL2>(updated.param, 2 * half, piece.n, lanes, Unscaling{});
       if constexpr (kExtras) {
 #pragma unroll
         for (int i = 0; i < 16; ++i) moved[i] = i / 8 == half ? updated.moved[i % 8] : moved[i];
@@ -168,8 +168,8 @@ GRADOPS_DEVICE void update_pieces(const Call& call, const BlockShare& share, con
     if (!shared.gather_squares) continue;
     const ChunkStats stats = param_piece_stats(piece, lanes, sums);
     if (threadIdx.x % 32 == 0) store_struct(call.step.work.piece_stats + share.piece(slot), stats);
-    if (kExtras && call.step.rules.track_updates) {
-      const ChunkStats moves = piece_stats(moved, piece.n, lanes, GradRule{}, Norm{NormType::kL2, 2.0f});
+    if (kExtras && call.step.policies.track_updates) {
+      const ChunkStats moves = piece_stats(moved, piece.n, lanes, Unscaling{}, Norm{NormType::kL2, 2.0f});
       if (threadIdx.x % 32 == 0) store_struct(call.step.work.piece_moves + share.piece(slot), moves);
     }
   }
@@ -201,7 +201,7 @@ GRADOPS_DEVICE void carry_out(const Call& call, const BlockShare& share, SharedS
   if (!shared.gather_squares) return;
   const auto takes_no_part = [&](int32_t row) { return call.grad(row) == nullptr; };
   merge_pieces(step.table, share, step.work.piece_stats, step.work.param_sums, 2.0, takes_no_part);
-  if (kExtras && step.rules.track_updates) {
+  if (kExtras && step.policies.track_updates) {
     merge_pieces(step.table, share, step.work.piece_moves, step.work.moved_sums, 2.0, takes_no_part);
   }
 }

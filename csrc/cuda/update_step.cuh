@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kThreads, 2) update_alone_kernel(const SmallAr
   if (inputs.found_inf) return;
   if (threadIdx.x == 0) {
     const float clip_coef = step.clip_coef != nullptr ? load(step.clip_coef) : 1.0f;
-    shared.decision = {inputs.inv_scale, step.rules.clip_value, clip_coef, false};
+    shared.decision = {inputs.inv_scale, step.policies.clip_value, clip_coef, false};
     shared.gather_squares = false;
   }
   __syncthreads();

@@ -8,7 +8,7 @@ namespace gradops::cuda {
 __global__ void __launch_bounds__(kThreads, 2) write_updates_kernel(const SmallArgs __grid_constant__ args) {
   GRADOPS_DYNAMIC_SHARED(float4, memory);
   const float* scalars = args.step.stats.scalars;
-  const bool guarded_skip = args.step.rules.guard.skips && load(scalars + kGuarded) != 0.0f;
+  const bool guarded_skip = args.step.policies.guard.skips && load(scalars + kGuarded) != 0.0f;
   const bool skip = guarded_skip || load(scalars + kFoundInf) != 0.0f;
   write_updates(Call(args), skip, reinterpret_cast<SharedState*>(memory)->scratch);
 }

@@ -21,13 +21,13 @@ struct StepSettings {
   double max_norm = INFINITY;
   double norm_type = 2.0;
   double clip_value = INFINITY;
-  RelativeStepRule relative_step;
-  std::optional<LossScaleRule> loss_scale_rule;
-  std::optional<SpikeGuardRule> guard;
+  RelativeStepPolicy relative_step;
+  std::optional<LossScalePolicy> loss_scale_policy;
+  std::optional<SpikeGuardPolicy> guard;
   bool track_updates = false;
   double l1 = 0.0;   // of groups that have none of their own
   bool agc = false;  // adaptive gradient clipping: max_norm is relative to the weights', unit by unit
-  std::optional<EmaRule> ema;
+  std::optional<EmaPolicy> ema;
 
   // What the norm of all gradients together is clipped to.
   double max_grad_norm() const { return agc ? INFINITY : max_norm; }

@@ -1,5 +1,5 @@
-// What the rules in this folder are compiled with: g++ for the CPU, nvcc for CUDA. No torch and no CUDA header is
-// included, so that each rule can be compiled, tested and read alone.
+// What the functions in this folder are compiled with: g++ for the CPU, nvcc for CUDA. No torch and no CUDA header is
+// included, so that each can be compiled, tested and read alone.
 #pragma once
 
 #include <cmath>
@@ -9,7 +9,7 @@
 #if defined(__CUDACC__)
 #define GRADOPS_HD __host__ __device__ __forceinline__
 #else
-// Forced, because a rule must take the vector width of the function that it is inlined into (see cpu/isa.h).
+// Forced, because each must take the vector width of the function that it is inlined into (see cpu/isa.h).
 #define GRADOPS_HD inline __attribute__((always_inline))
 #endif
 

@@ -24,11 +24,11 @@ GRADOPS_HD float clip_coef(double grad_norm, double max_norm) {
 }
 
 // `max_norm` is inf where nothing is clipped; `found_inf` may be set by somebody who looked at the gradients before.
-GRADOPS_HD StepDecision decide(const GradStats& all, double grad_norm, double max_norm, const GradRule& rule,
+GRADOPS_HD StepDecision decide(const GradStats& all, double grad_norm, double max_norm, const Unscaling& unscaling,
                                bool found_inf) {
   StepDecision decision;
-  decision.inv_scale = rule.inv_scale;
-  decision.clip_value = rule.clip_value;
+  decision.inv_scale = unscaling.inv_scale;
+  decision.clip_value = unscaling.clip_value;
   decision.skip = found_inf || all.nonfinite != 0;
   if (!decision.skip && !std::isinf(max_norm)) decision.clip_coef = clip_coef(grad_norm, max_norm);
   return decision;

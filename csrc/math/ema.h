@@ -7,7 +7,7 @@
 
 namespace gradops {
 
-struct EmaRule {
+struct EmaPolicy {
   double decay;
   double min_decay;
   double inv_gamma;  // of the warm-up 1 - (1 + n / inv_gamma)^-power; 0 for none
@@ -18,17 +18,17 @@ struct EmaRule {
 };
 
 // What the average takes of the parameter in its update number `step`, from 1; 0 for an update that is left out.
-GRADOPS_HD float ema_weight(const EmaRule& rule, double step) {
-  const double turn = step / rule.every;
+GRADOPS_HD float ema_weight(const EmaPolicy& policy, double step) {
+  const double turn = step / policy.every;
   if (turn != floor(turn)) return 0.0f;
-  const double n = turn - rule.start;
+  const double n = turn - policy.start;
   if (n <= 0.0) return 1.0f;
-  double decay = rule.decay;
-  if (rule.inv_gamma > 0.0) {
-    decay = fmin(decay, 1.0 - pow(1.0 + n / rule.inv_gamma, -rule.power));
-    decay = fmax(decay, rule.min_decay);
-  } else if (rule.tau > 0.0) {
-    decay *= 1.0 - exp(-n / rule.tau);
+  double decay = policy.decay;
+  if (policy.inv_gamma > 0.0) {
+    decay = fmin(decay, 1.0 - pow(1.0 + n / policy.inv_gamma, -policy.power));
+    decay = fmax(decay, policy.min_decay);
+  } else if (policy.tau > 0.0) {
+    decay *= 1.0 - exp(-n / policy.tau);
   }
   return static_cast<float>(1.0 - decay);
 }

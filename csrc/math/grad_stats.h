@@ -18,8 +18,8 @@ GRADOPS_HD NormType norm_type_of(double p) {
   return std::isinf(p) ? NormType::kInf : NormType::kGeneral;
 }
 
-// How a stored gradient element becomes the value that is measured and applied.
-struct GradRule {
+// How a stored gradient element becomes the value that is measured and applied: times inv_scale, then clamped.
+struct Unscaling {
   float inv_scale = 1.0f;
   float clip_value = INFINITY;
 };
@@ -32,18 +32,18 @@ GRADOPS_HD float clamp_grad(float x, float clip_value) {
 // One lane of a chunk's reduction. Absolute values are compared as integers: the order is the same for numbers, inf
 // lies above every number and NaN above inf, so one maximum answers "how large", "any inf" and "any NaN".
 template <NormType kNorm>
-GRADOPS_HD void add_element(float grad, const GradRule& rule, float& power_sum, int32_t& abs_max_bits) {
-  const float x = grad * rule.inv_scale;
+GRADOPS_HD void add_element(float grad, const Unscaling& unscaling, float& power_sum, int32_t& abs_max_bits) {
+  const float x = grad * unscaling.inv_scale;
   const int32_t abs_bits = float_bits(x) & 0x7fffffff;
   abs_max_bits = abs_bits > abs_max_bits ? abs_bits : abs_max_bits;
-  const float clamped = clamp_grad(x, rule.clip_value);
+  const float clamped = clamp_grad(x, unscaling.clip_value);
   if constexpr (kNorm == NormType::kL1) power_sum += fabsf(clamped);
   if constexpr (kNorm == NormType::kL2) power_sum += clamped * clamped;
 }
 
 // |x / power_scale|^p, for the second look at a chunk. For p = 2 the scale is a power of two and the quotient exact.
-GRADOPS_HD float power_in_scale(float grad, const GradRule& rule, float power_scale, float p) {
-  const float x = fabsf(clamp_grad(grad * rule.inv_scale, rule.clip_value)) / power_scale;
+GRADOPS_HD float power_in_scale(float grad, const Unscaling& unscaling, float power_scale, float p) {
+  const float x = fabsf(clamp_grad(grad * unscaling.inv_scale, unscaling.clip_value)) / power_scale;
   if (p == 2.0f) return x * x;
   return p == 1.0f ? x : powf(x, p);
 }

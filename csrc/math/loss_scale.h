@@ -1,11 +1,11 @@
-// Dynamic loss scaling: torch.amp.GradScaler's rule, kept inside [min_scale, max_scale].
+// Dynamic loss scaling: torch.amp.GradScaler's policy, kept inside [min_scale, max_scale].
 #pragma once
 
 #include "math/common.h"
 
 namespace gradops {
 
-struct LossScaleRule {
+struct LossScalePolicy {
   double growth_factor = 2.0;
   double backoff_factor = 0.5;
   int64_t growth_interval = 2000;
@@ -18,14 +18,14 @@ struct LossScaleState {
   int64_t growth_tracker = 0;  // steps without inf or NaN since the scale last moved
 };
 
-GRADOPS_HD LossScaleState next_loss_scale(LossScaleState state, const LossScaleRule& rule, bool found_inf) {
+GRADOPS_HD LossScaleState next_loss_scale(LossScaleState state, const LossScalePolicy& policy, bool found_inf) {
   if (found_inf) {
-    const double smaller = state.scale * rule.backoff_factor;
-    return {static_cast<float>(smaller < rule.min_scale ? rule.min_scale : smaller), 0};
+    const double smaller = state.scale * policy.backoff_factor;
+    return {static_cast<float>(smaller < policy.min_scale ? policy.min_scale : smaller), 0};
   }
-  if (state.growth_tracker + 1 < rule.growth_interval) return {state.scale, state.growth_tracker + 1};
-  const double larger = state.scale * rule.growth_factor;
-  return {static_cast<float>(larger > rule.max_scale ? rule.max_scale : larger), 0};
+  if (state.growth_tracker + 1 < policy.growth_interval) return {state.scale, state.growth_tracker + 1};
+  const double larger = state.scale * policy.growth_factor;
+  return {static_cast<float>(larger > policy.max_scale ? policy.max_scale : larger), 0};
 }
 
 }  // namespace gradops

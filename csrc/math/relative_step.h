@@ -8,7 +8,7 @@
 
 namespace gradops {
 
-struct RelativeStepRule {
+struct RelativeStepPolicy {
   double cap = INFINITY;
   double floor = 0.01;       // smallest RMS that counts: a tensor of zeros must be able to leave zero
   int64_t warmup_steps = 0;  // the cap grows linearly over a parameter's first updates
@@ -16,9 +16,10 @@ struct RelativeStepRule {
 
 // `rms` of the stored parameter before the update; `step` is the parameter's own number of this update, from 1;
 // `rms_per_lr` is how far an update goes for each unit of lr: about 1 for updates that have a size of their own.
-GRADOPS_HD double capped_lr(double lr, double rms, double step, const RelativeStepRule& rule, double rms_per_lr = 1.0) {
-  const double warm = step < rule.warmup_steps ? step / rule.warmup_steps : 1.0;
-  const double limit = rule.cap * warm * (rms > rule.floor ? rms : rule.floor) / rms_per_lr;
+GRADOPS_HD double capped_lr(double lr, double rms, double step, const RelativeStepPolicy& policy,
+                            double rms_per_lr = 1.0) {
+  const double warm = step < policy.warmup_steps ? step / policy.warmup_steps : 1.0;
+  const double limit = policy.cap * warm * (rms > policy.floor ? rms : policy.floor) / rms_per_lr;
   return limit < lr ? limit : lr;
 }
 

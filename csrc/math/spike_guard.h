@@ -6,7 +6,7 @@
 
 namespace gradops {
 
-struct SpikeGuardRule {
+struct SpikeGuardPolicy {
   double ratio = INFINITY;
   double z_score = 0.0;
   bool skips = true;       // else a spike is clipped to the usual norm
@@ -24,36 +24,37 @@ struct SpikeGuardState {
   int64_t norms_seen = 0;
 };
 
-GRADOPS_HD double spike_limit(const SpikeGuardState& state, const SpikeGuardRule& rule) {
-  const double by_ratio = rule.ratio * state.usual_norm;
-  const double by_deviation = state.usual_norm + rule.z_score * state.deviation;
+GRADOPS_HD double spike_limit(const SpikeGuardState& state, const SpikeGuardPolicy& policy) {
+  const double by_ratio = policy.ratio * state.usual_norm;
+  const double by_deviation = state.usual_norm + policy.z_score * state.deviation;
   return by_ratio > by_deviation ? by_ratio : by_deviation;
 }
 
 // Makes the decision that of a guarded step if the norm is a spike; returns whether it is. A step that is skipped
 // already is left alone.
 GRADOPS_HD bool guard_step(StepDecision& decision, double grad_norm, const SpikeGuardState& state,
-                           const SpikeGuardRule& rule) {
-  if (decision.skip || state.norms_seen < rule.warmup_steps || !(grad_norm > spike_limit(state, rule))) return false;
+                           const SpikeGuardPolicy& policy) {
+  if (decision.skip || state.norms_seen < policy.warmup_steps || !(grad_norm > spike_limit(state, policy)))
+    return false;
   const float to_usual = static_cast<float>(state.usual_norm / grad_norm);
-  decision.skip = rule.skips;
-  decision.clip_coef = rule.skips ? 1.0f : to_usual < decision.clip_coef ? to_usual : decision.clip_coef;
+  decision.skip = policy.skips;
+  decision.clip_coef = policy.skips ? 1.0f : to_usual < decision.clip_coef ? to_usual : decision.clip_coef;
   return true;
 }
 
 // The median moves by a fixed ratio toward each norm, however far off that is, so that one spike moves it no more than
 // any other norm, and a level that stays is soon the usual one. Norms that no positive float32 holds leave it alone.
 GRADOPS_HD SpikeGuardState next_guard_state(SpikeGuardState state, double grad_norm, bool guarded,
-                                            const SpikeGuardRule& rule) {
-  const double factor = state.lr_factor * (guarded ? rule.lr_cut : rule.lr_growth);
-  const double floored = factor < rule.min_lr_factor ? rule.min_lr_factor : factor;
+                                            const SpikeGuardPolicy& policy) {
+  const double factor = state.lr_factor * (guarded ? policy.lr_cut : policy.lr_growth);
+  const double floored = factor < policy.min_lr_factor ? policy.min_lr_factor : factor;
   state.lr_factor = static_cast<float>(floored < 1.0 ? floored : 1.0);
   const float norm = static_cast<float>(grad_norm);
   if (!(norm > 0.0f) || std::isinf(norm)) return state;
   if (state.norms_seen == 0) return {state.lr_factor, norm, 0.0f, 1};
   const int64_t seen = state.norms_seen + 1;
-  const double rate = 1.0 / static_cast<double>(seen < rule.history ? seen : rule.history);
-  const double limit = spike_limit(state, rule), usual = state.usual_norm;
+  const double rate = 1.0 / static_cast<double>(seen < policy.history ? seen : policy.history);
+  const double limit = spike_limit(state, policy), usual = state.usual_norm;
   const double away = fabs((grad_norm < limit ? grad_norm : limit) - usual);
   state.deviation = static_cast<float>(state.deviation + (away - state.deviation) * rate);
   if (norm != state.usual_norm) {

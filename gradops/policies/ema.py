@@ -67,6 +67,6 @@ class WeightEma:
 
     @property
     def numbers(self) -> tuple[float, ...]:
-        """What a step takes, in the order of `EmaRule` in csrc/math/ema.h; 0 for a warm-up that is not there."""
+        """What a step takes, in the order of `EmaPolicy` in csrc/math/ema.h; 0 for a warm-up that is not there."""
         warmup = (self.min_decay, self.inv_gamma or 0.0, self.power, self.tau or 0.0)
         return tuple(map(float, (self.decay, *warmup, self.start, self.every)))

@@ -8,7 +8,7 @@ from gradops.numbers import check_numbers
 
 @dataclass(frozen=True)
 class DynamicLossScale:
-    """How a loss scale moves: torch.amp.GradScaler's rule, kept inside `[min_scale, max_scale]`.
+    """How a loss scale moves: torch.amp.GradScaler's policy, kept inside `[min_scale, max_scale]`.
 
     A step with an inf or NaN multiplies the scale by `backoff_factor`; `growth_interval` steps without one multiply it
     by `growth_factor`.

@@ -60,9 +60,9 @@ extern "C" double grad_factor(const double* own, double weight_decay, double lr,
   return factor_of<Rule>(group_of(own), weight_decay, lr, RowNorms{param_norm, grad_norm});
 }
 
-extern "C" float ema_weight(const double* rule, double step) {
-  EmaRule numbers;
-  memcpy(&numbers, rule, sizeof(numbers));
+extern "C" float ema_weight(const double* policy, double step) {
+  EmaPolicy numbers;
+  memcpy(&numbers, policy, sizeof(numbers));
   return ema_weight(numbers, step);
 }
 

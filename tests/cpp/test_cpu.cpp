@@ -42,7 +42,7 @@ void chunk_norms_are_right_for_every_size_and_magnitude() {
     for (const float scale : {1e-30f, 1e-20f, 1.0f, 1e20f, 1e30f}) {
       const std::vector<float> grad = random_values(n, scale, static_cast<unsigned>(n));
       for (const double p : {1.0, 2.0, 2.5, static_cast<double>(INFINITY)}) {
-        const ChunkStats chunk = grad_stats_chunk(grad.data(), n, GradRule{}, norm_type_of(p), static_cast<float>(p));
+        const ChunkStats chunk = grad_stats_chunk(grad.data(), n, Unscaling{}, norm_type_of(p), static_cast<float>(p));
         GradStats stats;
         stats.merge(chunk, p);
         double largest = 0.0;
@@ -65,7 +65,7 @@ void every_instruction_set_gives_the_same_bits() {
   std::vector<std::vector<float>> params;
   for (const char* name : sets) {
     set_isa(name);
-    stats.push_back(grad_stats_chunk(grad.data(), n, GradRule{0.3f, 2.0f}, NormType::kL2, 2.0f));
+    stats.push_back(grad_stats_chunk(grad.data(), n, Unscaling{0.3f, 2.0f}, NormType::kL2, 2.0f));
     std::vector<float> param = random_values(n, 1.0f, 2), m = random_values(n, 0.1f, 3), v(n, 0.01f), vmax(n, 0.02f);
     const HyperParams hyper{.weight_decay = 0.1, .own = {0.9, 0.999, 1e-8, 1.0}, .variant = Adam::kAmsgrad};
     update_chunk<Adam>({param.data(), grad.data(), {m.data(), v.data(), vmax.data()}}, n, StepDecision{},

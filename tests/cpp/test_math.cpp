@@ -1,4 +1,4 @@
-// The rules of csrc/math, one promise each.
+// The functions of csrc/math, one promise each.
 #include "check.h"
 #include "math/agc.h"
 #include "math/decide.h"
@@ -32,18 +32,18 @@ void power_sums_of_different_units_merge_to_the_true_norm() {
 void one_maximum_tells_numbers_from_inf_from_nan() {
   float sum = 0.0f;
   int32_t bits = 0;
-  add_element<NormType::kL2>(-3.0f, GradRule{}, sum, bits);
+  add_element<NormType::kL2>(-3.0f, Unscaling{}, sum, bits);
   CHECK(bits_float(bits) == 3.0f && sum == 9.0f);
-  add_element<NormType::kL2>(-INFINITY, GradRule{}, sum, bits);
+  add_element<NormType::kL2>(-INFINITY, Unscaling{}, sum, bits);
   CHECK(bits == kInfBits);
-  add_element<NormType::kL2>(-NAN, GradRule{}, sum, bits);
+  add_element<NormType::kL2>(-NAN, Unscaling{}, sum, bits);
   CHECK(std::isnan(bits_float(bits)));
 }
 
 void clamping_comes_after_unscaling_and_leaves_abs_max_alone() {
   float sum = 0.0f;
   int32_t bits = 0;
-  add_element<NormType::kL1>(-80.0f, GradRule{0.1f, 2.0f}, sum, bits);
+  add_element<NormType::kL1>(-80.0f, Unscaling{0.1f, 2.0f}, sum, bits);
   CHECK(sum == 2.0f);
   CHECK(near(bits_float(bits), 8.0, 1e-6));
   CHECK(clamp_grad(-80.0f, 2.0f) == -2.0f && clamp_grad(1.5f, 2.0f) == 1.5f && std::isnan(clamp_grad(NAN, 2.0f)));
@@ -60,37 +60,37 @@ void an_inf_skips_and_does_not_clip() {
   GradStats stats;
   stats.nonfinite = 1;
   stats.abs_max_bits = kInfBits;
-  const StepDecision decision = decide(stats, stats.norm(2.0, INFINITY), 1.0, GradRule{}, false);
+  const StepDecision decision = decide(stats, stats.norm(2.0, INFINITY), 1.0, Unscaling{}, false);
   CHECK(decision.skip && decision.clip_coef == 1.0f);
   CHECK(std::isinf(stats.norm(2.0, 5.0)));
-  CHECK(decide(GradStats(), 3.0, 1.0, GradRule{}, true).skip);
+  CHECK(decide(GradStats(), 3.0, 1.0, Unscaling{}, true).skip);
 }
 
 void loss_scale_backs_off_grows_and_stays_inside_its_bounds() {
-  LossScaleRule rule;
-  rule.growth_interval = 2;
-  rule.min_scale = 4.0;
-  rule.max_scale = 16.0;
+  LossScalePolicy policy;
+  policy.growth_interval = 2;
+  policy.min_scale = 4.0;
+  policy.max_scale = 16.0;
   LossScaleState state{8.0f, 1};
-  state = next_loss_scale(state, rule, true);
+  state = next_loss_scale(state, policy, true);
   CHECK(state.scale == 4.0f && state.growth_tracker == 0);
-  CHECK(next_loss_scale(state, rule, true).scale == 4.0f);
-  state = next_loss_scale(state, rule, false);
+  CHECK(next_loss_scale(state, policy, true).scale == 4.0f);
+  state = next_loss_scale(state, policy, false);
   CHECK(state.scale == 4.0f && state.growth_tracker == 1);
-  state = next_loss_scale(state, rule, false);
+  state = next_loss_scale(state, policy, false);
   CHECK(state.scale == 8.0f && state.growth_tracker == 0);
-  CHECK(next_loss_scale({16.0f, 1}, rule, false).scale == 16.0f);
+  CHECK(next_loss_scale({16.0f, 1}, policy, false).scale == 16.0f);
 }
 
 void the_cap_binds_only_where_it_is_below_the_learning_rate() {
-  const RelativeStepRule rule{0.1, 0.01, 50};
-  CHECK(capped_lr(1e-3, 1.0, 50, rule) == 1e-3);
-  CHECK(near(capped_lr(1.0, 2.0, 50, rule), 0.2, 1e-12));
-  CHECK(near(capped_lr(1.0, 2.0, 1, rule), 0.2 / 50, 1e-12));
-  CHECK(near(capped_lr(1.0, 0.0, 100, rule), 0.1 * 0.01, 1e-12));
-  CHECK(capped_lr(1.0, 1.0, 1, RelativeStepRule()) == 1.0);
-  CHECK(near(capped_lr(1.0, 2.0, 50, rule, 4.0), 0.05, 1e-12));
-  CHECK(capped_lr(1.0, 2.0, 50, rule, 0.0) == 1.0);
+  const RelativeStepPolicy policy{0.1, 0.01, 50};
+  CHECK(capped_lr(1e-3, 1.0, 50, policy) == 1e-3);
+  CHECK(near(capped_lr(1.0, 2.0, 50, policy), 0.2, 1e-12));
+  CHECK(near(capped_lr(1.0, 2.0, 1, policy), 0.2 / 50, 1e-12));
+  CHECK(near(capped_lr(1.0, 0.0, 100, policy), 0.1 * 0.01, 1e-12));
+  CHECK(capped_lr(1.0, 1.0, 1, RelativeStepPolicy()) == 1.0);
+  CHECK(near(capped_lr(1.0, 2.0, 50, policy, 4.0), 0.05, 1e-12));
+  CHECK(capped_lr(1.0, 2.0, 50, policy, 0.0) == 1.0);
 }
 
 HyperParams adam(double weight_decay = 0.0) {

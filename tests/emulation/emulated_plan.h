@@ -52,7 +52,7 @@ struct StepSpec {
   const float* found_inf;
   int64_t grads_scaled;
   int64_t inline_params;
-  double ema[7];  // in the order of EmaRule
+  double ema[7];  // in the order of EmaPolicy
   StatsBuffers stats;
 };
 
@@ -209,28 +209,28 @@ struct Plan {
   }
 };
 
-StepRules rules_of(const StepSpec& spec) {
-  StepRules rules;
-  rules.max_norm = spec.max_norm;
-  rules.norm_type = spec.norm_type;
-  rules.clip_value = static_cast<float>(spec.clip_value);
-  rules.relative_step = {spec.cap, spec.floor, spec.warmup_steps};
-  rules.loss_scale = {spec.growth_factor, spec.backoff_factor, spec.growth_interval, spec.min_scale, spec.max_scale};
-  rules.moves_loss_scale = spec.moves_loss_scale != 0;
-  rules.guards = spec.guards != 0;
-  rules.guard = {.ratio = spec.ratio,
-                 .z_score = spec.z_score,
-                 .skips = spec.skips != 0,
-                 .lr_cut = spec.lr_cut,
-                 .lr_growth = spec.lr_growth,
-                 .min_lr_factor = spec.min_lr_factor,
-                 .history = spec.history,
-                 .warmup_steps = spec.guard_warmup_steps};
-  rules.track_updates = spec.track_updates != 0;
-  rules.agc_ratio = spec.agc_ratio;
+StepPolicies policies_of(const StepSpec& spec) {
+  StepPolicies policies;
+  policies.max_norm = spec.max_norm;
+  policies.norm_type = spec.norm_type;
+  policies.clip_value = static_cast<float>(spec.clip_value);
+  policies.relative_step = {spec.cap, spec.floor, spec.warmup_steps};
+  policies.loss_scale = {spec.growth_factor, spec.backoff_factor, spec.growth_interval, spec.min_scale, spec.max_scale};
+  policies.moves_loss_scale = spec.moves_loss_scale != 0;
+  policies.guards = spec.guards != 0;
+  policies.guard = {.ratio = spec.ratio,
+                    .z_score = spec.z_score,
+                    .skips = spec.skips != 0,
+                    .lr_cut = spec.lr_cut,
+                    .lr_growth = spec.lr_growth,
+                    .min_lr_factor = spec.min_lr_factor,
+                    .history = spec.history,
+                    .warmup_steps = spec.guard_warmup_steps};
+  policies.track_updates = spec.track_updates != 0;
+  policies.agc_ratio = spec.agc_ratio;
   const double (&ema)[7] = spec.ema;
-  rules.ema = {ema[0], ema[1], ema[2], ema[3], ema[4], ema[5], ema[6]};
-  return rules;
+  policies.ema = {ema[0], ema[1], ema[2], ema[3], ema[4], ema[5], ema[6]};
+  return policies;
 }
 
 }  // namespace

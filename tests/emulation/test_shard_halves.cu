@@ -80,9 +80,9 @@ void shard_half(const Shard* shard, int64_t which, const StepSpec* spec, const S
   for (int64_t g = 0; g < group_count; ++g) rules.push_back(group_of(plan.rule, groups[g]));
   const bool any_grad = std::any_of(grads, grads + plan.rows_host.size(), [](const void* p) { return p != nullptr; });
   StepArgs args = plan.args();
-  args.rules = rules_of(*spec);
+  args.policies = policies_of(*spec);
   const bool compares = args.caps() || plan.rule.grad_factor != nullptr;
-  args.rules.gathers_squares = compares || args.rules.track_updates;
+  args.policies.gathers_squares = compares || args.policies.track_updates;
   args.stats = spec->stats;
   args.loss_scale = spec->loss_scale;
   args.found_inf = spec->found_inf;

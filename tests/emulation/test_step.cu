@@ -36,8 +36,8 @@ void plan_step(const Plan* plan, const StepSpec* spec, const void* const* grads,
   const DeviceArray<GroupRule> device_rules(rules);
   const DeviceArray<const void*> device_grads(std::vector<const void*>(grads, grads + plan->rows_host.size()));
   StepArgs args = plan->args();
-  args.rules = rules_of(*spec);
-  args.rules.gathers_squares = args.caps() || args.rules.track_updates || plan->rule.grad_factor != nullptr;
+  args.policies = policies_of(*spec);
+  args.policies.gathers_squares = args.caps() || args.policies.track_updates || plan->rule.grad_factor != nullptr;
   args.stats = spec->stats;
   args.loss_scale = spec->loss_scale;
   args.found_inf = spec->found_inf;
@@ -69,7 +69,7 @@ void plan_piece(const Plan* plan, const StepSpec* spec, const float* clip_coef, 
   plan->watch();
   const GroupRule rule = group_of(plan->rule, *group);
   StepArgs args = plan->args();
-  args.rules = rules_of(*spec);
+  args.policies = policies_of(*spec);
   args.stats = spec->stats;
   args.loss_scale = spec->loss_scale;
   args.found_inf = spec->found_inf;
@@ -81,9 +81,9 @@ void plan_piece(const Plan* plan, const StepSpec* spec, const float* clip_coef, 
 }
 
 void move_loss_scale(float* scale, int64_t* growth_tracker, const float* found_inf, int64_t growth_interval) {
-  LossScaleRule rule;
-  rule.growth_interval = growth_interval;
-  update_loss_scale(scale, growth_tracker, found_inf, rule, nullptr);
+  LossScalePolicy policy;
+  policy.growth_interval = growth_interval;
+  update_loss_scale(scale, growth_tracker, found_inf, policy, nullptr);
 }
 
 }  // extern "C"

@@ -1,6 +1,6 @@
 """What machine code must be like. Each gate returns its complaints as sentences; none means that it passes.
 
-Element code is found by where it stems from: the rules that are applied to every element, most of them in csrc/math.
+Element code is found by where it stems from: functions that are applied to every element, most of them in csrc/math.
 Around it stands code in which float64 is right and narrow accesses are harmless, since it runs once a chunk, a
 parameter or a step.
 """

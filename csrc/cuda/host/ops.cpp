@@ -104,9 +104,9 @@ Measured measure(at::TensorList grads, const Measuring& how) {
                      nullptr,
                      nullptr,
                      nullptr};
-  call.args.rules.max_norm = how.max_norm;
-  call.args.rules.norm_type = how.norm_type;
-  call.args.rules.clip_value = static_cast<float>(how.clip_value);
+  call.args.policies.max_norm = how.max_norm;
+  call.args.policies.norm_type = how.norm_type;
+  call.args.policies.clip_value = static_cast<float>(how.clip_value);
   call.args.loss_scale = call.scalar(how.grad_scale);
   cuda::grad_stats(call.form(), call.call(), how.scale_by, call.stream());
   if (writes) bump_versions(grads);
@@ -151,7 +151,7 @@ void update_(const std::string& rule_name, at::TensorList params, at::TensorList
   group.lr = rate.const_data_ptr();
   group.lr_is_double = true;
   call.set_group(group);
-  call.args.rules.clip_value = static_cast<float>(clip_value.value_or(INFINITY));
+  call.args.policies.clip_value = static_cast<float>(clip_value.value_or(INFINITY));
   call.args.loss_scale = call.scalar(grad_scale);
   call.args.clip_coef = call.scalar(clip_coef);
   call.args.found_inf = call.scalar(found_inf);

@@ -67,7 +67,7 @@ void DeviceShards::step(const Step& step, const Exchange& exchange) {
   step.kernels.measure_shards(step.form, step.call, step.stream);
   const at::Tensor records = new_records(work.lines.count(), work);
   cuda::record_rows(step.form, step.call, work, step.stream);
-  gather(exchange, records, kinds_of(work.lines), args.rules.norm_type, work);
+  gather(exchange, records, kinds_of(work.lines), args.policies.norm_type, work);
   cuda::merge_rows(step.call, work, step.stream);
   cuda::StepCall whole = deciding(step.call, whole_);
   whole.args.work.param_sums = work.params;
@@ -77,7 +77,7 @@ void DeviceShards::step(const Step& step, const Exchange& exchange) {
   } else {
     cuda::decide_without_grads(step.form, whole, work, step.stream);
   }
-  if (args.rules.track_updates || units) exchange_updates(step, whole, exchange, work);
+  if (args.policies.track_updates || units) exchange_updates(step, whole, exchange, work);
 }
 
 void DeviceShards::exchange_updates(const Step& step, const cuda::StepCall& whole, const Exchange& exchange,

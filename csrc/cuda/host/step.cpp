@@ -40,20 +40,20 @@ cuda::StepArgs CudaStep::args_of(const StepCall& call) {
                 buffers.norms.data_ptr<float>(),        buffers.abs_max.data_ptr<float>(),
                 buffers.nonfinite.data_ptr<int64_t>(),  buffers.capped.data_ptr<bool>(),
                 buffers.update_ratio.data_ptr<float>(), buffers.param_rms.data_ptr<float>()};
-  args.rules.max_norm = settings.max_grad_norm();
-  args.rules.norm_type = settings.norm_type;
-  args.rules.clip_value = static_cast<float>(settings.clip_value);
-  args.rules.relative_step = settings.relative_step;
-  args.rules.moves_loss_scale = settings.loss_scale_rule.has_value();
-  args.rules.track_updates = settings.track_updates;
-  args.rules.gathers_squares = settings.gathers_squares(rule_);
-  if (args.rules.moves_loss_scale) args.rules.loss_scale = *settings.loss_scale_rule;
-  args.rules.guards = settings.guard.has_value();
-  if (args.rules.guards) args.rules.guard = *settings.guard;
+  args.policies.max_norm = settings.max_grad_norm();
+  args.policies.norm_type = settings.norm_type;
+  args.policies.clip_value = static_cast<float>(settings.clip_value);
+  args.policies.relative_step = settings.relative_step;
+  args.policies.moves_loss_scale = settings.loss_scale_policy.has_value();
+  args.policies.track_updates = settings.track_updates;
+  args.policies.gathers_squares = settings.gathers_squares(rule_);
+  if (args.policies.moves_loss_scale) args.policies.loss_scale = *settings.loss_scale_policy;
+  args.policies.guards = settings.guard.has_value();
+  if (args.policies.guards) args.policies.guard = *settings.guard;
   args.table.averaged &= settings.ema.has_value();  // a row that takes no part may still say that it has an average
-  if (args.table.averaged) args.rules.ema = *settings.ema;
+  if (args.table.averaged) args.policies.ema = *settings.ema;
   if (agc_) {
-    args.rules.agc_ratio = settings.max_norm;
+    args.policies.agc_ratio = settings.max_norm;
     args.units = units_.table();
     args.unit_work = units_.work();
   }

@@ -51,13 +51,13 @@ class NativePlan(_C.StepPlan):
             max_norm=math.inf if settings.max_norm is None else settings.max_norm,
             norm_type=settings.norm_type,
             clip_value=math.inf if settings.clip_value is None else settings.clip_value,
-            relative_step=None if cap is None else _C.RelativeStepRule(cap.cap, cap.floor, cap.warmup_steps),
-            loss_scale_rule=_loss_scale_rule(loss_scale_policy(settings.loss_scale)),
-            guard=_guard_rule(settings.guard),
+            relative_step=None if cap is None else _C.RelativeStepPolicy(cap.cap, cap.floor, cap.warmup_steps),
+            loss_scale_policy=_native_loss_scale(loss_scale_policy(settings.loss_scale)),
+            guard=_native_guard(settings.guard),
             track_updates=settings.track_updates,
             l1=settings.l1,
             agc=settings.clip_mode == "agc",
-            ema=None if settings.ema is None else _C.EmaRule(*settings.ema.numbers),
+            ema=None if settings.ema is None else _C.EmaPolicy(*settings.ema.numbers),
         )
 
 
@@ -69,10 +69,10 @@ def _exchange(gathering: Gathering) -> _C.Exchange:
     )
 
 
-def _loss_scale_rule(policy: None | float | DynamicLossScale) -> _C.LossScaleRule | None:
+def _native_loss_scale(policy: None | float | DynamicLossScale) -> _C.LossScalePolicy | None:
     if not isinstance(policy, DynamicLossScale):
         return None
-    return _C.LossScaleRule(
+    return _C.LossScalePolicy(
         growth_factor=policy.growth_factor,
         backoff_factor=policy.backoff_factor,
         growth_interval=policy.growth_interval,
@@ -81,10 +81,10 @@ def _loss_scale_rule(policy: None | float | DynamicLossScale) -> _C.LossScaleRul
     )
 
 
-def _guard_rule(guard: SpikeGuard | None) -> _C.SpikeGuardRule | None:
+def _native_guard(guard: SpikeGuard | None) -> _C.SpikeGuardPolicy | None:
     if guard is None:
         return None
-    return _C.SpikeGuardRule(
+    return _C.SpikeGuardPolicy(
         ratio=guard.ratio,
         z_score=guard.z_score,
         skips=guard.skips,

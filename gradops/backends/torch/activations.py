@@ -1,4 +1,4 @@
-"""Statistics of one activation tensor in torch's own operations; see csrc/math/activation_stats.h for the rule."""
+"""Statistics of one activation tensor in torch's own operations; see csrc/math/activation_stats.h for how."""
 
 import torch
 from torch import Tensor

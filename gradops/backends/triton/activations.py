@@ -1,4 +1,4 @@
-"""Statistics of activations in Triton, one launch a tensor; see csrc/math/activation_stats.h for the rule.
+"""Statistics of activations in Triton, one launch a tensor; see csrc/math/activation_stats.h for how.
 
 A program measures one strip; the last one, known by a ticket, merges the strips in a fixed order.
 """

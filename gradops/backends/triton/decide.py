@@ -145,7 +145,7 @@ def plan_row(
 
 @triton.jit
 def move_loss_scale(scalars, counters, settings, skip):
-    """torch.amp.GradScaler's rule, kept inside [min_scale, max_scale]."""
+    """torch.amp.GradScaler's policy, kept inside [min_scale, max_scale]."""
     scale, tracker = tl.load(scalars + 4).to(tl.float64), tl.load(counters + 2) + 1
     grows = tracker >= tl.load(settings + GROWTH_INTERVAL).to(tl.int64)
     smaller = tl.maximum(scale * tl.load(settings + BACKOFF_FACTOR), tl.load(settings + MIN_SCALE))
