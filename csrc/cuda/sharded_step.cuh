@@ -1,6 +1,6 @@
-// A step of shards: the launches of two_launch_step.cuh and agc_step.cuh, cut where the processes tell each other what
-// they have measured. What decides comes to the second and the third call as if each row had one chunk, of the whole
-// row: see shards.h.
+// A step of shards: the launches of two_launch_step.cuh and agc_step.cuh, cut where the processes exchange what they
+// have measured. The second and the third call read the merged sums as if each row had one chunk, of the whole row: see
+// shards.h.
 //
 // Bytes of device memory for an element: those of these steps. Beside that a row's sums (32) are written once and read
 // by every block, in place of its chunks'; and 24 to 48 bytes a row are written, sent and read for each process.

@@ -1,4 +1,4 @@
-// The processes that hold parts of the same parameters (torch's DTensors), and what a step tells them.
+// The processes that hold parts of the same parameters (torch's DTensors), and what they exchange in a step.
 #pragma once
 
 #include <ATen/core/Tensor.h>

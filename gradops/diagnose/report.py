@@ -77,9 +77,9 @@ class Report:
         """The causes in a sentence, and how many failures, warnings and notes there are."""
         counts = [counted(sum(finding.level == level for finding in self.findings), level) for level in LEVELS]
         said = ", ".join(count for count in counts if not count.startswith("0"))
-        return self._judged() + (f" ({said})" if said else "")
+        return self._conclusion() + (f" ({said})" if said else "")
 
-    def _judged(self) -> str:
+    def _conclusion(self) -> str:
         if self.causes:
             also = f" Also: {'; '.join(self.titles[1:])}." if self.titles[1:] else ""
             return f"{self.titles[0]}.{also}"

@@ -61,7 +61,7 @@ def check_placements(tensor: Tensor, name: str) -> None:
 def check_whole_units(tensor: Tensor, name: str) -> None:
     """Refuses a parameter of which a process holds pieces of units: filters or rows, one for each index of dimension 0.
 
-    A vector is one unit, and the processes tell each other its norm.
+    A vector is one unit, and the processes exchange its norm.
 
     Raises:
         ValueError: it is sharded over another dimension.

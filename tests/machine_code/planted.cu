@@ -146,5 +146,5 @@ KERNEL(spilling_kernel)(Arrays a, Numbers numbers) { park_and_update<40>(a, numb
 // Registers have no run-time index.
 KERNEL(local_array_kernel)(Arrays a, Numbers numbers, int rotation) { park_and_update<8>(a, numbers, rotation); }
 
-// Without launch bounds nothing tells the compiler how many registers 512 threads leave.
+// Without launch bounds the compiler may give a thread more registers than 512 threads leave to each.
 extern "C" __global__ void greedy_kernel(Arrays a, Numbers numbers) { park_and_update<40>(a, numbers, 0); }

@@ -4,8 +4,8 @@ import json
 from dataclasses import replace
 
 import pytest
+from recorded_jobs import jobs_of
 from torch import nn
-from unrun_studies import jobs_of
 
 from gradops.__main__ import main
 

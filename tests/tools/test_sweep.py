@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from unrun_studies import jobs_of
+from recorded_jobs import jobs_of
 
 pytest.importorskip("mlxtend")
 sweep = pytest.importorskip("studies.sweep")

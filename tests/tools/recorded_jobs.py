@@ -1,4 +1,4 @@
-"""Studies whose jobs are noted instead of run."""
+"""The jobs of a study, recorded instead of run."""
 
 
 def jobs_of(monkeypatch, study, result_of):
