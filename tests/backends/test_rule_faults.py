@@ -98,7 +98,7 @@ FAULTS = {
 AVERAGES = {
     "torch": ("n = turn - ema.start\n", "n = turn - ema.start - 1.0\n"),
     "triton": ("n = turn - tl.load(settings + EMA_START)", "n = turn - tl.load(settings + EMA_START) - 1.0"),
-    "native": ("n = turn - rule.start;", "n = turn - rule.start - 1.0;"),
+    "native": ("n = turn - policy.start;", "n = turn - policy.start - 1.0;"),
 }
 PLACES = ["triton"] if INTERPRETED else ["torch", "native"]
 CLIPPED = {"max_norm": 0.5}
