@@ -29,6 +29,7 @@ PAGES = [
     ROOT / "docs" / "cuda.md",
     ROOT / "docs" / "gpu.md",
     ROOT / "docs" / "scale.md",
+    ROOT / "docs" / "frameworks.md",
 ]
 SCALING_PICTURE = ROOT / "docs" / "scaling.png"
 
@@ -302,6 +303,20 @@ def profile(results: Results) -> str:
     return f"Beside torch's fused AdamW with GradScaler and a clip, {said[0].lower()}{said[1:]} {source(document)}"
 
 
+def yolo(results: Results) -> str:
+    """ultralytics' step with its averages, and ours."""
+    document = results.documents["yolo_ema"]
+    seconds: dict[tuple[str, int], dict[str, float]] = {}
+    for row in document["rows"]:
+        seconds.setdefault((row["optimizer"], row["threads"]), {})[row["step"]] = row["seconds"]
+    body = [
+        [optimizer, str(threads), *map(duration, found.values()), f"{found['ultralytics'] / found['gradops']:.2f}x"]
+        for (optimizer, threads), found in seconds.items()
+    ]
+    header = ["optimizer", "threads", "ultralytics", "gradops", "gradops is faster by"]
+    return f"{source(document)}\n\n{markdown(header, body)}"
+
+
 FIGURES: dict[str, Callable[[Results], str]] = {
     "machine": machine,
     "targets": targets,
@@ -316,6 +331,7 @@ FIGURES: dict[str, Callable[[Results], str]] = {
     "optimizer_shares": optimizer_shares,
     "scaling": scaling,
     "profile": profile,
+    "yolo": yolo,
     **{name: lambda results, make=make: make(results.gpu) for name, make in gpu_tables.FIGURES.items()},
     **{name: lambda results, make=make: make(results.documents) for name, make in scale_tables.FIGURES.items()},
 }
