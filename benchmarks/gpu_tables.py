@@ -3,18 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks.markdown import markdown
 from gradops.bench.formats import duration, memory
 from gradops.bench.models import MODELS
 from gradops.profile.phases import after_backward
 
 NOT_YET = "Not yet taken on a GPU."
 Document = dict[str, Any]
-
-
-def markdown(header: list[str], body: list[list[str]]) -> str:
-    """A Markdown table; every column but the first is aligned to the right."""
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def found(document: Document, stage: str) -> dict[str, Any]:

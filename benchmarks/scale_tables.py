@@ -4,9 +4,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.gpu_tables import markdown
+from benchmarks.markdown import markdown, source
 from gradops.bench.formats import duration, memory
-from gradops.bench.machine import sentence
 from gradops.distributed.gather import MOST_GATHERED
 
 RANKS = (1, 8, 64, 1024, 16384)
@@ -34,7 +33,7 @@ def sharded(documents: dict[str, Any]) -> str:
         }
         parts = found[names[1]] + found[names[2]]
         body.append([case, str(ranks), *(duration(found[name]) for name in names), f"{found[names[0]] / parts:.2f}"])
-    return f"{_source(document)}\n\n{markdown(['case', 'ranks', *names, 'over its two parts'], body)}"
+    return f"{source(document)}\n\n{markdown(['case', 'ranks', *names, 'over its two parts'], body)}"
 
 
 def mesh(documents: dict[str, Any]) -> str:
@@ -58,7 +57,7 @@ def mesh(documents: dict[str, Any]) -> str:
         ]
         for row in document["rows"]
     ]  # fmt: skip
-    return f"{_source(document)}\n\n{markdown(header, body)}"
+    return f"{source(document)}\n\n{markdown(header, body)}"
 
 
 def payload(ranks: int, tensors: int) -> tuple[int, int]:
@@ -121,10 +120,6 @@ def paper_host(documents: dict[str, Any]) -> str:
     if document is None:
         return NOT_TAKEN
     return _grid(lambda _, tensors, ranks: duration(host_time(document["rows"], ranks, tensors)))
-
-
-def _source(document: dict[str, Any]) -> str:
-    return f"Taken on {document['when'][:10]} with `{document['command']}` on {sentence(document)}."
 
 
 FIGURES = {

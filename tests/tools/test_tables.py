@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import tables
+from benchmarks import optimizer_tables, tables
 from gradops.bench.interleave import Samples
 from gradops.bench.machine import describe
 from gradops.bench.rows import Row
@@ -66,24 +66,27 @@ def test_scaling_shows_where_work_is_least_and_most(results):
 
 
 def test_optimizers_stand_beside_their_native_recipes(results):
-    assert "Not taken yet" in tables.optimizers(results)
+    assert "Not taken yet" in optimizer_tables.optimizers(results.documents)
     ours = Row("9x9", "gradops", 81, 9, seconds=1e-3, bytes_per_param=24, share_of_stream=0.9, optimizer="SGD")
     theirs = replace(ours, recipe="torch fused + clip", seconds=2e-3, versus="gradops", gradops_speedup=2.0)
     theirs = replace(theirs, bytes_per_param=32)
     results.documents["optimizers"] = {**HEAD, "rows": [theirs.figures(), ours.figures()]}
-    text = tables.optimizers(results)
+    text = optimizer_tables.optimizers(results.documents)
     assert "| 9x9 | SGD | torch fused + clip | 2 ms | 32 | 1 ms | 24 | 2.00x | 0.90 |" in text
 
 
 def test_who_stays_below_the_share_of_the_stream_is_named(results):
-    shares = {tables.GRADOPS_SCALED: {"SGD": 0.95, "LARS": 0.826}, tables.AVERAGED: {"SGD": 0.9, "LARS": 0.95}}
+    shares = {
+        tables.GRADOPS_SCALED: {"SGD": 0.95, "LARS": 0.826},
+        averaged: {"SGD": 0.9, "LARS": 0.95},
+    }
     rows = [
         Row("resnet50", recipe, 1, 1, spread=0.1, bytes_per_param=24, share_of_stream=share, optimizer=name)
         for recipe, of_names in shares.items()
         for name, share in of_names.items()
     ]
     results.documents["optimizers"] = {**HEAD, "rows": [row.figures() for row in rows]}
-    text = tables.optimizer_shares(results)
+    text = optimizer_tables.optimizer_shares(results.documents)
     assert "| LARS | 24 | 0.83 | 10 % | 24 | 0.95 | 10 % |" in text
     assert text.endswith("Below 0.9: LARS (0.83); with an average of the weights: none.")
 
