@@ -78,7 +78,7 @@ def test_optimizers_stand_beside_their_native_recipes(results):
 def test_who_stays_below_the_share_of_the_stream_is_named(results):
     shares = {
         tables.GRADOPS_SCALED: {"SGD": 0.95, "LARS": 0.826},
-        averaged: {"SGD": 0.9, "LARS": 0.95},
+        optimizer_tables.AVERAGED: {"SGD": 0.9, "LARS": 0.95},
     }
     rows = [
         Row("resnet50", recipe, 1, 1, spread=0.1, bytes_per_param=24, share_of_stream=share, optimizer=name)
