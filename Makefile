@@ -16,7 +16,7 @@ EMULATED_REST := $(filter-out $(EMULATED_TESTS),$(wildcard tests/rules/test_*.py
 # What must pass with every torch and Python: make TORCH=torch==2.6.0 test-core PYTHON=python3.10
 CORE_TESTS ?= tests/oracle tests/step $(filter-out %/test_steps.py,$(wildcard tests/rules/test_*.py)) \
 	$(call optimizer_tests,attributes bad_grads bad_params checkpoint compile containers ema_checkpoints ema_weights \
-	float64 frozen_params grad_scaler handed_over lr_schedulers older_checkpoints optim_db other_checkpoints \
+	float64 frozen_params grad_scaler handed_over keywords lr_schedulers older_checkpoints optim_db other_checkpoints \
 	own_grad_scaler protect rewritten stats stuck weight_ema wrap) \
 	$(patsubst %,tests/distributed/test_%.py,clip_sharded collectives many_ranks mixed_kinds python_backends refusals \
 	sharded_rules sharded_step) \

@@ -54,7 +54,8 @@ def arguments() -> str:
 def with_settings(function: FunctionT) -> FunctionT:
     """Puts every setting where the function's docstring lists `**settings`."""
     place = next(line for line in (function.__doc__ or "").splitlines() if line.lstrip().startswith("**settings:"))
-    function.__doc__ = (function.__doc__ or "").replace(place, arguments())
+    margin = place[: place.index("*")]  # Python 3.13 and newer take a docstring's indentation off
+    function.__doc__ = (function.__doc__ or "").replace(place, textwrap.indent(textwrap.dedent(arguments()), margin))
     return function
 
 
