@@ -152,7 +152,9 @@ def test_objects_keep_their_identity_and_gradients_stay():
 def test_workers_that_outlive_an_epoch_start_afresh():
     def first_batches(test):
         torch.manual_seed(7)
-        model, loader = make_model(), make_loader(num_workers=1, persistent_workers=True)
+        # By fork: torch starts no worker otherwise for a dataset that has a torch.Generator.
+        workers = {"num_workers": 1, "persistent_workers": True, "multiprocessing_context": "fork"}
+        model, loader = make_model(), make_loader(**workers)
         if test:
             range_test(model, OPTIMIZERS["SGD"](model.parameters()), loader, None)
         return [list(batch) for batch in loader]
