@@ -45,7 +45,16 @@ def spread(tensor, where):
 
 
 def full(tensor):
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    """The whole tensor. Complex numbers travel as pairs of real ones: gloo of torch 2.8 and older gathers no others."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    if not tensor.is_complex():
+        return tensor.full_tensor()
+    shape = torch.Size([*tensor.shape, 2])
+    local = torch.view_as_real(tensor.to_local())
+    stride = torch.empty(shape, device="meta").stride()
+    pairs = DTensor.from_local(local, tensor.device_mesh, tensor.placements, shape=shape, stride=stride)
+    return torch.view_as_complex(pairs.full_tensor())
 
 
 def gradients(step, poison=None, shapes=SHAPES):

@@ -10,7 +10,6 @@ from beside import assert_close, assert_same_bits
 from torch.distributed.tensor import DTensor
 
 import gradops
-from gradops.torch_before_2_7 import BEFORE_2_7
 
 
 def clip(layout, world, norm_type, poison, dtype=torch.float32):
@@ -39,7 +38,6 @@ def test_clipping_shards_is_clipping_the_whole(workers, world, layout, norm_type
             assert_close(grad, expected, tol.CLIP_COEF)
 
 
-@pytest.mark.skipif(BEFORE_2_7, reason="torch 2.6 gathers no complex numbers with gloo, as the comparison does")
 @pytest.mark.parametrize("poison", [None, (0, 4, math.inf)])
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
 def test_complex_shards_are_clipped_as_the_whole(workers, dtype, poison):
