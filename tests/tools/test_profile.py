@@ -258,7 +258,8 @@ def test_terminal_shows_everything_in_80_columns(script, tmp_path, capsys):
         assert word in text
 
 
-def test_progress_names_the_loop_that_steps():
+def test_progress_names_the_loop_that_steps(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")  # none is drawn where it is "dumb"
     console = Console(file=io.StringIO(), force_terminal=True, width=80)
     with screen.progress(console, "batch size 4", 2) as report:
         report("torch")
