@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.markdown import markdown, source
+from benchmarks.sharded import BOTH, SHARDED
 from gradops.bench.formats import duration, memory
 from gradops.distributed.gather import MOST_GATHERED
 
@@ -31,9 +32,9 @@ def sharded(documents: dict[str, Any]) -> str:
         found = {
             row["what"]: row["seconds"] for row in document["rows"] if (row["case"], row["ranks"]) == (case, ranks)
         }
-        parts = found[names[1]] + found[names[2]]
-        body.append([case, str(ranks), *(duration(found[name]) for name in names), f"{found[names[0]] / parts:.2f}"])
-    return f"{source(document)}\n\n{markdown(['case', 'ranks', *names, 'over its two parts'], body)}"
+        over = found[SHARDED] / found[BOTH]
+        body.append([case, str(ranks), *(duration(found[name]) for name in names), f"{over:.2f}"])
+    return f"{source(document)}\n\n{markdown(['case', 'ranks', *names, 'sharded over the two'], body)}"
 
 
 def mesh(documents: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """`python -m benchmarks.sharded`: a step of parameters sharded over gloo processes, beside what it consists of.
 
-The unsharded step is of the same local tensors, and the collective gathers the same numbers; on a machine with fewer
+The unsharded step is of the same local tensors, and the collective gathers the same numbers; both are timed alone, and
+one after the other, when the processes wait for each other and wake up as in a sharded step. On a machine with fewer
 cores than processes these share them, as in everything here.
 """
 
@@ -27,6 +28,7 @@ from gradops.bench.machine import provenance, sentence
 from gradops.distributed.gather import all_gather
 
 SHARDED, ALONE, COLLECTIVE = "gradops, sharded", "gradops, the local tensors alone", "the gathering alone"
+BOTH = "the two one after the other"
 FUSED, FOREACH = "torch fused + clip", "torch foreach + clip"
 
 
@@ -58,10 +60,20 @@ def steps_of(shapes: list[tuple[int, ...]], world: int) -> dict[str, object]:
 
         return step
 
+    alone = gradops.AdamW(local, lr=1e-5, max_norm=1.0)
+
+    def gather() -> None:
+        all_gather(every, numbers.view(-1))
+
+    def both() -> None:
+        alone.step()
+        gather()
+
     return {
         SHARDED: gradops.AdamW(sharded(), lr=1e-5, max_norm=1.0).step,
-        ALONE: gradops.AdamW(local, lr=1e-5, max_norm=1.0).step,
-        COLLECTIVE: lambda: all_gather(every, numbers.view(-1)),
+        ALONE: alone.step,
+        COLLECTIVE: gather,
+        BOTH: both,
         FUSED: clipped(sharded(), fused=True),
         FOREACH: clipped(sharded(), foreach=True),
     }
@@ -119,8 +131,7 @@ def main() -> None:
                 ratio = samples.median / found[SHARDED].median
                 rows.append({"case": case, "ranks": world, "what": name, "seconds": samples.median})
                 table.add_row(case, str(world), name, f"{1e3 * samples.median:.3g}", f"{ratio:.2f}x")
-            parts = found[ALONE].median + found[COLLECTIVE].median
-            table.add_row("", "", "over its two parts", "", f"{found[SHARDED].median / parts:.2f}", end_section=True)
+            table.add_section()
     Console().print(table)
     if args.json:
         args.json.write_text(json.dumps({**head, "rows": rows}, indent=1) + "\n")
