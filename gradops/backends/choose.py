@@ -18,7 +18,7 @@ from gradops.settings import BACKENDS
 from gradops.update_rule import UpdateRule
 
 _advised = False
-OLDEST_TRITON = (3, 6)
+OLDEST_TRITON = (3, 3)
 TRITON_DEVICES = ("cuda", "xpu")  # torch calls ROCm's devices cuda too
 
 
@@ -130,4 +130,7 @@ def _too_old(triton: str) -> str:
     """Why this version of Triton cannot compile the kernels; empty if it can."""
     if tuple(map(int, triton.split(".")[:2])) >= OLDEST_TRITON:
         return ""
-    return f"the kernels need Triton 3.6 or newer, which torch 2.10 brings, this is {triton}"
+    return (
+        "the kernels need Triton 3.3 or newer, which torch 2.7 brings: before it kernels have neither tuples nor "
+        f"functions as arguments, this is {triton}"
+    )

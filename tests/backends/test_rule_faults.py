@@ -108,7 +108,7 @@ AVERAGED = {"ema": gradops.WeightEma(0.9, tau=2.0)}
 @pytest.fixture(params=PLACES)
 def place(request):
     if request.param == "triton":
-        pytest.importorskip("triton", minversion="3.6")
+        pytest.importorskip("triton", minversion="3.3")
     return request.param
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 from quick import slow_but
 
-pytest.importorskip("triton", minversion="3.6")
+pytest.importorskip("triton", minversion="3.3")
 
 TESTS = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is what starts the interpreter")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-pytest.importorskip("triton", minversion="3.6")
+pytest.importorskip("triton", minversion="3.3")
 
 from gradops.backends.call import Row
 from gradops.backends.checks import DTYPES

@@ -26,6 +26,8 @@ LOCAL = re.compile(r"(LDL|STL)|scratch_(load|store)")
 # Bytes that may be spilled: kernels are written for Triton 3.8, and 3.6 and 3.9 keep a number of some in local memory.
 # With 3.7 a step that tracks its updates takes 128 registers and 16 bytes, where it takes 141 registers with 3.8.
 SPILLED = {"3.7": 16, "3.8": 0}.get(".".join(triton.__version__.split(".")[:2]), 8)
+# Registers of an update: with 128 four programs fit on a multiprocessor at once. Triton 3.3 takes 138 for LARS.
+UPDATE_REGISTERS = 138 if triton.__version__.startswith("3.3.") else 128
 
 
 @dataclass(frozen=True)

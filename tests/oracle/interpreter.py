@@ -1,4 +1,4 @@
-"""Triton's interpreter, made to round, to check and to count as a GPU would. For triton 3.8.
+"""Triton's interpreter, made to round, to check and to count as a GPU would. For Triton 3.3 and newer.
 
 What still differs from a GPU, and is not seen by tests that run in it: programs run one after another (in the order
 that `shuffled` draws, but never at the same time), so neither a race nor a missing fence shows; memory has no cache, so
@@ -98,12 +98,13 @@ def install():
 
     interpreter.InterpreterBuilder.create_masked_load = create_masked_load
     patch = interpreter._patch_lang
+    nothing_to_undo = getattr(interpreter, "_LangPatchScope", lambda: None)  # Triton 3.4 and older undo nothing
 
     def patch_once(fn):
         """A function that a kernel calls finds the language patched; to do it again takes most of a test's time."""
         seen = [module for module in (tl, tl.core) if module in fn.__globals__.values()]
         plain = any(tl.core.is_builtin(module.load) for module in seen)
-        return patch(fn) if plain else interpreter._LangPatchScope()
+        return patch(fn) if plain else nothing_to_undo()
 
     interpreter._patch_lang = patch_once
 

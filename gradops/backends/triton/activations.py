@@ -11,6 +11,7 @@ from torch import Tensor
 from gradops.backends.torch.activations import BINS, BINS_PER_SIGN, COUNTS, LOWEST_EXPONENT
 from gradops.backends.triton import step as triton_step
 from gradops.backends.triton.math import INF_BITS, abs_bits_of, float_of, tree_sum
+from gradops.backends.triton.triton_before_3_5 import histogram_of
 
 STRIP = tl.constexpr(4096)
 STRIP_LEVELS = tl.constexpr(12)  # 2^12 elements
@@ -87,7 +88,7 @@ def activation_stats_kernel(x, numel, near_zero, strips, totals, measures, count
     m2 = tl.maximum(squares - deviations * deviations / some, 0.0)
     tl.store(strips + 2 * strip_count + strip, m2 * scale * scale)
     table = tl.arange(0, TABLE)
-    histogram = tl.histogram(bins_of(values, bits), TABLE, mask=inside).to(tl.int64)
+    histogram = histogram_of(bins_of(values, bits), inside, TABLE).to(tl.int64)
     tl.atomic_add(totals + table, histogram, mask=histogram > 0, sem="relaxed")
     near = tl.sum((inside & (tl.abs(values) <= near_zero)).to(tl.int32))
     tl.atomic_add(totals + NEAR_ZERO, near.to(tl.int64), sem="relaxed")

@@ -46,7 +46,9 @@ def plan_rows_kernel(
     index = tl.program_id(0).to(tl.int64)
     row = rows + index * ROW_WORDS
     if (tl.load(decision + SKIP) == 0) & (tl.load(row + TAKES_PART) != 0):
-        grad_norm, whole_norm, whole_root = None, None, None
+        grad_norm = None
+        whole_norm = None
+        whole_root = None
         if BY_GRADS:
             norm = tl.load(row_sums + row_count + index) * tl.sqrt(tl.load(row_sums + index))
             grad_norm = norm * tl.load(decision + CLIP_COEF)

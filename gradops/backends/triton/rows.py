@@ -8,6 +8,8 @@ elements.
 import triton
 import triton.language as tl
 
+from gradops.backends.triton.triton_before_3_5 import constexpr_function
+
 CHUNK = tl.constexpr(8192)
 TILE = tl.constexpr(1024)
 TILE_LEVELS = tl.constexpr(10)  # 2^10 elements
@@ -66,53 +68,53 @@ NORMS_SEEN = tl.constexpr(3)
 INV_SCALE, CLIP_COEF, SKIP = (tl.constexpr(i) for i in range(3))
 
 
-@triton.constexpr_function
+@constexpr_function
 def element_of(dtype):
     """The type that a dtype's code stands for."""
     return (tl.float32, tl.bfloat16, tl.float16)[dtype]
 
 
-@triton.constexpr_function
+@constexpr_function
 def updated_dtype(kind, masters):
     """The code of the dtype of what is updated: masters are float32."""
     return 0 if masters else kind % 3
 
 
-@triton.constexpr_function
+@constexpr_function
 def moments_dtype(kind):
     return kind // 9 % 2
 
 
-@triton.constexpr_function
+@constexpr_function
 def rule_variant(kind):
     return kind // 18
 
 
-@triton.constexpr_function
+@constexpr_function
 def kinds_end(kinds_here):
     """One more than the largest kind, of which each has its bit."""
     return kinds_here.bit_length()
 
 
-@triton.constexpr_function
+@constexpr_function
 def moment_count(moments, kind):
     """How many moments a row of this kind has; `moments` are the slots of each variant."""
     return len(moments[kind // 18])
 
 
-@triton.constexpr_function
+@constexpr_function
 def moment_at(moments, kind, place):
     """The word of one of them."""
     return MOMENT0.value + moments[kind // 18][place]
 
 
-@triton.constexpr_function
+@constexpr_function
 def is_rounded(kind, masters):
     """Whether a row of this kind has a master."""
     return masters and kind % 3 != 0
 
 
-@triton.constexpr_function
+@constexpr_function
 def is_compensated(kind, compensates):
     """Whether a row of this kind keeps what rounding takes off its parameter."""
     return compensates and kind % 3 != 0

@@ -19,6 +19,7 @@ from gradops.backends.triton.plan_rows import plan_rows_kernel
 from gradops.backends.triton.row_table import GroupForm, RowTable
 from gradops.backends.triton.shared_step import NOTHING_SHARED, SharedStep
 from gradops.backends.triton.tables import DeviceTable, group_words, is_capturing, setting_words
+from gradops.backends.triton.triton_before_3_5 import name_by_sources_before_3_5
 from gradops.backends.triton.units import UnitTable
 from gradops.backends.triton.update_step import update_step_kernel
 from gradops.policies.loss_scale import DynamicLossScale
@@ -36,6 +37,7 @@ FLOAT_LR = (
 
 def launch(kernel: Any, programs: int, arguments: dict[str, Any]) -> None:
     """The one place that starts a kernel, so that tests see what is compiled and how."""
+    name_by_sources_before_3_5(kernel)
     kernel[(programs,)](**arguments, **OPTIONS)
 
 
