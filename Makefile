@@ -27,7 +27,7 @@ IN_CORE = export PYTHONPATH=$(CURDIR) XDG_CACHE_HOME=$(CURDIR)/$(CORE)/cache GRA
 # The interpreter of Triton 3.6 and older fails beside numpy 2.4.
 CORE_NEEDS := "setuptools>=77" expecttest hypothesis ninja "numpy<2.4" pytest pytest-benchmark pytest-xdist
 # torch alone is the newest.
-VERSIONS ?= torch==2.6.0 torch==2.8.0 torch==2.10.0 torch==2.11.0 torch==2.13.0 torch==2.14.1 torch
+VERSIONS ?= torch==2.6.0 torch==2.7.0 torch==2.8.0 torch==2.10.0 torch==2.11.0 torch==2.13.0 torch==2.14.1 torch
 # More of the scaling run's options: make bench SCALING="--most-params 1e7"
 SCALING ?=
 # The training whose profile is in the README.
