@@ -9,6 +9,7 @@ import tempfile
 import time
 import traceback
 
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -90,3 +91,12 @@ class Workers:
             process.start()
             self._tasks.append(tasks)
             self._processes.append(process)
+
+
+@pytest.fixture(scope="session")
+def workers():
+    if not (dist.is_available() and dist.is_gloo_available()):
+        pytest.skip("this torch has no gloo")
+    group = Workers()
+    yield group
+    group.stop()
