@@ -7,7 +7,7 @@ TORCH ?= torch==2.14.1
 JOBS ?= 2
 optimizer_tests = $(1:%=tests/optimizer/test_%.py)
 SANITIZED_TESTS ?= tests/step
-EMULATED_TESTS ?= tests/step $(patsubst %,tests/rules/test_%.py,bound late_moments steps trust_ratio) \
+EMULATED_TESTS ?= tests/step tests/emulation/extension $(patsubst %,tests/rules/test_%.py,bound late_moments steps trust_ratio) \
 	$(call optimizer_tests,native_faults stats) tests/backends/test_same_result.py tests/tools/test_gpu_report_steps.py
 # The rest of what passes on the emulated GPU.
 EMULATED_REST := $(filter-out $(EMULATED_TESTS),$(wildcard tests/rules/test_*.py)) \
@@ -45,6 +45,9 @@ CXX_STYLED := $(shell find csrc tests -name "*.cpp" -o -name "*.h" -o -name "*.c
 SANITIZED := build/sanitized
 EMULATED := build/emulated
 library = $$(g++ -print-file-name=lib$(1).so)
+emulated_step = if [ -d $(EMULATED)-$(1) ]; then PYTHONPATH=$(EMULATED)-$(1):. GRADOPS_EMULATED_FORM=one_launch \
+	OMP_WAIT_POLICY=passive $(2) $(VENV)/bin/pytest -p no:cacheprovider -n 0 \
+	$(patsubst %,tests/emulation/extension/test_%.py,$(3)); fi
 THREAD_CASES := --model resnet18 resnet50 --recipes fused foreach gradops
 EXTRAS_demo := demo
 EXTRAS_test := demo,frameworks,ultralytics,test
@@ -83,9 +86,13 @@ test-emulated-rest:
 	$(MAKE) test-emulated EMULATED_TESTS="$(EMULATED_REST)"
 
 test-emulated-sanitized: $(STAMPS)/test $(STAMPS)/build
-	LD_PRELOAD="$(call library,tsan)" TSAN_OPTIONS=halt_on_error=1 $(PYTEST) -n 0 tests/emulation/test_step.py
-	LD_PRELOAD="$(call library,asan) $(call library,ubsan)" ASAN_OPTIONS=detect_leaks=0 \
-	$(PYTEST) -n 0 tests/emulation/test_step.py tests/emulation/test_step_pieces.py
+	$(STAGE) emulated-thread "compiling the emulated CUDA backend with ThreadSanitizer" env GRADOPS_SANITIZE=thread \
+	$(PY) tests/emulation/extension/build.py $(EMULATED)-thread
+	$(call emulated_step,thread,LD_PRELOAD="$(call library,tsan)" TSAN_OPTIONS=halt_on_error=1,step)
+	$(STAGE) emulated-address "compiling it with AddressSanitizer" env GRADOPS_SANITIZE=address,undefined \
+	$(PY) tests/emulation/extension/build.py $(EMULATED)-address
+	$(call emulated_step,address,LD_PRELOAD="$(call library,asan) $(call library,ubsan)" \
+	ASAN_OPTIONS=detect_leaks=0,step operators)
 
 # In an environment of its own, with native code for CPUs in a cache of its own. GRADOPS_CUDA=1 compiles CUDA code, too.
 test-core:

@@ -45,10 +45,11 @@ struct Shape {
 // Names an array that kernels may touch. `element_bytes` is how much of it one thread may write beside another without
 // a race. Several arrays may have one name; their traffic is added up. Everything that is not watched is out of bounds.
 void watch(const std::string& name, const void* begin, size_t bytes, size_t element_bytes, bool writable);
+void unwatch(const void* begin);
 void unwatch_all();
 
-// From now on every address is allowed and nothing is counted, and a launch that ends with a fault throws: for hosts
-// that hand over arrays by the thousand.
+// From now on, while nothing is watched, every address is allowed and nothing is counted, and a launch that ends with a
+// fault throws: for hosts that hand over arrays by the thousand.
 void trust_addresses();
 
 // What Python set; 0 otherwise.

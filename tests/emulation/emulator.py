@@ -107,6 +107,11 @@ def _object(source, flags, sanitize):
     return _make(target, ["g++", *flags, "-x", "c++", "-c", source])
 
 
+def runtime(sanitize):
+    """The emulator's own objects, for others to link."""
+    return [str(_object(source, [], sanitize)) for source in RUNTIME]
+
+
 def _build(sources, flags, sanitize, kind):
     sources = [*(Path(source).resolve() for source in sources), *RUNTIME]
     with ThreadPoolExecutor(2) as pool:
@@ -129,7 +134,12 @@ def load(sources, flags=()):
         sources: kernel and host sources, whose `extern "C"` functions the library has.
         flags: for the compiler. Folders after -I are searched for changed headers.
     """
-    lib = ctypes.CDLL(str(_build(sources, list(flags), preloaded(), ["-shared"])))
+    return opened(_build(sources, list(flags), preloaded(), ["-shared"]))
+
+
+def opened(path):
+    """The library at `path`, which has the emulator in it."""
+    lib = ctypes.CDLL(str(path))
     lib.emu_watch.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int]
     lib.emu_set_seed.argtypes = [ctypes.c_uint64]
     lib.emu_take_reports.restype = ctypes.c_char_p

@@ -146,7 +146,12 @@ void watch(const std::string& name, const void* begin, size_t bytes, size_t elem
 
 void trust_addresses() { trusted = true; }
 
-bool trusts_addresses() { return trusted; }
+bool trusts_addresses() { return trusted && ranges.empty(); }
+
+void unwatch(const void* begin) {
+  std::erase_if(ranges, [&](const Range& range) { return range.begin == begin; });
+  last_found = nullptr;
+}
 
 void unwatch_all() {
   ranges.clear();
@@ -188,7 +193,7 @@ void touch(const void* address, size_t bytes, Access access, Where where) {
     if (launch.preempt != 0 && launch.draw(launch.preempt) == 0) wait(State::kReady, where);
   }
   // Shared memory is watched by the sanitizers.
-  if (trusted || self->of->shared->holds(address)) return;
+  if (trusts_addresses() || self->of->shared->holds(address)) return;
   const char* p = static_cast<const char*>(address);
   Range& range = checked(p, bytes, access, where);
   count(range, p, bytes, access);

@@ -55,6 +55,8 @@ std::string Report::json() const {
 
 }  // namespace emu
 
+// Also where the host hides its symbols.
+#pragma GCC visibility push(default)
 extern "C" {
 
 void emu_watch(const char* name, const void* begin, size_t bytes, size_t element_bytes, int writable) {
@@ -77,3 +79,4 @@ const char* emu_take_reports() {
   return text.c_str();
 }
 }
+#pragma GCC visibility pop

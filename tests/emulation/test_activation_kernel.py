@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+from pathlib import Path
 
 import emulator
 import numpy as np
@@ -9,10 +10,12 @@ import pytest
 import torch
 from activation_oracle import BETWEEN_FLOATS, COUNTED, agrees
 from cases import DTYPES, lay_out
-from one_pass import CSRC, HERE, PIECE
 
+HERE = Path(__file__).parent
+CSRC = HERE.parents[1] / "csrc"
 KERNEL = CSRC / "cuda" / "activation_stats.cu"
 STRIP = 4096
+PIECE = 512
 
 
 def library(kernel):

@@ -106,12 +106,13 @@ def test_the_sanitizer_watches_every_rule_with_all_its_moments_and_an_average(gp
 
 def test_the_tests_that_run_on_a_gpu_are_those_that_run_in_the_emulator():
     """The operators' tests make CPU tensors, which the emulator takes; test_same_result.py has them on a GPU. Names and
-    checkpoints of shards need no device, timm's optimizers need timm, and processes of gloo have no GPU.
+    checkpoints of shards need no device, timm's optimizers need timm, processes of gloo have no GPU, and what the
+    emulator watches no GPU shows.
     """
     command = ["make", "-s", "--eval", "shown: ; @echo $(EMULATED_TESTS) $(EMULATED_REST)", "shown"]
     places = kit.subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
     found = {path for place in places for path in [ROOT / place, *(ROOT / place).glob("test_*.py")] if path.is_file()}
-    emulated = {str(path.relative_to(ROOT)) for path in found if path.parent.name != "distributed"}
+    emulated = {str(path.relative_to(ROOT)) for path in found if path.parent.name not in ("distributed", "extension")}
     elsewhere = ["step/test_activation_stats", "step/test_ops", "tools/test_gpu_report_steps"]
     elsewhere += [f"rules/test_{name}" for name in ("distributed_checkpoints", "names", "timm")]
     on_a_gpu = {*right.FILES, *rules.FILES, rules.STEPS}

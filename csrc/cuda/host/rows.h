@@ -6,8 +6,8 @@
 
 #include "cpu/multi_tensor.h"
 #include "cuda/host/table.h"
+#include "cuda/host/work_table.h"
 #include "cuda/launch.h"
-#include "cuda/work_table.h"
 
 namespace gradops {
 

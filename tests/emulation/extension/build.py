@@ -1,7 +1,7 @@
 """Builds gradops, into the folder that it is given, with its CUDA backend for parameters on the CPU.
 
 The host side is the shipped one down to the launch; the kernels run on the emulator (../README.md). With that folder on
-PYTHONPATH the tests of the step are tests of the CUDA backend.
+PYTHONPATH the tests of the step are tests of the CUDA backend. GRADOPS_SANITIZE compiles it with sanitizers.
 """
 
 import os
@@ -19,9 +19,10 @@ sys.path.insert(0, str(HERE.parent))
 import emulator  # noqa: E402
 
 CSRC = "csrc/"
-OBJECTS = Path("build/emulated-objects")
-# By backend.cpp.
-REPLACED = {"csrc/host/step_backend.cpp", "csrc/cpu/ops.cpp", "csrc/cuda/launch.cu"}
+SANITIZE = os.environ.get("GRADOPS_SANITIZE", "")
+OBJECTS = Path("build", "-".join(["emulated-objects", *SANITIZE.split(",")]).rstrip("-"))
+# By backend.cpp and some_pieces.cpp.
+REPLACED = {"csrc/host/step_backend.cpp", "csrc/cpu/ops.cpp", "csrc/cuda/launch.cu", "csrc/cuda/host/work_table.cpp"}
 
 
 def as_cpp(source):
@@ -39,16 +40,16 @@ def main(target):
     shutil.rmtree(Path(target, "gradops"), ignore_errors=True)  # modules that have moved since
     names = runpy.run_path("gradops/building/recipe.py")
     extension = names["extension"]({**os.environ, "GRADOPS_CUDA": "0"})
-    own = [*HERE.glob("*.cpp"), *HERE.parent.glob("*.cpp")]
     extension.sources = sorted(
         {
             *extension.sources,
             *names["sources"](*names["HOST_OF_CUDA"]),
-            *(str(path.relative_to(ROOT)) for path in own),
+            *(str(path.relative_to(ROOT)) for path in HERE.glob("*.cpp")),
             *(as_cpp(kernel) for kernel in {*names["sources"](*names["KERNELS_OF_CUDA"])} - REPLACED),
         }
         - REPLACED
     )
+    extension.extra_objects = emulator.runtime(SANITIZE)
     extension.include_dirs += [str(HERE.parent)]
     flags = extension.extra_compile_args["cxx"]
     # The emulator's speed lies in its runtime; the kernels compile in a fraction of the time at -O1.

@@ -6,25 +6,20 @@ import pytest
 import torch
 from beside import Beside
 from cases import DTYPES, ParamCase
-from one_pass import PIECE, EmulatedPlan, library
+from watched import PIECE, Watched
 
 import gradops
 
 FORMS = {"one launch": {"one_launch": True, "shared_slots": 1}, "two launches": {"one_launch": False}}
 
 
-@pytest.fixture(scope="module")
-def lib():
-    return library()
-
-
 @pytest.fixture(params=FORMS)
-def tracked(lib, request):
+def tracked(request):
     """Makes optimizers that track, on three blocks, beside the oracle."""
 
     def make(params, guard=None, **options):
         optimizer = gradops.AdamW(params, track_updates=True, guard=guard, **options)
-        EmulatedPlan(lib, optimizer, blocks=3, seed=7, **FORMS[request.param])
+        Watched(optimizer, blocks=3, seed=7, **FORMS[request.param])
         return Beside(optimizer, track_updates=True, guard=guard)
 
     return make

@@ -1,26 +1,10 @@
-// How rows become pieces, chunks and shares of blocks; host side, once for each set of parameters.
-#pragma once
+#include "cuda/host/work_table.h"
 
 #include <algorithm>
-#include <span>
-#include <vector>
-
-#include "cuda/step_args.h"
 
 namespace gradops::cuda {
 
-// What WorkTable points to, before it is copied to the device.
-struct WorkTableHost {
-  std::vector<Piece> pieces;
-  std::vector<int32_t> chunk_pieces{0};
-  std::vector<int32_t> block_chunks;
-
-  int32_t chunk_count() const { return static_cast<int32_t>(chunk_pieces.size()) - 1; }
-};
-
-// The bounds of `blocks` runs of chunks of which the longest has as few pieces as can be: the step is as slow as its
-// slowest block, and what a block can park is counted in pieces.
-inline std::vector<int32_t> even_shares(std::span<const int32_t> chunk_pieces, int32_t blocks) {
+std::vector<int32_t> even_shares(std::span<const int32_t> chunk_pieces, int32_t blocks) {
   const int32_t chunks = static_cast<int32_t>(chunk_pieces.size()) - 1;
   const auto fill = [&](int32_t limit) {
     std::vector<int32_t> bounds{0};
@@ -43,8 +27,7 @@ inline std::vector<int32_t> even_shares(std::span<const int32_t> chunk_pieces, i
   return fill(low);
 }
 
-// Cuts the rows; writes first_chunk and chunks of each. Call even_shares when the number of blocks is known.
-inline WorkTableHost cut(std::span<TensorRow> rows) {
+WorkTableHost cut(std::span<TensorRow> rows) {
   WorkTableHost table;
   for (size_t i = 0; i < rows.size(); ++i) {
     rows[i].first_chunk = table.chunk_count();

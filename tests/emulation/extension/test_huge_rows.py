@@ -8,21 +8,14 @@ import numpy as np
 import pytest
 import torch
 from beside import assert_same_bits
-from one_pass import PIECE, Address, EmulatedPlan, Int, library, memory_of
 from quick import slow_but
+from watched import PIECE, Watched, lib, memory_of
 
 import gradops
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 # A vector; and rows whose gradients are padded, so that neither numbers nor places divide into pieces.
 LAYOUTS = {"vector": (1, 2**31 + 4099, 2**31 + 4099), "padded": (2**31 // 1000 + 7, 1000, 1040)}
-
-
-@pytest.fixture(scope="module")
-def lib():
-    lib = library()
-    lib.plan_keep_pieces.argtypes = [Address, Address, Int]
-    return lib
 
 
 def pieces_of(rows, columns, width):
@@ -62,31 +55,34 @@ class Places:
             yield memory_of(tensor)[int(offsets[0]) : int(offsets[-1]) + 1]
 
 
-class SomePieces(EmulatedPlan):
+class SomePieces(Watched):
     """The plan of an optimizer with one huge parameter, of which it steps these pieces."""
 
-    def __init__(self, lib, optimizer, pieces, places, **form):
-        super().__init__(lib, optimizer, **form)
+    def __init__(self, optimizer, pieces, places, **gpu):
+        super().__init__(optimizer, **gpu)
         self.pieces, self.places = torch.tensor(pieces), places
 
-    def _link(self, param_groups, state):
-        super()._link(param_groups, state)
-        self.lib.plan_keep_pieces(self.native, self.pieces.data_ptr(), len(self.pieces))
+    def step(self, *arguments):
+        lib.emulated_pieces(self.pieces.data_ptr(), len(self.pieces))
+        try:
+            return super().step(*arguments)
+        finally:
+            lib.emulated_pieces(None, 0)
 
-    def _arrays(self, params, param_groups, state, *others):
-        arrays = super()._arrays(params, param_groups, state, *others)
-        (param,) = params
-        arrays["param"] = list(self.places.memory(param.detach()))
+    def arrays(self, param_groups, state, *scaling):
+        arrays = super().arrays(param_groups, state, *scaling)
+        (param,) = param_groups[0]["params"]
+        arrays["param"] = list(self.places.memory(param))
         arrays["grad"] = [emulator.read_only(array) for array in self.places.memory(param.grad)]
         arrays.update({name: list(self.places.memory(state[param][name])) for name in MOMENTS})
         return arrays
 
 
-def stepped(param, moments, plan):
-    """Two steps of an optimizer that `plan(optimizer)` gives its plan; the norm of the last gradient."""
+def stepped(param, moments, watch):
+    """Two steps of an optimizer that `watch(optimizer)` watches; the norm of the last gradient."""
     optimizer = gradops.AdamW([param], lr=0.1, max_norm=0.5)
     optimizer.state[param] = {"step": torch.zeros(()), **dict(zip(MOMENTS, moments, strict=True))}
-    plan(optimizer)
+    watch(optimizer)
     for _ in range(2):
         optimizer.step()
     return optimizer.stats.grad_norm
@@ -94,7 +90,7 @@ def stepped(param, moments, plan):
 
 @pytest.mark.parametrize("dtype", slow_but([torch.float32], [torch.float32, torch.bfloat16]))
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_pieces_beyond_31_bits_are_stepped_as_those_of_a_small_tensor(lib, layout, dtype):
+def test_pieces_beyond_31_bits_are_stepped_as_those_of_a_small_tensor(layout, dtype):
     rows, columns, width = LAYOUTS[layout]
     pieces = pieces_of(rows, columns, width)
     places = Places(rows, columns, pieces)
@@ -105,11 +101,11 @@ def test_pieces_beyond_31_bits_are_stepped_as_those_of_a_small_tensor(lib, layou
     places.write(grad, grads)
     huge.requires_grad_().grad = grad
     huge_moments = [reserved(rows, columns, columns, torch.float32) for _ in MOMENTS]
-    form = {"blocks": 3, "seed": 11}
-    norm = stepped(huge, huge_moments, lambda optimizer: SomePieces(lib, optimizer, pieces, places, **form))
+    gpu = {"blocks": 3, "seed": 11}
+    norm = stepped(huge, huge_moments, lambda optimizer: SomePieces(optimizer, pieces, places, **gpu))
     small, moments = values.requires_grad_(), [torch.zeros(places.count) for _ in MOMENTS]
     small.grad = grads
-    expected = stepped(small, moments, lambda optimizer: EmulatedPlan(lib, optimizer, **form))
+    expected = stepped(small, moments, lambda optimizer: Watched(optimizer, **gpu))
     assert_same_bits(norm, expected, "grad_norm")
     for tensor, wanted, what in zip(
         (huge.detach(), *huge_moments), (small.detach(), *moments), ("param", *MOMENTS), strict=True
