@@ -27,14 +27,14 @@ def sharded(documents: dict[str, Any]) -> str:
     if document is None:
         return NOT_TAKEN
     names = list(dict.fromkeys(row["what"] for row in document["rows"]))
-    body = []
-    for case, ranks in dict.fromkeys((row["case"], row["ranks"]) for row in document["rows"]):
-        found = {
-            row["what"]: row["seconds"] for row in document["rows"] if (row["case"], row["ranks"]) == (case, ranks)
-        }
-        over = found[SHARDED] / found[BOTH]
-        body.append([case, str(ranks), *(duration(found[name]) for name in names), f"{over:.2f}"])
-    return f"{source(document)}\n\n{markdown(['case', 'ranks', *names, 'sharded over the two'], body)}"
+    cases: dict[tuple[str, int, str], dict[str, float]] = {}
+    for row in document["rows"]:
+        cases.setdefault((row["case"], row["ranks"], row["when"]), {})[row["what"]] = row["seconds"]
+    body = [
+        [case, str(ranks), when, *(duration(found[name]) for name in names), f"{found[SHARDED] / found[BOTH]:.2f}"]
+        for (case, ranks, when), found in cases.items()
+    ]
+    return f"{source(document)}\n\n{markdown(['case', 'ranks', 'when', *names, 'sharded over the two'], body)}"
 
 
 def mesh(documents: dict[str, Any]) -> str:

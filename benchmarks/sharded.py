@@ -1,8 +1,9 @@
 """`python -m benchmarks.sharded`: a step of parameters sharded over gloo processes, beside what it consists of.
 
 The unsharded step is of the same local tensors, and the collective gathers the same numbers; both are timed alone, and
-one after the other, when the processes wait for each other and wake up as in a sharded step. On a machine with fewer
-cores than processes these share them, as in everything here.
+one after the other, when the processes wait for each other and wake up as in a sharded step. Each is timed once after
+the others, whose data fill the caches, and in a row, which is the steady state. On a machine with fewer cores than
+processes these share them, as in everything here.
 """
 
 import argparse
@@ -29,6 +30,8 @@ from gradops.distributed.gather import all_gather
 
 SHARDED, ALONE, COLLECTIVE = "gradops, sharded", "gradops, the local tensors alone", "the gathering alone"
 BOTH = "the two one after the other"
+# How many calls of one kind follow each other.
+IN_A_ROW = {"after the others": 1, "in a row": 20}
 FUSED, FOREACH = "torch fused + clip", "torch foreach + clip"
 
 
@@ -89,28 +92,31 @@ def run(rank: int, world: int, store: str, case: str, rounds: int, answers: obje
         for _ in range(3):
             function()
 
-    def clock(name: str) -> float:
-        dist.barrier()
-        start = time.perf_counter()
-        functions[name]()
-        return time.perf_counter() - start
+    for when, calls in IN_A_ROW.items():
 
-    found = in_turns(functions, clock, rounds)
-    if rank == 0:
-        answers.put({name: samples.seconds for name, samples in found.items()})
+        def clock(name: str, calls: int = calls) -> float:
+            dist.barrier()
+            start = time.perf_counter()
+            for _ in range(calls):
+                functions[name]()
+            return (time.perf_counter() - start) / calls
+
+        found = in_turns(functions, clock, max(3, rounds // min(calls, 5)))
+        if rank == 0:
+            answers.put((when, {name: samples.seconds for name, samples in found.items()}))
     dist.destroy_process_group()
 
 
-def measure(world: int, case: str, rounds: int) -> dict[str, Samples]:
-    """Seconds of each on the first of `world` processes."""
+def measure(world: int, case: str, rounds: int) -> dict[str, dict[str, Samples]]:
+    """Seconds of each on the first of `world` processes, by when they were taken."""
     context = torch.multiprocessing.get_context("spawn")
     answers = context.SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
         arguments = (world, os.path.join(folder, "store"), case, rounds, answers)
         processes = torch.multiprocessing.start_processes(run, arguments, world, join=False)
-        seconds = answers.get()
+        seconds = dict(answers.get() for _ in IN_A_ROW)
         processes.join()
-    return {name: Samples(values) for name, values in seconds.items()}
+    return {when: {name: Samples(values) for name, values in found.items()} for when, found in seconds.items()}
 
 
 def main() -> None:
@@ -122,16 +128,16 @@ def main() -> None:
     args = parser.parse_args()
     head, rows = {**provenance("cpu"), "command": " ".join(["python -m benchmarks.sharded", *sys.argv[1:]])}, []
     table = Table(title=sentence(head), title_justify="left")
-    for column in ("case", "ranks", "what", "ms", "to sharded"):
+    for column in ("case", "ranks", "when", "what", "ms", "to sharded"):
         table.add_column(column, justify="right" if column in ("ranks", "ms", "to sharded") else "left")
     for case in args.model:
         for world in args.ranks:
-            found = measure(world, case, args.rounds)
-            for name, samples in found.items():
-                ratio = samples.median / found[SHARDED].median
-                rows.append({"case": case, "ranks": world, "what": name, "seconds": samples.median})
-                table.add_row(case, str(world), name, f"{1e3 * samples.median:.3g}", f"{ratio:.2f}x")
-            table.add_section()
+            for when, found in measure(world, case, args.rounds).items():
+                for name, samples in found.items():
+                    seconds, ratio = samples.median, samples.median / found[SHARDED].median
+                    rows.append({"case": case, "ranks": world, "when": when, "what": name, "seconds": seconds})
+                    table.add_row(case, str(world), when, name, f"{1e3 * seconds:.3g}", f"{ratio:.2f}x")
+                table.add_section()
     Console().print(table)
     if args.json:
         args.json.write_text(json.dumps({**head, "rows": rows}, indent=1) + "\n")
