@@ -1,58 +1,44 @@
+#include <type_traits>
+
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
+#include "cpu/stat_lanes.h"
 
 namespace gradops::cpu {
 namespace {
 
-// Elements of a page of memory, at whose end the hardware stops to foresee what is read next.
-constexpr int64_t kPage = 1024;
+// Elements of a chunk that are read before the next chunk's, of those that are read side by side: 8 lines of memory.
+constexpr int64_t kTurn = 128;
 
-GRADOPS_HD void prefetch_page(const float* start) {
-  for (int line = 0; line < 4; ++line) __builtin_prefetch(start + 16 * line);
+// kPlain is for an unscaling that changes nothing.
+template <NormType kNorm, bool kPlain>
+GRADOPS_HD ChunkStats first_look(const float* values, int64_t n, const Unscaling& unscaling) {
+  StatLanes lanes;
+  lanes.clear();
+  add_to_lanes<kNorm>(values, n, kPlain ? Unscaling{} : unscaling, lanes);
+  return merge(lanes);
 }
 
-// Element i belongs to lane i % kLanes, in a full row of lanes as in the tail. kPlain is for an unscaling that changes
-// nothing.
 template <NormType kNorm, bool kPlain>
-GRADOPS_HD ChunkStats first_look(const float* __restrict grad, int64_t n, const Unscaling given) {
-  const Unscaling unscaling = kPlain ? Unscaling{} : given;
-  alignas(64) float power_sum[kLanes];
-  alignas(64) int32_t abs_max_bits[kLanes];
-  for (int lane = 0; lane < kLanes; ++lane) {
-    power_sum[lane] = 0.0f;
-    abs_max_bits[lane] = 0;
-  }
-  int64_t i = 0;
-  while (i + kLanes <= n) {
-    prefetch_page(grad + i + 2 * kPage);
-    const int64_t end = n - i < kPage ? n : i + kPage;
-    for (; i + kLanes <= end; i += kLanes) {
-      for (int lane = 0; lane < kLanes; ++lane) {
-        add_element<kNorm>(grad[i + lane], unscaling, power_sum[lane], abs_max_bits[lane]);
-      }
+GRADOPS_HD void look_side_by_side(const ChunksOfValues& chunks, const Unscaling& unscaling, ChunkStats* stats) {
+  StatLanes lanes[kSideBySide];
+  for (StatLanes& each : lanes) each.clear();
+  for (int64_t begin = 0; begin < kChunk; begin += kTurn) {
+    for (int i = 0; i < kSideBySide; ++i) {
+      add_to_kept_lanes<kNorm>(chunks[i] + begin, kTurn, kPlain ? Unscaling{} : unscaling, lanes[i]);
     }
   }
-  for (int lane = 0; i + lane < n; ++lane) {
-    add_element<kNorm>(grad[i + lane], unscaling, power_sum[lane], abs_max_bits[lane]);
-  }
-#pragma GCC unroll 5  // in registers then, which a tensor of 64 elements notices
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int lane = 0; lane < width; ++lane) {
-      power_sum[lane] += power_sum[lane + width];
-      const int32_t other = abs_max_bits[lane + width];
-      abs_max_bits[lane] = abs_max_bits[lane] > other ? abs_max_bits[lane] : other;
-    }
-  }
-  ChunkStats stats;
-  stats.power_sum = power_sum[0];
-  stats.abs_max_bits = abs_max_bits[0];
-  return stats;
+  for (int i = 0; i < kSideBySide; ++i) stats[i] = merge(lanes[i]);
 }
 
 #define GRADOPS_LOOK_TEMPLATE NormType kNorm, bool kPlain
 #define GRADOPS_LOOK_BODY first_look<kNorm, kPlain>
+#define GRADOPS_LOOKS_BODY look_side_by_side<kNorm, kPlain>
 GRADOPS_ISA_CLONES(FirstLook, GRADOPS_LOOK_BODY, GRADOPS_LOOK_TEMPLATE, ChunkStats,
-                   (const float* grad, int64_t n, const Unscaling& unscaling), (grad, n, unscaling));
+                   (const float* values, int64_t n, const Unscaling& unscaling), (values, n, unscaling));
+GRADOPS_ISA_CLONES(LookSideBySide, GRADOPS_LOOKS_BODY, GRADOPS_LOOK_TEMPLATE, void,
+                   (const ChunksOfValues& chunks, const Unscaling& unscaling, ChunkStats* stats),
+                   (chunks, unscaling, stats));
 
 // Rare, so compiled once: the values in a scale of their own, in the lanes of the first look.
 float sum_in_scale(const float* grad, int64_t n, const Unscaling& unscaling, float power_scale, float p) {
@@ -70,33 +56,59 @@ int32_t count_nonfinite(const float* grad, int64_t n, const Unscaling& unscaling
   return count;
 }
 
+// What the first look leaves out.
 template <NormType kNorm>
-ChunkStats stats_of(const float* grad, int64_t n, const Unscaling& unscaling, float p) {
-  const bool plain = unscaling.inv_scale == 1.0f && unscaling.clip_value == INFINITY;
-  const auto& look = plain ? FirstLook<kNorm, true>::table : FirstLook<kNorm, false>::table;
-  ChunkStats stats = look[static_cast<int>(current_isa())](grad, n, unscaling);
-  if (stats.abs_max_bits >= kInfBits) stats.nonfinite = count_nonfinite(grad, n, unscaling);
+void look_again(const float* values, int64_t n, const Unscaling& unscaling, float p, ChunkStats& stats) {
+  if (stats.abs_max_bits >= kInfBits) stats.nonfinite = count_nonfinite(values, n, unscaling);
   if (needs_scale<kNorm>(stats.power_sum, stats.abs_max_bits)) {
     stats.scale = scale_for<kNorm>(largest_clamped(stats.abs_max_bits, unscaling.clip_value));
-    stats.power_sum = sum_in_scale(grad, n, unscaling, stats.scale, p);
+    stats.power_sum = sum_in_scale(values, n, unscaling, stats.scale, p);
   }
-  return stats;
+}
+
+bool is_plain(const Unscaling& unscaling) { return unscaling.inv_scale == 1.0f && unscaling.clip_value == INFINITY; }
+
+// Calls run(norm type, as a constant) and returns what it does.
+template <class Run>
+auto with_norm(NormType type, const Run& run) {
+  switch (type) {
+    case NormType::kL1:
+      return run(std::integral_constant<NormType, NormType::kL1>());
+    case NormType::kL2:
+      return run(std::integral_constant<NormType, NormType::kL2>());
+    case NormType::kInf:
+      return run(std::integral_constant<NormType, NormType::kInf>());
+    case NormType::kGeneral:
+      return run(std::integral_constant<NormType, NormType::kGeneral>());
+  }
+  __builtin_unreachable();
 }
 
 }  // namespace
 
-ChunkStats grad_stats_chunk(const float* grad, int64_t n, const Unscaling& unscaling, NormType norm_type, float p) {
-  switch (norm_type) {
-    case NormType::kL1:
-      return stats_of<NormType::kL1>(grad, n, unscaling, p);
-    case NormType::kL2:
-      return stats_of<NormType::kL2>(grad, n, unscaling, p);
-    case NormType::kInf:
-      return stats_of<NormType::kInf>(grad, n, unscaling, p);
-    case NormType::kGeneral:
-      return stats_of<NormType::kGeneral>(grad, n, unscaling, p);
-  }
-  __builtin_unreachable();
+ChunkStats stats_of_chunk(const float* values, int64_t n, const Unscaling& unscaling, const Norm& norm) {
+  return with_norm(norm.type, [&](auto type) {
+    const auto& look = is_plain(unscaling) ? FirstLook<type, true>::table : FirstLook<type, false>::table;
+    ChunkStats stats = look[static_cast<int>(current_isa())](values, n, unscaling);
+    look_again<type>(values, n, unscaling, static_cast<float>(norm.p), stats);
+    return stats;
+  });
+}
+
+ChunkStats stats_of_lanes(StatLanes& lanes, const float* values, int64_t n) {
+  ChunkStats stats = merge(lanes);
+  look_again<NormType::kL2>(values, n, Unscaling{}, 2.0f, stats);
+  return stats;
+}
+
+void stats_side_by_side(const ChunksOfValues& chunks, const Unscaling& unscaling, const Norm& norm, ChunkStats* stats) {
+  with_norm(norm.type, [&](auto type) {
+    const auto& look = is_plain(unscaling) ? LookSideBySide<type, true>::table : LookSideBySide<type, false>::table;
+    look[static_cast<int>(current_isa())](chunks, unscaling, stats);
+    for (int i = 0; i < kSideBySide; ++i) {
+      look_again<type>(chunks[i], kChunk, unscaling, static_cast<float>(norm.p), stats[i]);
+    }
+  });
 }
 
 }  // namespace gradops::cpu

@@ -3,6 +3,9 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <optional>
+
+#include "cpu/stat_lanes.h"
 
 namespace gradops::cpu {
 namespace {
@@ -29,6 +32,7 @@ struct Scratch {
   alignas(64) float moved[kChunk];
   alignas(64) float compensation[kChunk];
   alignas(64) float average[kChunk];
+  StatLanes param_lanes, moved_lanes;
 };
 
 // Behind a call, so that the thread's own address is looked up once and not at every use.
@@ -54,15 +58,20 @@ int64_t backwards(int64_t i, int64_t count) {
   return std::max<int64_t>(end - kStretch, 0) + i % kStretch;
 }
 
-// Calls run(chunk index, scratch) for every chunk, on torch's threads, each taking one run of chunks. `reverse` walks
-// each run backwards: what the last phase read at its end is still in the cache.
+// Calls run(first chunk, last chunk, scratch) on torch's threads, each taking one run of chunks.
 template <class Run>
-void for_each_chunk(const ChunkTable& table, bool reverse, const Run& run) {
+void for_each_run(const ChunkTable& table, const Run& run) {
   const int64_t threads = std::clamp<int64_t>(table.cost() / kGrain, 1, at::get_num_threads());
   at::parallel_for(0, threads, 1, [&](int64_t first_thread, int64_t last_thread) {
-    Scratch& scratch = thread_scratch();
-    const int64_t first = table.bound(first_thread, threads);
-    const int64_t last = table.bound(last_thread, threads);
+    run(table.bound(first_thread, threads), table.bound(last_thread, threads), thread_scratch());
+  });
+}
+
+// Calls run(chunk index, scratch) for every chunk. `reverse` walks each thread's run backwards: what the last phase
+// read at its end is still in the cache.
+template <class Run>
+void for_each_chunk(const ChunkTable& table, bool reverse, const Run& run) {
+  for_each_run(table, [&](int64_t first, int64_t last, Scratch& scratch) {
     const int64_t count = last - first;
     for (int64_t i = 0; i < count; ++i) run(first + (reverse ? backwards(i, count) : i), scratch);
   });
@@ -78,8 +87,19 @@ void for_each_piece(const Chunk& chunk, const Run& run) {
 
 ChunkStats stats_of(const TensorView& view, const Chunk& chunk, const Unscaling& unscaling, const Norm& norm,
                     Scratch& scratch) {
-  const float* values = load(view, chunk.begin, chunk.n, scratch.grad);
-  return grad_stats_chunk(values, chunk.n, unscaling, norm.type, static_cast<float>(norm.p));
+  return stats_of_chunk(load(view, chunk.begin, chunk.n, scratch.grad), chunk.n, unscaling, norm);
+}
+
+// The next chunks, where they can be read side by side: whole, and as they lie in memory.
+std::optional<ChunksOfValues> whole_chunks(std::span<const Chunk> next, std::span<const TensorRow> rows, Slot which) {
+  ChunksOfValues whole;
+  if (next.size() < whole.size()) return std::nullopt;
+  for (size_t i = 0; i < whole.size(); ++i) {
+    const TensorView& view = rows[next[i].row][which];
+    if (next[i].n != kChunk || !is_contiguous_float32(view)) return std::nullopt;
+    whole[i] = static_cast<const float*>(view.data) + next[i].begin;
+  }
+  return whole;
 }
 
 // What rounding took off `values`, which are those of the parameter before it was stored, in the parameter's place.
@@ -90,24 +110,26 @@ void store_compensation(const TensorRow& row, const Chunk& chunk, const float* v
   copy_out(row[kCompensation], begin, n, copies.compensation);
 }
 
-// Averages what has been stored of the chunk.
-void average(const TensorRow& row, const Chunk& chunk, float weight, Scratch& copies) {
+// The averages, moved to what has been stored of the chunk.
+float* average_stored(const TensorRow& row, const Chunk& chunk, float weight, Scratch& copies) {
   const auto [row_index, n, begin] = chunk;
   float* averages = load(row[kEma], begin, n, copies.average);
   average_chunk(load(row[kParam], begin, n, copies.param), averages, n, weight);
-  store(row[kEma], begin, n, averages);
+  return averages;
 }
 
-// What `update_chunk` makes of a chunk, from its tensors to its tensors.
-struct ChunkUpdate {
+// Whether what is computed of a parameter is what is stored.
+bool is_exact(const TensorRow& row) { return row[kParam].dtype == Dtype::kFloat32; }
+
+// What `update_chunk` makes of a piece, from its tensors to its tensors.
+struct PieceUpdate {
   UpdateChunk update_chunk;
   const StepDecision& decision;
 
-  void operator()(const TensorRow& row, const Chunk& chunk, const RowUpdate& update, Scratch& copies,
-                  float* moved = nullptr) const {
-    const auto [row_index, n, begin] = chunk;
+  void operator()(const TensorRow& row, const Chunk& piece, const RowUpdate& update, Scratch& copies,
+                  const UpdateExtras& extras) const {
+    const auto [row_index, n, begin] = piece;
     ChunkValues values;
-    values.moved = moved;
     values.param = load(row[kParam], begin, n, copies.param);
     const bool compensated = row[kCompensation].data != nullptr;
     if (compensated) add_chunk(load(row[kCompensation], begin, n, copies.compensation), values.param, n);
@@ -115,6 +137,12 @@ struct ChunkUpdate {
     for (int i = 0; i < kMaxMoments; ++i) {
       const TensorView& moment = row[moment_slot(i)];
       if (moment.data != nullptr) values.moments[i] = load(moment, begin, n, copies.moments[i]);
+    }
+    const bool averages = update.ema_weight != 0.0f;
+    if (is_exact(row)) {
+      values.extras = extras;
+      values.extras.ema_weight = update.ema_weight;
+      if (averages) values.extras.averages = load(row[kEma], begin, n, copies.average);
     }
 
     if (update.unit_coefs == nullptr) {
@@ -127,27 +155,16 @@ struct ChunkUpdate {
 
     store(row[kParam], begin, n, values.param);
     if (row[kRounded].data != nullptr) copy_out(row[kRounded], begin, n, values.param);
-    if (compensated) store_compensation(row, chunk, values.param, copies);
+    if (compensated) store_compensation(row, piece, values.param, copies);
     for (int i = 0; i < kMaxMoments; ++i) {
       if (values.moments[i] != nullptr) store(row[moment_slot(i)], begin, n, values.moments[i]);
     }
-    if (update.ema_weight != 0.0f) average(row, chunk, update.ema_weight, copies);
+    if (!averages) return;
+    const bool averaged = values.extras.averages != nullptr;
+    store(row[kEma], begin, n,
+          averaged ? values.extras.averages : average_stored(row, piece, update.ema_weight, copies));
   }
 };
-
-// The same, and the statistics of what the stored parameter was moved by.
-ChunkStats update_and_track(const ChunkUpdate& run, const TensorRow& row, const Chunk& chunk, const RowUpdate& update,
-                            Scratch& copies) {
-  const TensorView& param = row[kParam];
-  if (param.dtype == Dtype::kFloat32) {
-    run(row, chunk, update, copies, copies.moved);
-  } else {
-    std::copy_n(load(param, chunk.begin, chunk.n, copies.param), chunk.n, copies.moved);
-    run(row, chunk, update, copies);
-    subtract_chunk(load(param, chunk.begin, chunk.n, copies.param), copies.moved, chunk.n);
-  }
-  return grad_stats_chunk(copies.moved, chunk.n, Unscaling{}, NormType::kL2, 2.0f);
-}
 
 }  // namespace
 
@@ -173,13 +190,20 @@ int64_t ChunkTable::bound(int64_t part, int64_t parts) const {
 
 void chunk_stats(const ChunkTable& table, std::span<const TensorRow> rows, Slot which, const Unscaling& unscaling,
                  const Norm& norm, std::span<ChunkStats> stats) {
-  const int64_t count = static_cast<int64_t>(table.chunks().size());
-  for_each_chunk(table, false, [&](int64_t i, Scratch& scratch) {
-    const Chunk& chunk = table.chunks()[i];
-    if (const int64_t next = i + kPrefetchChunks; count > kManyChunks && next < count) {
-      prefetch(rows[table.chunks()[next].row][which], table.chunks()[next]);
+  const std::span<const Chunk> chunks = table.chunks();
+  for_each_run(table, [&](int64_t first, int64_t last, Scratch& scratch) {
+    for (int64_t i = first; i < last;) {
+      if (const auto whole = whole_chunks(chunks.subspan(i, last - i), rows, which)) {
+        stats_side_by_side(*whole, unscaling, norm, &stats[i]);
+        i += kSideBySide;
+        continue;
+      }
+      if (const size_t next = i + kPrefetchChunks; chunks.size() > kManyChunks && next < chunks.size()) {
+        prefetch(rows[chunks[next].row][which], chunks[next]);
+      }
+      stats[i] = stats_of(rows[chunks[i].row][which], chunks[i], unscaling, norm, scratch);
+      ++i;
     }
-    stats[i] = stats_of(rows[chunk.row][which], chunk, unscaling, norm, scratch);
   });
 }
 
@@ -199,9 +223,9 @@ void chunk_and_unit_stats(const ChunkTable& table, std::span<const TensorRow> ro
 
 void update(const ChunkTable& table, std::span<const TensorRow> rows, UpdateChunk update_chunk,
             std::span<const RowUpdate> updates, const StepDecision& decision, const UpdateStats& stats) {
-  const ChunkUpdate run{update_chunk, decision};
+  const PieceUpdate run{update_chunk, decision};
   const int64_t count = static_cast<int64_t>(table.chunks().size());
-  const bool many = count > kManyChunks;
+  const bool many = count > kManyChunks, tracks = !stats.moved.empty(), measures = !stats.params.empty();
   for_each_chunk(table, true, [&](int64_t i, Scratch& scratch) {
     const Chunk& chunk = table.chunks()[i];
     if (const int64_t ahead = i + kPrefetchChunks; many && ahead < count) {
@@ -210,12 +234,25 @@ void update(const ChunkTable& table, std::span<const TensorRow> rows, UpdateChun
       for (const Slot slot : {kParam, kGrad, kMoment0, moment_slot(1), kEma}) prefetch(row[slot], next);
     }
     const TensorRow& row = rows[chunk.row];
-    if (stats.moved.empty()) {
-      for_each_piece(chunk, [&](const Chunk& piece) { run(row, piece, updates[chunk.row], scratch); });
-    } else {
-      stats.moved[i] = update_and_track(run, row, chunk, updates[chunk.row], scratch);
-    }
-    if (!stats.params.empty()) stats.params[i] = stats_of(row[kParam], chunk, Unscaling{}, Norm{}, scratch);
+    const auto [row_index, n, begin] = chunk;
+    const bool exact = is_exact(row);
+    const bool gathers = exact && n == kChunk;  // a shorter one is sooner looked at as a whole
+    UpdateExtras extras;
+    if (gathers && measures) (extras.param_lanes = &scratch.param_lanes)->clear();
+    if (gathers && tracks) (extras.moved_lanes = &scratch.moved_lanes)->clear();
+    if (tracks && !exact) std::copy_n(load(row[kParam], begin, n, scratch.param), n, scratch.moved);
+    for_each_piece(chunk, [&](const Chunk& piece) {
+      if (tracks) extras.moved = scratch.moved + (piece.begin - begin);
+      run(row, piece, updates[row_index], scratch, extras);
+    });
+    if (!tracks && !measures) return;
+    const float* stored = load(row[kParam], begin, n, scratch.param);
+    if (tracks && !exact) subtract_chunk(stored, scratch.moved, n);
+    const auto stats_of = [&](StatLanes& lanes, const float* values) {
+      return gathers ? stats_of_lanes(lanes, values, n) : stats_of_chunk(values, n, Unscaling{}, Norm{});
+    };
+    if (tracks) stats.moved[i] = stats_of(scratch.moved_lanes, scratch.moved);
+    if (measures) stats.params[i] = stats_of(scratch.param_lanes, stored);
   });
 }
 

@@ -54,11 +54,6 @@ class ChunkTable {
   std::vector<int64_t> cost_;  // of all chunks up to and including this one, in elements
 };
 
-struct Norm {
-  NormType type = NormType::kL2;
-  double p = 2.0;
-};
-
 // Statistics of each chunk of the gradients or of the parameters.
 void chunk_stats(const ChunkTable& table, std::span<const TensorRow> rows, Slot which, const Unscaling& unscaling,
                  const Norm& norm, std::span<ChunkStats> stats);

@@ -3,37 +3,61 @@
 
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
+#include "cpu/stat_lanes.h"
+#include "cpu/values.h"
 
 namespace gradops::cpu {
 
-template <UpdateRule Rule, int kVariant, WeightDecay kDecay, bool kL1, bool kMoved>
-GRADOPS_HD void update_values(const ChunkValues& chunk, int64_t n, const StepDecision decision, const RowRule rule) {
-  const auto coefs = own_numbers<typename Rule::Coefs>(rule.own);
-  float* __restrict param = chunk.param;
-  // Each by a name of its own, since a compiler takes only these for memory of their own.
-  float* __restrict moment0 = chunk.moments[0];
-  float* __restrict moment1 = chunk.moments[1];
-  float* __restrict moment2 = chunk.moments[2];
-  float* __restrict moved = chunk.moved;
-  const float* __restrict grad = chunk.grad;
+// Elements that are updated before anything else is done with them: so few that they are still at hand then.
+constexpr int64_t kBlock = 256;
+
+// Each array by a name of its own, since a compiler takes only these for memory of their own.
+template <UpdateRule Rule, int kVariant, WeightDecay kDecay, bool kL1>
+GRADOPS_HD void update_block(float* __restrict param, const float* __restrict grad, float* __restrict moment0,
+                             float* __restrict moment1, float* __restrict moment2, int64_t n,
+                             const StepDecision& decision, const RowRule& rule, const typename Rule::Coefs& coefs) {
   constexpr auto has = [](int moment) { return moment < Rule::kMoments && Rule::uses(kVariant, moment); };
   for (int64_t i = 0; i < n; ++i) {
-    const float before = param[i];
     float moments[Rule::kMoments] = {};
     if constexpr (has(0)) moments[0] = moment0[i];
     if constexpr (has(1)) moments[1] = moment1[i];
     if constexpr (has(2)) moments[2] = moment2[i];
-    const float after = update_element<Rule, kVariant, kDecay, kL1>(before, grad[i], moments, decision, rule, coefs);
-    param[i] = after;
+    param[i] = update_element<Rule, kVariant, kDecay, kL1>(param[i], grad[i], moments, decision, rule, coefs);
     if constexpr (has(0)) moment0[i] = moments[0];
     if constexpr (has(1)) moment1[i] = moments[1];
     if constexpr (has(2)) moment2[i] = moments[2];
-    if constexpr (kMoved) moved[i] = after - before;
   }
 }
 
-#define GRADOPS_UPDATE_TEMPLATE class Rule, int kVariant, WeightDecay kDecay, bool kL1, bool kMoved
-#define GRADOPS_UPDATE_BODY update_values<Rule, kVariant, kDecay, kL1, kMoved>
+GRADOPS_HD void gather(const float* values, int64_t n, StatLanes* lanes) {
+  if (lanes != nullptr) add_to_kept_lanes<NormType::kL2>(values, n, Unscaling{}, *lanes);
+}
+
+template <UpdateRule Rule, int kVariant, WeightDecay kDecay, bool kL1>
+GRADOPS_HD void update_values(const ChunkValues& chunk, int64_t count, const StepDecision decision,
+                              const RowRule rule) {
+  const auto coefs = own_numbers<typename Rule::Coefs>(rule.own);
+  const auto from = [](float* values, int64_t begin) { return values == nullptr ? nullptr : values + begin; };
+  for (int64_t begin = 0; begin < count; begin += kBlock) {
+    const int64_t n = count - begin < kBlock ? count - begin : kBlock;
+    float* const param = chunk.param + begin;
+    float* const moved = from(chunk.extras.moved, begin);
+    float* const averages = from(chunk.extras.averages, begin);
+    if (moved != nullptr) copy_values(param, moved, n);
+    update_block<Rule, kVariant, kDecay, kL1>(param, chunk.grad + begin, from(chunk.moments[0], begin),
+                                              from(chunk.moments[1], begin), from(chunk.moments[2], begin), n, decision,
+                                              rule, coefs);
+    if (moved != nullptr) {
+      subtract_values(param, moved, n);
+      gather(moved, n, chunk.extras.moved_lanes);
+    }
+    if (averages != nullptr) average_values(param, averages, n, chunk.extras.ema_weight);
+    gather(param, n, chunk.extras.param_lanes);
+  }
+}
+
+#define GRADOPS_UPDATE_TEMPLATE class Rule, int kVariant, WeightDecay kDecay, bool kL1
+#define GRADOPS_UPDATE_BODY update_values<Rule, kVariant, kDecay, kL1>
 GRADOPS_ISA_CLONES(UpdateValues, GRADOPS_UPDATE_BODY, GRADOPS_UPDATE_TEMPLATE, void,
                    (const ChunkValues& chunk, int64_t n, const StepDecision& decision, const RowRule& rule),
                    (chunk, n, decision, rule));
@@ -43,7 +67,7 @@ template <class Rule, int kVariant, bool... kProperties>
 UpdateChunk compiled_for() {
   constexpr bool properties[] = {kProperties...};
   constexpr WeightDecay kDecay = properties[0] ? WeightDecay::kDecoupled : WeightDecay::kL2;
-  return UpdateValues<Rule, kVariant, kDecay, properties[1], properties[2]>::table[static_cast<int>(current_isa())];
+  return UpdateValues<Rule, kVariant, kDecay, properties[1]>::table[static_cast<int>(current_isa())];
 }
 
 template <class Rule, int kVariant, bool... kProperties, class... Properties>
@@ -55,8 +79,7 @@ UpdateChunk compiled_for(bool next, Properties... others) {
 template <UpdateRule Rule>
 void update_chunk(const ChunkValues& chunk, int64_t n, const StepDecision& decision, const RowRule& rule) {
   const UpdateChunk update = with_variant<Rule>(rule.variant, [&](auto variant) {
-    return compiled_for<Rule, variant.value>(rule.decay_kind == WeightDecay::kDecoupled, rule.l1 != 0.0f,
-                                             chunk.moved != nullptr);
+    return compiled_for<Rule, variant.value>(rule.decay_kind == WeightDecay::kDecoupled, rule.l1 != 0.0f);
   });
   update(chunk, n, decision, rule);
 }

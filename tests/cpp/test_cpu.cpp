@@ -7,8 +7,10 @@
 #include "check.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
+#include "cpu/stat_lanes.h"
 #include "cpu/tensor_view.h"
 #include "math/rules/adam.h"
+#include "math/rules/sgd.h"
 
 using namespace gradops;
 using namespace gradops::cpu;
@@ -42,7 +44,7 @@ void chunk_norms_are_right_for_every_size_and_magnitude() {
     for (const float scale : {1e-30f, 1e-20f, 1.0f, 1e20f, 1e30f}) {
       const std::vector<float> grad = random_values(n, scale, static_cast<unsigned>(n));
       for (const double p : {1.0, 2.0, 2.5, static_cast<double>(INFINITY)}) {
-        const ChunkStats chunk = grad_stats_chunk(grad.data(), n, Unscaling{}, norm_type_of(p), static_cast<float>(p));
+        const ChunkStats chunk = stats_of_chunk(grad.data(), n, Unscaling{}, {norm_type_of(p), p});
         GradStats stats;
         stats.merge(chunk, p);
         double largest = 0.0;
@@ -65,7 +67,7 @@ void every_instruction_set_gives_the_same_bits() {
   std::vector<std::vector<float>> params;
   for (const char* name : sets) {
     set_isa(name);
-    stats.push_back(grad_stats_chunk(grad.data(), n, Unscaling{0.3f, 2.0f}, NormType::kL2, 2.0f));
+    stats.push_back(stats_of_chunk(grad.data(), n, Unscaling{0.3f, 2.0f}, Norm{}));
     std::vector<float> param = random_values(n, 1.0f, 2), m = random_values(n, 0.1f, 3), v(n, 0.01f), vmax(n, 0.02f);
     const HyperParams hyper{.weight_decay = 0.1, .own = {0.9, 0.999, 1e-8, 1.0}, .variant = Adam::kAmsgrad};
     update_chunk<Adam>({param.data(), grad.data(), {m.data(), v.data(), vmax.data()}}, n, StepDecision{},
@@ -77,6 +79,64 @@ void every_instruction_set_gives_the_same_bits() {
     CHECK(std::memcmp(params[i].data(), params[0].data(), n * sizeof(float)) == 0);
   }
   CHECK(sets.size() >= 1);
+}
+
+void chunks_side_by_side_have_the_bits_of_each_alone() {
+  for (const char* name : instruction_sets()) {
+    set_isa(name);
+    std::vector<std::vector<float>> chunks;
+    for (const float scale : {1.0f, 1e-25f, 1e25f, 3.0f}) chunks.push_back(random_values(kChunk, scale, 7));
+    chunks[3][5] = NAN;
+    chunks[3][kChunk - 1] = INFINITY;
+    ChunksOfValues together;
+    for (int i = 0; i < kSideBySide; ++i) together[i] = chunks[i].data();
+    for (const double p : {1.0, 2.0, 2.5, static_cast<double>(INFINITY)}) {
+      const Norm norm{norm_type_of(p), p};
+      for (const Unscaling& unscaling : {Unscaling{}, Unscaling{0.3f, 2.0f}}) {
+        ChunkStats stats[kSideBySide];
+        stats_side_by_side(together, unscaling, norm, stats);
+        for (int i = 0; i < kSideBySide; ++i) {
+          CHECK(same_bits(stats[i], stats_of_chunk(together[i], kChunk, unscaling, norm)));
+        }
+      }
+    }
+  }
+}
+
+void what_an_update_does_besides_has_the_bits_of_doing_it_afterwards() {
+  for (const char* name : instruction_sets()) {
+    set_isa(name);
+    for (const int64_t n : {1, 33, 255, 256, 257, 5000, 8192}) {
+      for (const float scale : {1.0f, 1e-25f, 1e25f}) {
+        for (const float weight : {1e-3f, 0.7f, 1.0f}) {
+          const std::vector<float> grad = random_values(n, scale, 1), before = random_values(n, scale, 2);
+          std::vector<float> param = before, buffer(n, 0.0f), averages = random_values(n, scale, 3), moved(n);
+          std::vector<float> alone = before, buffer_alone = buffer, averages_alone = averages, moved_alone = before;
+          const HyperParams hyper{.own = {0.9, 0.0, 0.0}, .variant = Sgd::kMomentum};
+          const RowRule rule = row_rule<Sgd>(hyper, {0.1, 3.0});
+          StatLanes param_lanes, moved_lanes;
+          param_lanes.clear();
+          moved_lanes.clear();
+          update_chunk<Sgd>({param.data(),
+                             grad.data(),
+                             {buffer.data()},
+                             {averages.data(), weight, moved.data(), &moved_lanes, &param_lanes}},
+                            n, StepDecision{}, rule);
+
+          update_chunk<Sgd>({alone.data(), grad.data(), {buffer_alone.data()}}, n, StepDecision{}, rule);
+          average_chunk(alone.data(), averages_alone.data(), n, weight);
+          subtract_chunk(alone.data(), moved_alone.data(), n);
+          CHECK(param == alone && param != before && buffer == buffer_alone);
+          CHECK(averages == averages_alone && averages != random_values(n, scale, 3));
+          CHECK(moved == moved_alone && moved != std::vector<float>(n, 0.0f));
+          CHECK(same_bits(stats_of_lanes(param_lanes, param.data(), n),
+                          stats_of_chunk(alone.data(), n, Unscaling{}, Norm{})));
+          CHECK(same_bits(stats_of_lanes(moved_lanes, moved.data(), n),
+                          stats_of_chunk(moved_alone.data(), n, Unscaling{}, Norm{})));
+        }
+      }
+    }
+  }
 }
 
 void half_precision_survives_the_way_in_and_out() {
@@ -139,6 +199,8 @@ void strided_chunks_read_and_write_only_their_elements() {
 int main() {
   chunk_norms_are_right_for_every_size_and_magnitude();
   every_instruction_set_gives_the_same_bits();
+  chunks_side_by_side_have_the_bits_of_each_alone();
+  what_an_update_does_besides_has_the_bits_of_doing_it_afterwards();
   half_precision_survives_the_way_in_and_out();
   rounding_to_half_precision_is_to_nearest_even();
   strided_chunks_read_and_write_only_their_elements();

@@ -6,7 +6,7 @@ import pytest
 import tolerances as tol
 import torch
 from beside import assert_scalar
-from cases import CHUNK, DTYPES, HOLDS_OTHER_DTYPES, LAYOUTS, NORM_TYPES, ParamCase, draw_grad, param_cases
+from cases import CHUNK, DTYPES, HOLDS_OTHER_DTYPES, LAYOUTS, NORM_TYPES, ParamCase, draw_grad, lay_out, param_cases
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -73,6 +73,18 @@ def test_huge_and_tiny_gradients_side_by_side(norm_type, device):
     mixed = torch.cat([torch.full((5,), 1e-25), torch.full((CHUNK,), 1e20), torch.full((CHUNK,), 1e-20)]).to(device)
     assert_stats([mixed, torch.full((3,), 1e-25, device=device), torch.full((3,), 1e22, device=device)], norm_type)
     assert_stats([torch.full((3,), 1e-25, device=device), torch.full((3,), 1e-22, device=device)], norm_type)
+
+
+@pytest.mark.parametrize("norm_type", NORM_TYPES)
+@pytest.mark.parametrize("clip_value", [None, 1.0])
+@pytest.mark.parametrize("poison", [1.0, math.inf, math.nan])
+def test_whole_chunks_of_many_tensors(poison, clip_value, norm_type, device):
+    """On the CPU four are read side by side, of one tensor or of several, but not where one of them has gaps."""
+    sizes = [(5 * CHUNK + 7, 1.0), (CHUNK, 1e15), (CHUNK, 1e-15), (3 * CHUNK, 2.0), (CHUNK, 1.0), (4 * CHUNK, 3.0)]
+    grads = [torch.randn(n, device=device) * size for n, size in sizes]
+    grads[4] = lay_out(grads[4], "strided")
+    grads[3][CHUNK + 5] *= poison
+    assert_stats(grads, norm_type, clip_value)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
