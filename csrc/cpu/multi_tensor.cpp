@@ -248,11 +248,11 @@ void update(const ChunkTable& table, std::span<const TensorRow> rows, UpdateChun
     if (!tracks && !measures) return;
     const float* stored = load(row[kParam], begin, n, scratch.param);
     if (tracks && !exact) subtract_chunk(stored, scratch.moved, n);
-    const auto stats_of = [&](StatLanes& lanes, const float* values) {
+    const auto gathered = [&](StatLanes& lanes, const float* values) {
       return gathers ? stats_of_lanes(lanes, values, n) : stats_of_chunk(values, n, Unscaling{}, Norm{});
     };
-    if (tracks) stats.moved[i] = stats_of(scratch.moved_lanes, scratch.moved);
-    if (measures) stats.params[i] = stats_of(scratch.param_lanes, stored);
+    if (tracks) stats.moved[i] = gathered(scratch.moved_lanes, scratch.moved);
+    if (measures) stats.params[i] = gathered(scratch.param_lanes, stored);
   });
 }
 

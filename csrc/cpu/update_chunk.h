@@ -1,10 +1,10 @@
 // A rule's update of one chunk on the CPU. Each rule compiles it in a file of its own, cpu/rules.
 #pragma once
 
+#include "cpu/average.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
 #include "cpu/stat_lanes.h"
-#include "cpu/values.h"
 
 namespace gradops::cpu {
 
@@ -14,7 +14,7 @@ constexpr int64_t kBlock = 256;
 // Each array by a name of its own, since a compiler takes only these for memory of their own.
 template <UpdateRule Rule, int kVariant, WeightDecay kDecay, bool kL1>
 GRADOPS_HD void update_block(float* __restrict param, const float* __restrict grad, float* __restrict moment0,
-                             float* __restrict moment1, float* __restrict moment2, int64_t n,
+                             float* __restrict moment1, float* __restrict moment2, float* __restrict moved, int64_t n,
                              const StepDecision& decision, const RowRule& rule, const typename Rule::Coefs& coefs) {
   constexpr auto has = [](int moment) { return moment < Rule::kMoments && Rule::uses(kVariant, moment); };
   for (int64_t i = 0; i < n; ++i) {
@@ -22,10 +22,13 @@ GRADOPS_HD void update_block(float* __restrict param, const float* __restrict gr
     if constexpr (has(0)) moments[0] = moment0[i];
     if constexpr (has(1)) moments[1] = moment1[i];
     if constexpr (has(2)) moments[2] = moment2[i];
-    param[i] = update_element<Rule, kVariant, kDecay, kL1>(param[i], grad[i], moments, decision, rule, coefs);
+    const float before = param[i];
+    const float after = update_element<Rule, kVariant, kDecay, kL1>(before, grad[i], moments, decision, rule, coefs);
+    param[i] = after;
     if constexpr (has(0)) moment0[i] = moments[0];
     if constexpr (has(1)) moment1[i] = moments[1];
     if constexpr (has(2)) moment2[i] = moments[2];
+    if (moved != nullptr) moved[i] = after - before;  // a loop of its own
   }
 }
 
@@ -43,14 +46,10 @@ GRADOPS_HD void update_values(const ChunkValues& chunk, int64_t count, const Ste
     float* const param = chunk.param + begin;
     float* const moved = from(chunk.extras.moved, begin);
     float* const averages = from(chunk.extras.averages, begin);
-    if (moved != nullptr) copy_values(param, moved, n);
     update_block<Rule, kVariant, kDecay, kL1>(param, chunk.grad + begin, from(chunk.moments[0], begin),
-                                              from(chunk.moments[1], begin), from(chunk.moments[2], begin), n, decision,
-                                              rule, coefs);
-    if (moved != nullptr) {
-      subtract_values(param, moved, n);
-      gather(moved, n, chunk.extras.moved_lanes);
-    }
+                                              from(chunk.moments[1], begin), from(chunk.moments[2], begin), moved, n,
+                                              decision, rule, coefs);
+    gather(moved, n, chunk.extras.moved_lanes);
     if (averages != nullptr) average_values(param, averages, n, chunk.extras.ema_weight);
     gather(param, n, chunk.extras.param_lanes);
   }

@@ -1,5 +1,5 @@
-#include "cpu/values.h"
-
+// Arithmetic on the values of one chunk around its update.
+#include "cpu/average.h"
 #include "cpu/kernels.h"
 
 namespace gradops::cpu {
@@ -15,6 +15,10 @@ GRADOPS_HD void add_values(const float* __restrict kept, float* __restrict value
 
 GRADOPS_HD void subtract_rounded(const float* __restrict values, float* __restrict rounded, int64_t n) {
   for (int64_t i = 0; i < n; ++i) rounded[i] = left_by_rounding(values[i], rounded[i]);
+}
+
+GRADOPS_HD void subtract_values(const float* __restrict after, float* __restrict before, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) before[i] = after[i] - before[i];
 }
 
 }  // namespace
