@@ -105,13 +105,9 @@ class UpdateRule:
         return "step" in self.counters
 
     @cached_property
-    def has_late_moments(self) -> bool:
-        """Whether a group may come to use a moment that its states lack."""
-        return any(moment.late for moment in self.moments)
-
-    def late_moments_of(self, group: Mapping[str, Any]) -> tuple[str, ...]:
-        """The names of those that the group's updates have, and that are made where a state lacks them."""
-        return tuple(moment.name for moment in self.moments if moment.late and moment.used(group))
+    def late_moments(self) -> tuple[Moment, ...]:
+        """Those that a group may come to use when its states lack them."""
+        return tuple(moment for moment in self.moments if moment.late)
 
     def hyper_of(self, group: Mapping[str, Any]) -> list[float]:
         """The values of `hyper` in a param group; raises TypeError where they are no numbers."""

@@ -41,17 +41,20 @@ GRADOPS_HD void update_values(const ChunkValues& chunk, int64_t count, const Ste
                               const RowRule rule) {
   const auto coefs = own_numbers<typename Rule::Coefs>(rule.own);
   const auto from = [](float* values, int64_t begin) { return values == nullptr ? nullptr : values + begin; };
-  for (int64_t begin = 0; begin < count; begin += kBlock) {
-    const int64_t n = count - begin < kBlock ? count - begin : kBlock;
+  const UpdateExtras& extras = chunk.extras;
+  const bool alone = extras.averages == nullptr && extras.param_lanes == nullptr && extras.moved_lanes == nullptr;
+  const int64_t block = alone ? count : kBlock;
+  for (int64_t begin = 0; begin < count; begin += block) {
+    const int64_t n = count - begin < block ? count - begin : block;
     float* const param = chunk.param + begin;
-    float* const moved = from(chunk.extras.moved, begin);
-    float* const averages = from(chunk.extras.averages, begin);
+    float* const moved = from(extras.moved, begin);
+    float* const averages = from(extras.averages, begin);
     update_block<Rule, kVariant, kDecay, kL1>(param, chunk.grad + begin, from(chunk.moments[0], begin),
                                               from(chunk.moments[1], begin), from(chunk.moments[2], begin), moved, n,
                                               decision, rule, coefs);
-    gather(moved, n, chunk.extras.moved_lanes);
-    if (averages != nullptr) average_values(param, averages, n, chunk.extras.ema_weight);
-    gather(param, n, chunk.extras.param_lanes);
+    gather(moved, n, extras.moved_lanes);
+    if (averages != nullptr) average_values(param, averages, n, extras.ema_weight);
+    gather(param, n, extras.param_lanes);
   }
 }
 

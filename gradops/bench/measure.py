@@ -15,7 +15,7 @@ from gradops.bench.interleave import Report, in_turns, interleave
 from gradops.bench.models import Shape, shapes
 from gradops.bench.recipes import Recipe, Step, make_grads, make_params
 from gradops.bench.rows import DTYPES, Found, Row, rows_of
-from gradops.bench.stream import BYTES_PER_PARAM, has_compiler, make_streams
+from gradops.bench.stream import has_compiler, make_streams
 
 # Fewer parameters' arrays fit into caches, of which the bandwidth of memory says nothing.
 STREAMED = 2_000_000
@@ -87,16 +87,13 @@ def measure(case: str, plan: Plan, recipes: list[Recipe], report: Report | None 
     clock = gpu.Gpu() if plan.device == "cuda" else None
     groups = list(groups_of(recipes, params, dtype.itemsize, plan.memory))
     streams: dict[str, Step] = make_streams(params) if clock is None and params >= STREAMED and has_compiler() else {}
-    for index, group in enumerate(groups):
+    for group in groups:
         if clock is None:
-            together = streams if index == len(groups) - 1 else {}
-            _time_on_cpu(found, group, shape_list, grads, together, plan.seconds / len(groups), report)
+            _time_on_cpu(found, group, shape_list, grads, streams, plan.seconds / len(groups), report)
         else:
             _time_on_gpu(found, group, shape_list, grads, clock, plan.rounds, report)
         gc.collect()
-    if clock is None:
-        found.bandwidth = max((BYTES_PER_PARAM * params / found.samples[name].median for name in streams), default=None)
-    else:
+    if clock is not None:
         found.bandwidth = clock.copy_bandwidth()
     return rows_of(case, shape_list, plan.dtype, recipes, list(streams), found)
 
@@ -112,7 +109,7 @@ def _time_on_cpu(
 ) -> None:
     steps, failed = build_all(recipes, shape_list, grads, _counting(found))
     found.failed |= failed
-    found.add(interleave({**steps, **streams}, seconds, report=report), recipes)
+    found.add(interleave({**steps, **streams}, seconds, report=report), recipes, streams)
 
 
 def _time_on_gpu(

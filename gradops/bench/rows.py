@@ -25,7 +25,8 @@ class Row:
         seconds: of a call, the median; on a GPU its own time, from a cold cache.
         spread: interquartile range over median.
         bytes_per_param: memory traffic.
-        share_of_stream: `bytes_per_second` over that of the fastest plain stream.
+        share_of_stream: `bytes_per_second` over that of the fastest plain stream, the median over the rounds; on a GPU
+            over that of a copy.
         gradops_speedup: median over the rounds of this time over that of `versus`, the gradops recipe for this work.
         calls: operator calls; on a GPU launches.
         waits: host synchronisations.
@@ -71,10 +72,16 @@ def row_of(figures: dict[str, Any]) -> Row:
 
 @dataclass
 class Found:
-    """What was found out about each function of a case, by name."""
+    """What was found out about each function of a case, by name.
+
+    Attributes:
+        faster_than_stream: median over the rounds of the fastest plain stream's time over this one's.
+        bandwidth: of a copy on a GPU, in bytes a second.
+    """
 
     samples: dict[str, Samples] = field(default_factory=dict)
     speedups: dict[str, float] = field(default_factory=dict)
+    faster_than_stream: dict[str, float] = field(default_factory=dict)
     costs: dict[str, Costs] = field(default_factory=dict)
     replays: dict[str, Samples] = field(default_factory=dict)
     back_to_back: dict[str, Samples] = field(default_factory=dict)
@@ -83,12 +90,22 @@ class Found:
     uncaptured: dict[str, str] = field(default_factory=dict)
     bandwidth: float | None = None
 
-    def add(self, samples: dict[str, Samples], recipes: Iterable[Recipe]) -> None:
+    def add(self, samples: dict[str, Samples], recipes: Iterable[Recipe], streams: Iterable[str] = ()) -> None:
         """Takes what was timed together; of what is timed again, as gradops in each pair, the first stays."""
+        fastest = min((samples[name] for name in streams), key=lambda found: found.median, default=None)
+        if fastest is not None:
+            ratios = {name: found.times_faster_than(fastest) for name, found in samples.items()}
+            self.faster_than_stream = ratios | self.faster_than_stream
         for recipe in recipes:
             if recipe.name in samples and recipe.versus in samples:
                 self.speedups[recipe.name] = samples[recipe.versus].times_faster_than(samples[recipe.name])
         self.samples = samples | self.samples
+
+    def share_of_stream(self, name: str, moved: int | None, per_second: float | None) -> float | None:
+        """What a function that moves so many bytes of each parameter has of the bandwidth there is."""
+        if moved and name in self.faster_than_stream:
+            return moved / BYTES_PER_PARAM * self.faster_than_stream[name]
+        return per_second / self.bandwidth if per_second and self.bandwidth else None
 
 
 def rows_of(
@@ -115,7 +132,7 @@ def rows_of(
                 spread=samples.spread if samples else None,
                 bytes_per_param=moved,
                 bytes_per_second=per_second,
-                share_of_stream=per_second / found.bandwidth if per_second and found.bandwidth else None,
+                share_of_stream=found.share_of_stream(name, moved, per_second),
                 versus=recipe.versus if recipe else None,
                 gradops_speedup=found.speedups.get(name),
                 calls=costs.calls if costs else None,

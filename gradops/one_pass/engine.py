@@ -60,7 +60,7 @@ class Engine:
         self._prepared_for: tuple[Any, ...] | None = None
         self._prepared: Any = None
         self._fitted_for: Any = None
-        self._late_moments_fitted: list[tuple[str, ...]] = []
+        self._late_moments_fitted: list[list[bool]] = []
 
     @property
     def optimizer(self) -> "OnePass":
@@ -222,10 +222,11 @@ class Engine:
         fit_ema_buffers(optimizer, self.buffers.scalars.device)
         self._fitted_for, self._late_moments_fitted = settings.of_state, self._late_moments()
 
-    def _late_moments(self) -> list[tuple[str, ...]]:
-        """Of every group, what it may have come to use since its states were made."""
-        rule, groups = self.optimizer.rule, self.optimizer.param_groups
-        return [rule.late_moments_of(group) for group in groups] if rule.has_late_moments else []
+    def _late_moments(self) -> list[list[bool]]:
+        """Of every group, which of the moments it uses that it may have come to use since its states were made."""
+        optimizer = self.optimizer
+        late = optimizer.rule.late_moments
+        return [[moment.used(group) for moment in late] for group in optimizer.param_groups] if late else []
 
 
 def _is_ghost_step(optimizer: torch.optim.Optimizer) -> bool:

@@ -53,7 +53,8 @@ class LossScaling:
 
         def scaled(value: Any) -> Any:
             if isinstance(value, Tensor):
-                return value * factor.to(value.device)
+                # Asking is cheaper than a .to() that has nothing to do.
+                return value * (factor if factor.device == value.device else factor.to(value.device))
             if isinstance(value, (list, tuple)):
                 return type(value)(scaled(item) for item in value)
             raise TypeError(f"outputs must be a tensor or a list or tuple of tensors, got {type(value).__name__}")

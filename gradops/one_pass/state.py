@@ -75,7 +75,7 @@ def _fit_late_moments(
     for name in rule.moment_names:
         if name in state and state[name] is None:  # as torch writes that there is none
             del state[name]
-    made = [name for name in rule.late_moments_of(group) if name not in state]
+    made = [moment.name for moment in rule.late_moments if moment.used(group) and moment.name not in state]
     counts = rule.counts_as_torch or state.get("step") is not None
     if not made and counts:
         return

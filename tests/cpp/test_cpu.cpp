@@ -59,6 +59,25 @@ void chunk_norms_are_right_for_every_size_and_magnitude() {
   }
 }
 
+void unscaled_statistics_are_those_of_the_multiplied_values() {
+  for (const float inv_scale : {0x1p-16f, 0x1p20f, 0.3f}) {
+    for (const float scale : {1e-30f, 1e-20f, 1.0f, 1e20f, 3e32f}) {
+      std::vector<float> grad = random_values(kChunk, scale, 4), multiplied = grad;
+      for (float& x : multiplied) x *= inv_scale;
+      for (const double p : {1.0, 2.0, 2.5, static_cast<double>(INFINITY)}) {
+        const Norm norm{norm_type_of(p), p};
+        GradStats stats, expected;
+        stats.merge(stats_of_chunk(grad.data(), kChunk, {inv_scale, INFINITY}, norm), p);
+        expected.merge(stats_of_chunk(multiplied.data(), kChunk, Unscaling{}, norm), p);
+        CHECK(stats.abs_max_bits == expected.abs_max_bits && stats.nonfinite == expected.nonfinite);
+        CHECK((scale == 3e32f && inv_scale > 1.0f) == (expected.nonfinite > 0));
+        const double right = expected.norm(p, INFINITY), seen = stats.norm(p, INFINITY);
+        CHECK(seen == right || std::fabs(seen - right) <= 2e-6 * right);
+      }
+    }
+  }
+}
+
 void every_instruction_set_gives_the_same_bits() {
   const int64_t n = 8192 - 5;
   const std::vector<float> grad = random_values(n, 3.0f, 1);
@@ -92,7 +111,7 @@ void chunks_side_by_side_have_the_bits_of_each_alone() {
     for (int i = 0; i < kSideBySide; ++i) together[i] = chunks[i].data();
     for (const double p : {1.0, 2.0, 2.5, static_cast<double>(INFINITY)}) {
       const Norm norm{norm_type_of(p), p};
-      for (const Unscaling& unscaling : {Unscaling{}, Unscaling{0.3f, 2.0f}}) {
+      for (const Unscaling& unscaling : {Unscaling{}, Unscaling{0x1p-16f, INFINITY}, Unscaling{0.3f, 2.0f}}) {
         ChunkStats stats[kSideBySide];
         stats_side_by_side(together, unscaling, norm, stats);
         for (int i = 0; i < kSideBySide; ++i) {
@@ -198,6 +217,7 @@ void strided_chunks_read_and_write_only_their_elements() {
 
 int main() {
   chunk_norms_are_right_for_every_size_and_magnitude();
+  unscaled_statistics_are_those_of_the_multiplied_values();
   every_instruction_set_gives_the_same_bits();
   chunks_side_by_side_have_the_bits_of_each_alone();
   what_an_update_does_besides_has_the_bits_of_doing_it_afterwards();

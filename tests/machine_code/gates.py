@@ -19,7 +19,7 @@ ELEMENT_RULES = {
     "csrc/math/grad_stats.h": ("clamp_grad", "add_element", "power_in_scale"),
     **{f"csrc/math/rules/{path.name}": ("update",) for path in (toolchain.ROOT / "csrc/math/rules").glob("*.h")},
     "csrc/math/lerp.h": ("lerp",),
-    "csrc/math/update.h": ("update_element", "regularise", "l1_grad", "left_by_rounding"),
+    "csrc/math/update.h": ("update_element", "regularise", "times_sign", "left_by_rounding"),
     "csrc/math/activation_stats.h": ("deviation",),
     "csrc/cuda/grad_stats.cu": ("scale_pieces",),
     "csrc/cuda/activation_stats.cu": ("mean_of_piece", "add_values"),

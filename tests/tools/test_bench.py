@@ -15,6 +15,7 @@ from rich.console import Console
 import gradops
 from gradops.__main__ import main
 from gradops.bench import command, libraries, measure, plot, scaling, table
+from gradops.bench.costs import Costs
 from gradops.bench.interleave import Samples, in_turns
 from gradops.bench.machine import describe
 from gradops.bench.models import shapes
@@ -235,6 +236,18 @@ def test_ratio_is_of_the_same_rounds():
     found.add({recipe.name: Samples([4.0, 4.0, 40.0]), GRADOPS: Samples([1.0, 2.0, 10.0])}, [recipe, ours])
     row = rows_of("3x5", [(5,)] * 3, "float32", [recipe, ours], [], found)[0]
     assert (row.seconds, row.gradops_speedup) == (4.0, 4.0)
+
+
+def test_share_is_of_the_fastest_stream_in_the_same_rounds():
+    """A machine that is slower for some rounds is so for both."""
+    found, ours = Found(), next(recipe for recipe in RECIPES if recipe.name == GRADOPS)
+    streams = {"stream side_by_side": Samples([3.0, 6.0, 30.0]), "stream in_turn": Samples([4.0, 7.0, 30.0])}
+    found.costs[GRADOPS] = Costs(bytes=0, calls=1, waits=0)
+    found.add({GRADOPS: Samples([2.5, 5.0, 40.0])} | streams, [ours], streams)
+    rows = {row.recipe: row for row in rows_of("3x5", [(5,)] * 3, "float32", [ours], list(streams), found)}
+    assert rows["stream side_by_side"].share_of_stream == 1.0
+    assert rows["stream in_turn"].share_of_stream == pytest.approx(6 / 7)
+    assert rows[GRADOPS].share_of_stream == pytest.approx(1.2)  # both move 32 bytes
 
 
 def test_functions_take_turns_in_each_round():

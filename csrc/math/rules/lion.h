@@ -38,7 +38,7 @@ struct Lion {
     float& exp_avg = moments[kExpAvg];
     const float direction = coefs.beta1 * exp_avg + coefs.one_minus_beta1 * grad;
     exp_avg = coefs.beta2 * exp_avg + coefs.one_minus_beta2 * grad;
-    return param - (direction > 0.0f ? coefs.lr : direction < 0.0f ? -coefs.lr : 0.0f);
+    return param - times_sign(coefs.lr, direction);
   }
 };
 
