@@ -139,7 +139,7 @@ bench: $(STAMPS)/test $(STAMPS)/build
 	$(PY) -m pytest benchmarks/bench_ranges.py --benchmark-enable --benchmark-json=benchmarks/results/ranges.json
 	$(PY) -m gradops bench $(THREAD_CASES) --threads 1 --json benchmarks/results/one_thread.json
 	$(PY) -m gradops bench $(THREAD_CASES) --threads 2 --json benchmarks/results/two_threads.json
-	$(PY) -m gradops bench --optimizer all --model resnet50 161x64 --threads 2 --json benchmarks/results/optimizers.json
+	$(PY) -m gradops bench --optimizer all --model resnet50 161x64 --threads 2 --seconds 60 --json benchmarks/results/optimizers.json
 	$(PY) -m gradops bench --scaling --json benchmarks/results/scaling.json $(SCALING)
 	$(PY) -m benchmarks.sharded --json benchmarks/results/sharded.json
 	$(PY) -m benchmarks.simulated_mesh --json benchmarks/results/mesh.json

@@ -12,7 +12,7 @@ namespace gradops::cpu {
 constexpr int64_t kBlock = 256;
 
 // Each array by a name of its own, since a compiler takes only these for memory of their own.
-template <UpdateRule Rule, int kVariant, WeightDecay kDecay, bool kL1>
+template <UpdateRule Rule, int kVariant, WeightDecay kDecay, bool kFull>
 GRADOPS_HD void update_block(float* __restrict param, const float* __restrict grad, float* __restrict moment0,
                              float* __restrict moment1, float* __restrict moment2, float* __restrict moved, int64_t n,
                              const StepDecision& decision, const RowRule& rule, const typename Rule::Coefs& coefs) {
@@ -23,7 +23,7 @@ GRADOPS_HD void update_block(float* __restrict param, const float* __restrict gr
     if constexpr (has(1)) moments[1] = moment1[i];
     if constexpr (has(2)) moments[2] = moment2[i];
     const float before = param[i];
-    const float after = update_element<Rule, kVariant, kDecay, kL1>(before, grad[i], moments, decision, rule, coefs);
+    const float after = update_element<Rule, kVariant, kDecay, kFull>(before, grad[i], moments, decision, rule, coefs);
     param[i] = after;
     if constexpr (has(0)) moment0[i] = moments[0];
     if constexpr (has(1)) moment1[i] = moments[1];
@@ -36,7 +36,7 @@ GRADOPS_HD void gather(const float* values, int64_t n, StatLanes* lanes) {
   if (lanes != nullptr) add_to_kept_lanes<NormType::kL2>(values, n, Unscaling{}, *lanes);
 }
 
-template <UpdateRule Rule, int kVariant, WeightDecay kDecay, bool kL1>
+template <UpdateRule Rule, int kVariant, WeightDecay kDecay, bool kFull>
 GRADOPS_HD void update_values(const ChunkValues& chunk, int64_t count, const StepDecision decision,
                               const RowRule rule) {
   const auto coefs = own_numbers<typename Rule::Coefs>(rule.own);
@@ -49,17 +49,17 @@ GRADOPS_HD void update_values(const ChunkValues& chunk, int64_t count, const Ste
     float* const param = chunk.param + begin;
     float* const moved = from(extras.moved, begin);
     float* const averages = from(extras.averages, begin);
-    update_block<Rule, kVariant, kDecay, kL1>(param, chunk.grad + begin, from(chunk.moments[0], begin),
-                                              from(chunk.moments[1], begin), from(chunk.moments[2], begin), moved, n,
-                                              decision, rule, coefs);
+    update_block<Rule, kVariant, kDecay, kFull>(param, chunk.grad + begin, from(chunk.moments[0], begin),
+                                                from(chunk.moments[1], begin), from(chunk.moments[2], begin), moved, n,
+                                                decision, rule, coefs);
     gather(moved, n, extras.moved_lanes);
     if (averages != nullptr) average_values(param, averages, n, extras.ema_weight);
     gather(param, n, extras.param_lanes);
   }
 }
 
-#define GRADOPS_UPDATE_TEMPLATE class Rule, int kVariant, WeightDecay kDecay, bool kL1
-#define GRADOPS_UPDATE_BODY update_values<Rule, kVariant, kDecay, kL1>
+#define GRADOPS_UPDATE_TEMPLATE class Rule, int kVariant, WeightDecay kDecay, bool kFull
+#define GRADOPS_UPDATE_BODY update_values<Rule, kVariant, kDecay, kFull>
 GRADOPS_ISA_CLONES(UpdateValues, GRADOPS_UPDATE_BODY, GRADOPS_UPDATE_TEMPLATE, void,
                    (const ChunkValues& chunk, int64_t n, const StepDecision& decision, const RowRule& rule),
                    (chunk, n, decision, rule));
@@ -80,8 +80,10 @@ UpdateChunk compiled_for(bool next, Properties... others) {
 
 template <UpdateRule Rule>
 void update_chunk(const ChunkValues& chunk, int64_t n, const StepDecision& decision, const RowRule& rule) {
+  // Both at once or neither, since each property doubles what is compiled.
+  const bool full = rule.l1 != 0.0f || decision.clip_value != INFINITY;
   const UpdateChunk update = with_variant<Rule>(rule.variant, [&](auto variant) {
-    return compiled_for<Rule, variant.value>(rule.decay_kind == WeightDecay::kDecoupled, rule.l1 != 0.0f);
+    return compiled_for<Rule, variant.value>(rule.decay_kind == WeightDecay::kDecoupled, full);
   });
   update(chunk, n, decision, rule);
 }

@@ -174,13 +174,15 @@ GRADOPS_HD void for_each_moment(const Run& run) {
 GRADOPS_HD float times_sign(float size, float x) { return (x > 0.0f ? size : 0.0f) - (x < 0.0f ? size : 0.0f); }
 
 // Of one element: unscales and clips the gradient, turns it for `maximize`, and adds L1 and weight decay to it, or the
-// decoupled decay to the parameter. Without kL1 `rule.l1` is 0.
-template <WeightDecay kDecay, bool kL1 = true>
+// decoupled decay to the parameter. Without kFull there is neither a clip_value nor L1.
+template <WeightDecay kDecay, bool kFull = true>
 GRADOPS_HD float regularise(float& param, float grad, const StepDecision& decision, const RowRule& rule) {
+  grad *= decision.inv_scale;
+  if constexpr (kFull) grad = clamp_grad(grad, decision.clip_value);
   // The sign goes into the factor, which is the same for all elements of a loop.
-  grad = clamp_grad(grad * decision.inv_scale, decision.clip_value) * (decision.clip_coef * rule.grad_sign);
+  grad *= decision.clip_coef * rule.grad_sign;
   // The subgradient of l1 * |param|: 0 at 0, so that a weight that is there may stay.
-  if constexpr (kL1) grad += times_sign(rule.l1, param);
+  if constexpr (kFull) grad += times_sign(rule.l1, param);
   if constexpr (kDecay == WeightDecay::kL2) grad += rule.decay * param;
   if constexpr (kDecay == WeightDecay::kDecoupled) param -= rule.decay * param;
   return grad;
@@ -188,10 +190,10 @@ GRADOPS_HD float regularise(float& param, float grad, const StepDecision& decisi
 
 // One element of one step; `grad` is as stored, `coefs` are the row's own. The new parameter; all arithmetic is
 // float32.
-template <UpdateRule Rule, int kVariant, WeightDecay kDecay, bool kL1 = true>
+template <UpdateRule Rule, int kVariant, WeightDecay kDecay, bool kFull = true>
 GRADOPS_HD float update_element(float param, float grad, float (&moments)[Rule::kMoments], const StepDecision& decision,
                                 const RowRule& rule, const typename Rule::Coefs& coefs) {
-  grad = regularise<kDecay, kL1>(param, grad, decision, rule);
+  grad = regularise<kDecay, kFull>(param, grad, decision, rule);
   return Rule::template update<kVariant>(param, grad, moments, coefs);
 }
 
