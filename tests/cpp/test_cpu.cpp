@@ -59,20 +59,26 @@ void chunk_norms_are_right_for_every_size_and_magnitude() {
   }
 }
 
-void unscaled_statistics_are_those_of_the_multiplied_values() {
-  for (const float inv_scale : {0x1p-16f, 0x1p20f, 0.3f}) {
+void unscaled_statistics_are_those_of_the_multiplied_and_clamped_values() {
+  for (const float inv_scale : {1.0f, 0x1p-16f, 0x1p20f, 0.3f}) {
     for (const float scale : {1e-30f, 1e-20f, 1.0f, 1e20f, 3e32f}) {
-      std::vector<float> grad = random_values(kChunk, scale, 4), multiplied = grad;
-      for (float& x : multiplied) x *= inv_scale;
-      for (const double p : {1.0, 2.0, 2.5, static_cast<double>(INFINITY)}) {
-        const Norm norm{norm_type_of(p), p};
-        GradStats stats, expected;
-        stats.merge(stats_of_chunk(grad.data(), kChunk, {inv_scale, INFINITY}, norm), p);
-        expected.merge(stats_of_chunk(multiplied.data(), kChunk, Unscaling{}, norm), p);
-        CHECK(stats.abs_max_bits == expected.abs_max_bits && stats.nonfinite == expected.nonfinite);
-        CHECK((scale == 3e32f && inv_scale > 1.0f) == (expected.nonfinite > 0));
-        const double right = expected.norm(p, INFINITY), seen = stats.norm(p, INFINITY);
-        CHECK(seen == right || std::fabs(seen - right) <= 2e-6 * right);
+      for (const float clip_value : {INFINITY, 0.25f * scale * inv_scale}) {
+        const std::vector<float> grad = random_values(kChunk, scale, 4);
+        std::vector<float> multiplied = grad, clamped = grad;
+        for (float& x : multiplied) x *= inv_scale;
+        for (float& x : clamped) x = clamp_grad(x * inv_scale, clip_value);
+        for (const double p : {1.0, 2.0, 2.5, static_cast<double>(INFINITY)}) {
+          const Norm norm{norm_type_of(p), p};
+          GradStats stats, unclamped, expected;
+          stats.merge(stats_of_chunk(grad.data(), kChunk, {inv_scale, clip_value}, norm), p);
+          unclamped.merge(stats_of_chunk(multiplied.data(), kChunk, Unscaling{}, norm), p);
+          expected.merge(stats_of_chunk(clamped.data(), kChunk, Unscaling{}, norm), p);
+          CHECK(stats.abs_max_bits == unclamped.abs_max_bits && stats.nonfinite == unclamped.nonfinite);
+          CHECK((scale == 3e32f && inv_scale > 1.0f) == (stats.nonfinite > 0));
+          const double right = unclamped.nonfinite > 0 ? INFINITY : expected.norm(p, INFINITY);
+          const double seen = stats.norm(p, clip_value);
+          CHECK(seen == right || std::fabs(seen - right) <= 2e-6 * right);
+        }
       }
     }
   }
@@ -217,7 +223,7 @@ void strided_chunks_read_and_write_only_their_elements() {
 
 int main() {
   chunk_norms_are_right_for_every_size_and_magnitude();
-  unscaled_statistics_are_those_of_the_multiplied_values();
+  unscaled_statistics_are_those_of_the_multiplied_and_clamped_values();
   every_instruction_set_gives_the_same_bits();
   chunks_side_by_side_have_the_bits_of_each_alone();
   what_an_update_does_besides_has_the_bits_of_doing_it_afterwards();
