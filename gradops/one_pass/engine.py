@@ -223,7 +223,7 @@ class Engine:
         self._fitted_for, self._late_moments_fitted = settings.of_state, self._late_moments()
 
     def _late_moments(self) -> list[list[bool]]:
-        """Of every group, which of the moments it uses that it may have come to use since its states were made."""
+        """Of every group, which of the moments that may come late it uses now."""
         optimizer = self.optimizer
         late = optimizer.rule.late_moments
         return [[moment.used(group) for moment in late] for group in optimizer.param_groups] if late else []
